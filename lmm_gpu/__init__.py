@@ -1,0 +1,22 @@
+"""One linear mixed model per gene, for all genes at once, from a few small matrices."""
+
+from .contrasts import contrast_matrix
+from .r_interface import flashmm, lmm, lmmfit, lmmtest, sslmm
+from .results import LMMFit
+from .scoring import Status
+from .simulation import simuRNAseq
+from .summary import SummaryStats
+
+__version__ = "0.1.0"
+__all__ = [
+    "LMMFit",
+    "Status",
+    "SummaryStats",
+    "contrast_matrix",
+    "flashmm",
+    "lmm",
+    "lmmfit",
+    "lmmtest",
+    "simuRNAseq",
+    "sslmm",
+]

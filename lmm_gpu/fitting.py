@@ -1,0 +1,171 @@
+"""Fit one linear mixed model per gene from summary statistics: the algorithm, start to end.
+
+    project X out; decompose the random effects                        (once)
+    per block of genes: Fisher scoring for theta; without an interior
+    optimum again with components held at or above zero;
+    s_0 profiled at the last ratios; fixed effects and standard errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
+from .linalg import inverse_small
+from .model import MixedModel
+from .plan import Shape, blocks, genes_per_block, parse_memory
+from .results import Estimates, LMMFit
+from .scoring import Outcome, Rules, Status, maximise
+from .summary import SummaryStats
+
+METHODS = ("REML", "ML")
+BOUNDS = ("auto", "nonnegative", "none")
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How to fit; the same names as in `lmm` and `fit`."""
+
+    method: str = "REML"
+    bounds: str = "auto"
+    max_iter: int = 50
+    epsilon: float = 1e-5
+    theta0: Any = None
+    memory: int | str | None = None
+    block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method={self.method!r} is not known; use 'REML' or 'ML'")
+        if self.bounds not in BOUNDS:
+            raise ValueError(f"bounds={self.bounds!r} is not known; use one of {', '.join(BOUNDS)}")
+        if not self.max_iter >= 1:
+            raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon={self.epsilon!r}: the tolerance must be positive")
+
+    def rules(self, *, nonnegative: bool) -> Rules:
+        """Stopping rules of the scoring loop."""
+        return Rules(self.epsilon, self.max_iter, nonnegative)
+
+
+def fit_summary(
+    summary: SummaryStats, options: FitOptions = FitOptions(), progress: Callable[[int], object] | None = None
+) -> LMMFit:
+    """Fit every gene of `summary`.
+
+    Parameters
+    ----------
+    summary : SummaryStats
+    options : FitOptions
+    progress : callable, optional
+        Called with the number of genes done after each block.
+
+    Returns
+    -------
+    LMMFit
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient X, or options that do not fit the model. A gene's own trouble is a status.
+    """
+    model = MixedModel.build(summary, options.method)
+    theta0 = _start_values(options.theta0, model, summary.m)
+    size = options.block or genes_per_block(Shape(model.XXinv.shape[0], summary.d), parse_memory(options.memory))
+    estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
+    varying = flag_indices(model.varies)  # (genes to fit,)
+    for lo, hi in blocks(varying.size, size):
+        genes = varying[lo:hi]
+        block = model.select(indices(genes, model.beta_ols))
+        start = block.likelihood.start() if theta0 is None else like(theta0[:, genes], block.beta_ols)
+        estimates.put(genes, estimate_block(block, start, options))
+        if progress is not None:
+            progress(hi - lo)
+    return LMMFit(estimates, summary, model, options.method, options.epsilon)
+
+
+def estimate_block(model: MixedModel, start: Array, options: FitOptions) -> Estimates:
+    """Estimate all genes of `model` from `start` (k+1, b)."""
+    xp = namespace(start)
+    outcome = maximise(model.likelihood, start, options.rules(nonnegative=options.bounds == "nonnegative"))
+    if options.bounds == "auto":
+        outcome = _refit_without_optimum(model, outcome, options)
+    theta = model.profile_residual(outcome.theta)  # (k+1, b)
+    at_theta = model.likelihood.evaluate(theta)
+    spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
+    C = like(np.eye(model.XXinv.shape[0]), theta)  # every coefficient is a contrast
+    N = model.likelihood.residual_df
+    return Estimates(
+        theta=to_numpy(theta),
+        se_theta=to_numpy(xp.stack([xp.sqrt(spread[i, i, :]) for i in range(theta.shape[0])], axis=0)),
+        dlogL=to_numpy(at_theta.score),
+        logLik=to_numpy(at_theta.value + 0.5 * (at_theta.quad / theta[-1, :] - N)),
+        niter=to_numpy(outcome.niter).astype(float),
+        status=_named(to_numpy(outcome.status), to_numpy(theta), options),
+        coef=to_numpy(model.coefficients(theta)),
+        se=np.sqrt(to_numpy(model.contrast_variance(theta, C))),
+    )
+
+
+def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:
+    """Fit again, with components held at or above zero, the genes that have no valid interior optimum.
+
+    Those are the genes whose step control had to work and that still did not converge, and those at which V
+    itself is not positive definite. A gene that took full steps throughout and ran out of iterations keeps
+    FLASHMM's last iterate.
+    """
+    status, halved = to_numpy(outcome.status), to_numpy(outcome.halved)
+    unfinished = (status == Status.FAILED) | ((status == Status.MAX_ITER) & halved)
+    redo = np.flatnonzero(unfinished | ~_valid(model, outcome.theta))
+    if redo.size == 0:
+        return outcome
+    part = model.select(indices(redo, outcome.theta)).likelihood
+    again = maximise(part, part.start(), options.rules(nonnegative=True))
+    source = np.arange(status.size)
+    source[redo] = status.size + np.arange(redo.size)  # take these genes from the second fit
+    xp, order = namespace(outcome.theta), indices(source, outcome.theta)
+    joined = {
+        name: xp.take(xp.concat([value, getattr(again, name)], axis=-1), order, axis=value.ndim - 1)
+        for name, value in vars(outcome).items()
+    }
+    return Outcome(**joined)
+
+
+def _valid(model: MixedModel, theta: Array) -> np.ndarray:
+    # V positive definite (b,): only genes with large negative components need the exact check
+    valid = np.ones(theta.shape[1], dtype=bool)
+    doubtful = flag_indices(model.may_be_indefinite(theta))
+    if doubtful.size:
+        index = indices(doubtful, theta)
+        part = namespace(theta).take(theta, index, axis=1)
+        valid[doubtful] = to_numpy(model.select(index).positive_definite(part))
+    return valid
+
+
+def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.ndarray:
+    # a converged gene with a component at exactly zero is on the boundary; a start at zero moves at once
+    good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
+    held = (theta[:-1] == 0).any(axis=0)
+    return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
+
+
+def _start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:
+    """`theta0` as (k+1, m), from k+1 values or a table of that shape."""
+    if theta0 is None:
+        return None
+    rows = model.likelihood.n_components + 1
+    values = np.asarray(theta0, dtype=float)
+    if values.shape == (rows,):
+        values = np.repeat(values[:, None], m, axis=1)
+    if values.shape != (rows, m):
+        raise ValueError(
+            f"theta0 has shape {values.shape}, wanted ({rows},) or ({rows}, {m}): the variance components, residual last"
+        )
+    if not (np.isfinite(values).all() and (values[-1] > 0).all()):
+        raise ValueError("theta0 must be finite, with a positive residual variance in its last place")
+    return values

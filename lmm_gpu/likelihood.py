@@ -1,0 +1,121 @@
+"""The restricted (or full) log-likelihood of the variance components, written once for every likelihood.
+
+A likelihood reduces the data of one gene at variance ratios g_i = s_i / s_0 to a few numbers (`Traces`);
+everything that Fisher scoring needs is composed of those here. Notation as in Xu et al. (FLASH-MM), with
+V = s_0 I + sum_i s_i Z_i Z_i', theta = (s_1 .. s_k, s_0), P0 = s_0 P, and ZVZ = Z' P0 Z:
+
+    loglik = -1/2 [ N log(2 pi s_0) + log det A + quad / s_0 ],   N = n - p (REML) or n (ML)
+    score_i = ( E_i / s_0^2 - T_i / s_0 ) / 2,    score_0 = ( yR2y / s_0^2 - (N - sum g_i T_i) / s_0 ) / 2
+    2 s_0^2 information: F_ij = B_ij,  F_i0 = T_i - sum_j g_j B_ij,  F_00 = N - 2 sum g_i T_i + g' B g
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TypeVar
+
+from .arrays import Array, namespace
+from .scoring import Evaluation
+
+L = TypeVar("L", bound="Likelihood")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What one evaluation leaves per gene; b genes, k components."""
+
+    T: Array  #: (k, b), tr(ZVZ_ii)
+    B: Array  #: (k, k, b), sum of squares of the block ZVZ_ij
+    E: Array  #: (k, b), |Z_i' P0 y|^2
+    z: Array  #: (k, b), (Z_i' R y) . (Z_i' P0 y)
+    logdet: Array  #: (b,), log det(V / s_0) up to the part of X
+    ok: Array  #: (b,), bool: the covariance matrix is positive definite
+
+
+class Likelihood(ABC):
+    """Likelihood of the variance components for a block of genes; the contract of the two implementations.
+
+    Attributes
+    ----------
+    n_components : int
+        k; theta has k + 1 rows, the residual variance s_0 last.
+    residual_df : int
+        N = n - p for REML, n for ML.
+    default_df : int
+        n - p.
+    rank : int
+        Rank of Z after X is projected out.
+    yry : array (b,)
+        Residual sum of squares of each gene after ordinary least squares on X.
+    """
+
+    n_components: int
+    residual_df: int
+    default_df: int
+    rank: int
+    yry: Array
+
+    @abstractmethod
+    def select(self: L, index: Array) -> L:
+        """Return the same likelihood for the genes at `index` (integers) only."""
+
+    @abstractmethod
+    def traces(self, g: Array) -> Traces:
+        """Reduce the data at the variance ratios `g` (k, b)."""
+
+    @abstractmethod
+    def random_effects(self, g: Array) -> Array:
+        """BLUPs u = D e (q, b)."""
+
+    @abstractmethod
+    def variance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, b) for the columns of `a` (q, c), where N = D (I + S D)^-1."""
+
+    @abstractmethod
+    def covariance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, c, b), all pairs of columns of `a` (q, c)."""
+
+    @abstractmethod
+    def gradient_form(self, g: Array, a: Array) -> Array:
+        """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
+
+    def start(self) -> Array:
+        """FLASHMM's start (k+1, b): no random effects, s_0 from ordinary least squares."""
+        xp = namespace(self.yry)
+        s_0 = self.yry / self.default_df
+        return xp.stack([xp.zeros_like(s_0)] * self.n_components + [s_0], axis=0)
+
+    def evaluate(self, theta: Array) -> Evaluation:
+        """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
+        xp = namespace(theta)
+        k, N = self.n_components, self.residual_df
+        positive = theta[k, :] > 0
+        s_0 = xp.where(positive, theta[k, :], 1.0)  # (b,)
+        g = theta[:k, :] / s_0[None, :]  # (k, b)
+        t = self.traces(g)
+        quad = self.yry - xp.sum(g * t.z, axis=0)  # (b,)
+        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
+        value = -0.5 * (N * xp.log(2 * math.pi * s_0) + t.logdet + quad / s_0)
+
+        gT = xp.sum(g * t.T, axis=0)  # (b,)
+        Bg = xp.sum(t.B * g[None, :, :], axis=1)  # (k, b)
+        score = 0.5 * (t.E / s_0 - t.T) / s_0  # (k, b)
+        score_0 = 0.5 * (yR2y / s_0 - (N - gT)) / s_0  # (b,)
+        F_i0 = t.T - Bg  # (k, b)
+        F_00 = N - 2 * gT + xp.sum(g * Bg, axis=0)  # (b,)
+        top = xp.concat([t.B, F_i0[:, None, :]], axis=1)  # (k, k+1, b)
+        bottom = xp.concat([F_i0, F_00[None, :]], axis=0)  # (k+1, b)
+        F = xp.concat([top, bottom[None, :, :]], axis=0)  # (k+1, k+1, b)
+        return Evaluation(
+            value=value,
+            score=xp.concat([score, score_0[None, :]], axis=0),
+            information=0.5 * F / (s_0 * s_0)[None, None, :],
+            quad=quad,
+            ok=positive & t.ok & xp.isfinite(value),
+        )
+
+    def ratios(self, theta: Array) -> Array:
+        """Variance ratios g (k, b) at `theta` (k+1, b)."""
+        return theta[: self.n_components, :] / theta[self.n_components :, :]

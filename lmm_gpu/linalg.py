@@ -1,0 +1,208 @@
+"""Factorisations: the only module that factorises, and every batched one returns an `ok` mask per matrix.
+
+Libraries disagree about a matrix that is not positive definite: NumPy raises for the whole stack, CUDA
+libraries never raise and leave garbage. Callers see neither: they get finite numbers and `ok = False`.
+
+Two layouts: matrices of the size of the number of variance components are (k, k, b), features last, and are
+factorised by unrolled elementwise operations; larger ones are stacks (b, q, q) for the library's routines.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .arrays import Array, like, namespace, to_numpy, zeros
+
+#: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
+DEPENDENT = 1e-10
+
+
+def eps(x: Array) -> float:
+    """Rounding unit of the dtype of `x`, as a Python float."""
+    return float(namespace(x).finfo(x.dtype).eps)
+
+
+# --- stacks of very small matrices, features last -------------------------------------------------
+
+
+def cholesky_small(A: Array) -> tuple[list[list[Array]], Array]:
+    """Cholesky factors of symmetric k x k matrices whose entries are vectors over features.
+
+    Parameters
+    ----------
+    A : array (k, k, b)
+
+    Returns
+    -------
+    factor : k rows of k vectors (b,)
+        Lower triangle; the diagonal holds 1 / L_jj, and 0 where the pivot is not above rounding, so that a
+        solve leaves that unknown at 0 (a generalised inverse, as for components that cannot be told apart).
+    ok : bool array (b,)
+        Every pivot is positive.
+    """
+    xp = namespace(A)
+    k = A.shape[0]
+    factor: list[list[Array]] = [[None] * k for _ in range(k)]
+    ok = xp.isfinite(A[0, 0, :])
+    for j in range(k):
+        pivot = A[j, j, :]
+        for c in range(j):
+            pivot = pivot - factor[j][c] * factor[j][c]
+        good = pivot > (64 * eps(A)) * A[j, j, :]
+        ok = ok & good
+        factor[j][j] = xp.where(good, 1.0 / xp.sqrt(xp.where(good, pivot, 1.0)), 0.0)
+        for i in range(j + 1, k):
+            entry = A[i, j, :]
+            for c in range(j):
+                entry = entry - factor[i][c] * factor[j][c]
+            factor[i][j] = entry * factor[j][j]
+    return factor, ok
+
+
+def solve_small(factor: list[list[Array]], rhs: Array) -> Array:
+    """Solve with `cholesky_small`'s factor: (k, b) right-hand sides to (k, b) solutions."""
+    xp = namespace(rhs)
+    k = rhs.shape[0]
+    x: list[Array] = []
+    for i in range(k):
+        value = rhs[i, :]
+        for c in range(i):
+            value = value - factor[i][c] * x[c]
+        x.append(value * factor[i][i])
+    for i in reversed(range(k)):
+        value = x[i]
+        for c in range(i + 1, k):
+            value = value - factor[c][i] * x[c]
+        x[i] = value * factor[i][i]
+    return xp.stack(x, axis=0)  # (k, b)
+
+
+def inverse_small(A: Array) -> tuple[Array, Array]:
+    """Inverses of symmetric k x k matrices (k, k, b), and the `ok` mask of `cholesky_small`."""
+    xp = namespace(A)
+    factor, ok = cholesky_small(A)
+    k, b = A.shape[0], A.shape[2]
+    columns = []
+    for j in range(k):
+        unit = xp.stack([zeros((b,), A) + (1.0 if i == j else 0.0) for i in range(k)], axis=0)  # (k, b)
+        columns.append(solve_small(factor, unit))
+    return xp.stack(columns, axis=1), ok
+
+
+# --- stacks of small matrices, batch first --------------------------------------------------------
+
+
+def identity(q: int, reference: Array) -> Array:
+    """Identity matrix (q, q) in the library, device and dtype of `reference`."""
+    xp = namespace(reference)
+    return like(xp.eye(q), reference)
+
+
+def cholesky(A: Array) -> tuple[Array, Array]:
+    """Lower Cholesky factors of a stack, the identity and `ok = False` where a matrix is not positive definite.
+
+    Parameters
+    ----------
+    A : array (b, q, q), symmetric
+
+    Returns
+    -------
+    L : array (b, q, q)
+    ok : bool array (b,)
+    """
+    xp = namespace(A)
+    finite = xp.all(xp.isfinite(A), axis=(1, 2))  # (b,)
+    unit = identity(A.shape[1], A)[None, :, :]
+    return _cholesky_bisect(xp.where(finite[:, None, None], A, -unit))
+
+
+def _cholesky_bisect(A: Array) -> tuple[Array, Array]:
+    # A library that raises does so for the whole stack: halve it until the bad matrices stand alone.
+    xp = namespace(A)
+    b = A.shape[0]
+    try:
+        L = xp.linalg.cholesky(A)
+    except Exception as error:  # each library has its own LinAlgError
+        if "LinAlg" not in type(error).__name__:
+            raise
+        if b == 1:
+            return identity(A.shape[1], A)[None, :, :], zeros((1,), A, dtype=xp.bool)
+        halves = [_cholesky_bisect(A[: b // 2, :, :]), _cholesky_bisect(A[b // 2 :, :, :])]
+        return xp.concat([h[0] for h in halves], axis=0), xp.concat([h[1] for h in halves], axis=0)
+    ok = xp.all(xp.isfinite(L), axis=(1, 2)) & xp.all(xp.linalg.diagonal(L) > 0, axis=1)  # (b,)
+    return xp.where(ok[:, None, None], L, identity(A.shape[1], A)[None, :, :]), ok
+
+
+def triangular_inverse(L: Array) -> Array:
+    """Inverses of a stack of lower triangular matrices (b, q, q), by recursion on halves: all matmul."""
+    xp = namespace(L)
+    q = L.shape[1]
+    if q == 1:
+        return 1.0 / L
+    h = q // 2
+    top = triangular_inverse(L[:, :h, :h])  # (b, h, h)
+    bottom = triangular_inverse(L[:, h:, h:])  # (b, q-h, q-h)
+    corner = -xp.matmul(bottom, xp.matmul(L[:, h:, :h], top))  # (b, q-h, h)
+    upper = xp.concat([top, zeros((L.shape[0], h, q - h), L)], axis=2)
+    return xp.concat([upper, xp.concat([corner, bottom], axis=2)], axis=1)
+
+
+def inverse_and_logdet(A: Array) -> tuple[Array, Array, Array]:
+    """Inverses (b, q, q), log determinants (b,) and `ok` (b,) of a stack of symmetric matrices."""
+    xp = namespace(A)
+    L, ok = cholesky(A)
+    Linv = triangular_inverse(L)
+    logdet = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=1)  # (b,)
+    return xp.matmul(xp.matrix_transpose(Linv), Linv), logdet, ok
+
+
+# --- one matrix per design ------------------------------------------------------------------------
+
+
+def eigh_psd(S: Array) -> tuple[Array, Array]:
+    """Eigenvalues (q,) and eigenvectors (q, q) of a positive semi-definite matrix; rounding becomes exactly 0."""
+    xp = namespace(S)
+    values, vectors = xp.linalg.eigh(0.5 * (S + S.T))
+    cut = S.shape[0] * eps(S) * xp.max(xp.abs(values))
+    return xp.where(values > cut, values, 0.0), vectors
+
+
+def root_psd(S: Array) -> tuple[Array, Array]:
+    """Root K (q, r) with S = K K', and its pseudo-inverse (r, q); r is the numerical rank.
+
+    Eigenvalues not above q * eps * max are dropped: donors nested in a fixed effect make S singular.
+    """
+    xp = namespace(S)
+    values, vectors = eigh_psd(S)
+    first = S.shape[0] - int(to_numpy(xp.count_nonzero(values)))  # eigh sorts in ascending order
+    root = xp.sqrt(values[first:])  # (r,)
+    vectors = vectors[:, first:]  # (q, r)
+    return vectors * root[None, :], (vectors / root[None, :]).T
+
+
+def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
+    """Inverse of one symmetric matrix, scaled to unit diagonal before its Cholesky factorisation.
+
+    Scaling matters: cells by log-library-size gives condition numbers above 1e8 that are only units.
+
+    Returns
+    -------
+    inverse : array (p, p) or None
+        None if the matrix is singular to working accuracy.
+    dependent : list of int
+        The columns that take part in a linear dependence, empty if there is none.
+    """
+    xp = namespace(A)
+    p = A.shape[0]
+    diagonal = xp.linalg.diagonal(A)
+    empty = [i for i, x in enumerate(to_numpy(diagonal).tolist()) if not (x > 0 and math.isfinite(x))]
+    if empty:
+        return None, empty
+    scale = 1.0 / xp.sqrt(diagonal)  # (p,)
+    scaled = A * scale[:, None] * scale[None, :]
+    values, vectors = xp.linalg.eigh(0.5 * (scaled + scaled.T))
+    if float(values[0]) <= DEPENDENT:
+        null = to_numpy(xp.max(xp.where((values <= DEPENDENT)[None, :], xp.abs(vectors), 0.0), axis=1))
+        return None, [i for i in range(p) if null[i] > 1e-4]
+    Linv = triangular_inverse(xp.linalg.cholesky(scaled)[None, :, :])[0, :, :]
+    return (Linv.T @ Linv) * scale[:, None] * scale[None, :], []

@@ -1,0 +1,130 @@
+"""The linear mixed model of a block of genes: variance likelihood and fixed effects together.
+
+    u = D e (BLUPs),  beta = beta_ols - xxz u,  cov(beta) = s_0 [ XXinv + xxz N xxz' ],  N = D (I + S D)^-1
+
+No matrix of the size of the random effects is inverted per gene, and nothing p x p is stored per gene unless
+the covariance itself is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .arrays import Array, namespace
+from .likelihood import Likelihood
+from .linalg import cholesky, eigh_psd, inverse_and_logdet
+from .multi_component import MultiComponent
+from .single_component import SingleComponent
+from .summary import SummaryStats, project, varies
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """Likelihood of theta and what turns theta into fixed effects, for b genes."""
+
+    likelihood: Likelihood
+    XXinv: Array  #: (p, p)
+    xxz: Array  #: (p, q)
+    beta_ols: Array  #: (p, b)
+    varies: Array  #: (b,), bool: the gene has variance left after X
+    largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
+
+    @classmethod
+    def build(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
+        """Project X out and decompose the random effects, once for all genes."""
+        projected = project(summary)
+        likelihood: Likelihood
+        if len(summary.d) == 1:
+            likelihood = SingleComponent.build(projected, method)
+        else:
+            likelihood = MultiComponent.build(projected, summary.d, method)
+        return cls(
+            likelihood=likelihood,
+            XXinv=projected.XXinv,
+            xxz=projected.xxz,
+            beta_ols=projected.beta_ols,
+            varies=varies(summary, projected),
+            largest=_largest_eigenvalues(summary),
+        )
+
+    def select(self, index: Array) -> MixedModel:
+        """Return the model of the genes at `index`."""
+        xp = namespace(self.beta_ols)
+        return replace(
+            self,
+            likelihood=self.likelihood.select(index),
+            beta_ols=xp.take(self.beta_ols, index, axis=1),
+            varies=xp.take(self.varies, index, axis=0),
+        )
+
+    def random_effects(self, theta: Array) -> Array:
+        """BLUPs (q, b)."""
+        return self.likelihood.random_effects(self.likelihood.ratios(theta))
+
+    def coefficients(self, theta: Array) -> Array:
+        """Fixed effects (p, b)."""
+        return self.beta_ols - self.xxz @ self.random_effects(theta)
+
+    def contrast_variance(self, theta: Array, C: Array) -> Array:
+        """Variances (c, b) of the contrasts in the rows of `C` (c, p)."""
+        xp = namespace(C)
+        ols = xp.sum((C @ self.XXinv) * C, axis=1)[:, None]  # (c, 1)
+        form = self.likelihood.variance_form(self.likelihood.ratios(theta), (C @ self.xxz).T)  # (c, b)
+        return theta[-1, :][None, :] * (ols + form)
+
+    def contrast_gradient(self, theta: Array, C: Array) -> Array:
+        """Gradient (k+1, c, b) of `contrast_variance` in theta."""
+        xp = namespace(C)
+        g = self.likelihood.ratios(theta)  # (k, b)
+        by_component = self.likelihood.gradient_form(g, (C @ self.xxz).T)  # (k, c, b)
+        total = self.contrast_variance(theta, C) / theta[-1, :][None, :]
+        by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)
+        return xp.concat([by_component, by_residual[None, :, :]], axis=0)
+
+    def covariance(self, theta: Array) -> Array:
+        """Covariance matrices of the fixed effects (p, p, b)."""
+        form = self.likelihood.covariance_form(self.likelihood.ratios(theta), self.xxz.T)
+        return theta[-1, :][None, None, :] * (self.XXinv[:, :, None] + form)
+
+    def information_beta(self, theta: Array) -> Array:
+        """Information of the fixed effects, X' V^-1 X (p, p, b): the inverse of their covariance."""
+        xp = namespace(theta)
+        cov, scale = self._scaled_covariance(theta)
+        inverse, _, _ = inverse_and_logdet(cov)
+        scaled = inverse * scale[None, :, None] * scale[None, None, :]
+        return xp.permute_dims(scaled, (1, 2, 0)) / theta[-1, :][None, None, :]
+
+    def may_be_indefinite(self, theta: Array) -> Array:
+        """Whether negative components could make V indefinite (b,): cheap, and exact for one component."""
+        xp = namespace(theta)
+        negative = xp.minimum(self.likelihood.ratios(theta), xp.zeros_like(theta[:1, :]))  # (k, b)
+        return xp.sum(negative * self.largest[:, None], axis=0) <= -1.0
+
+    def positive_definite(self, theta: Array) -> Array:
+        """Whether V itself is positive definite (b,).
+
+        The restricted likelihood only sees V on the residuals of X; V is positive definite exactly if it is
+        there and the covariance of the fixed effects is positive definite too (a Schur complement).
+        """
+        return cholesky(self._scaled_covariance(theta)[0])[1]
+
+    def _scaled_covariance(self, theta: Array) -> tuple[Array, Array]:
+        # cov / s_0 in units in which XXinv has a unit diagonal (b, p, p), and the units (p,)
+        xp = namespace(theta)
+        cov = xp.permute_dims(self.covariance(theta), (2, 0, 1)) / theta[-1, :][:, None, None]
+        scale = 1.0 / xp.sqrt(xp.linalg.diagonal(self.XXinv))
+        return cov * scale[None, :, None] * scale[None, None, :], scale
+
+    def profile_residual(self, theta: Array) -> Array:
+        """`theta` with s_0 = quad / N at its ratios, the other components unchanged: FLASHMM's last update."""
+        xp = namespace(theta)
+        quad = self.likelihood.evaluate(theta).quad
+        return xp.concat([theta[:-1, :], (quad / self.likelihood.residual_df)[None, :]], axis=0)
+
+
+def _largest_eigenvalues(summary: SummaryStats) -> Array:
+    # of each Z_i'Z_i (k,)
+    xp = namespace(summary.ZZ)
+    ends = [sum(summary.d[: i + 1]) for i in range(len(summary.d))]
+    parts = [summary.ZZ[hi - width : hi, hi - width : hi] for width, hi in zip(summary.d, ends, strict=True)]
+    return xp.stack([xp.max(eigh_psd(part)[0]) for part in parts])

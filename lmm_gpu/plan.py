@@ -1,0 +1,87 @@
+"""How many genes fit a block: bytes are predicted from shapes before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+#: Share of the free memory that a computation may take when nothing is said.
+DEFAULT_SHARE = 0.25
+#: Blocks that stay in the processor's cache are faster than the largest that fit memory.
+CACHE_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model: p fixed columns, widths d of the random effects, largest number c of contrasts at once."""
+
+    p: int
+    d: tuple[int, ...]
+
+    def bytes_per_gene(self) -> int:
+        """Bytes that one gene of a block needs while it is fitted, all temporaries counted."""
+        q, k, p = sum(self.d), len(self.d), self.p
+        rest = q - max(self.d) if k > 1 else 0
+        vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
+        contrasts = 4 * q * p if k > 1 else 2 * p
+        return 8 * (vectors + contrasts + 12 * rest * rest)
+
+
+def genes_per_block(shape: Shape, memory: int | None) -> int:
+    """Largest block of genes that the memory budget (bytes) allows; None fits the processor's cache.
+
+    Raises
+    ------
+    MemoryError
+        If the budget does not hold a single gene, with the numbers.
+    """
+    need = shape.bytes_per_gene()
+    if memory is None:
+        return max(1, min(1024, CACHE_BYTES // need))
+    if need > memory:
+        raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
+    return min(1024, memory // need)
+
+
+def blocks(m: int, size: int) -> Iterator[tuple[int, int]]:
+    """Consecutive (lo, hi) ranges of at most `size` out of `m`.
+
+    >>> list(blocks(5, 2))
+    [(0, 2), (2, 4), (4, 5)]
+    """
+    return ((lo, min(lo + size, m)) for lo in range(0, m, size))
+
+
+def parse_memory(memory: int | float | str | None) -> int | None:
+    """Bytes from a number or a string such as "2GB" or "512 MiB"; None stays None.
+
+    >>> parse_memory("2GB"), parse_memory("1.5 GiB"), parse_memory(1000)
+    (2000000000, 1610612736, 1000)
+
+    Raises
+    ------
+    ValueError
+        For anything else, and for amounts that are not positive.
+    """
+    if memory is None:
+        return None
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper().replace("E+", "E"), re.IGNORECASE)
+    try:
+        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    except (ValueError, KeyError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"memory={memory!r} is not an amount of memory; give bytes or a string such as '2GB'")
+    return size
+
+
+def default_memory() -> int:
+    """A share of the memory that is free now, in bytes."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # not on every platform
+        free = 4 * 2**30
+    return int(DEFAULT_SHARE * free)

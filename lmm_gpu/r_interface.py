@@ -1,0 +1,527 @@
+"""FLASHMM's functions: R's names with dots as underscores, R's shapes. No numerics here.
+
+Features are the ROWS of Y and the COLUMNS of every result.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from tqdm.auto import tqdm
+
+from .arrays import Array, namespace, resolve_device, to_numpy
+from .contrasts import contrast_matrix
+from .design import fixed_design, r_names, random_columns
+from .fitting import FitOptions, fit_summary
+from .plan import blocks, parse_memory
+from .pvalues import t_pvalue
+from .results import LMMFit
+from .summary import SummaryStats, assemble, check_components, default_names, design_products, gene_products, join_genes
+from .transform import check_values, recognise
+
+#: A design matrix with a smaller share of non-zeros is handled as sparse.
+_SPARSE_DENSITY = 0.2
+
+
+def sslmm(
+    X: Any,
+    Y: Any,
+    Z: Any,
+    nBlocks: int | None = None,
+    *,
+    d: int | Sequence[int] | None = None,
+    is_counts: bool | None = None,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    device: str = "auto",
+    memory: int | str | None = None,
+) -> SummaryStats:
+    """Compute summary statistics from cells, for `lmm`.
+
+    Parameters
+    ----------
+    X : array or DataFrame (n, p)
+        Design matrix of the fixed effects, one row per cell.
+    Y : array, SciPy sparse matrix or DataFrame (m, n)
+        Responses, features in rows and cells in columns.
+    Z : array, SciPy sparse matrix or DataFrame (n, q)
+        Design matrix of the random effects, Z = [Z1, .., Zk].
+    nBlocks : int, optional
+        Split the features into so many blocks. The result does not depend on it.
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    is_counts : bool, optional
+        Fit log2(1 + Y). By default Y that holds nothing but non-negative integers is taken as raw counts.
+    Y_names, X_names : sequence of str, optional
+        Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
+    device : {"auto", "cpu"}
+    memory : int or str, optional
+        Budget for temporaries, in bytes or as "2GB".
+
+    Returns
+    -------
+    SummaryStats
+        Also answers ``ss["XX"]``, ``ss["XY"]``, ``ss["ZX"]``, ``ss["ZY"]``, ``ss["ZZ"]``, ``ss["Ynorm"]``, ``ss["n"]``.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not match, NaN or infinite values, and duplicate names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ss = sslmm(np.ones((4, 1)), np.arange(8.0).reshape(2, 4) / 10, np.repeat(np.eye(2), 2, axis=0))
+    >>> ss["n"], ss["ZZ"].tolist()
+    (4, [[2.0, 0.0], [0.0, 2.0]])
+    """
+    resolve_device(device)
+    X, _, x_labels = _matrix(X, "X")
+    Z, _, z_labels = _matrix(Z, "Z")
+    Y, y_labels, _ = _matrix(Y, "Y", one_row=True)
+    n, m = X.shape[0], Y.shape[0]
+    if Z.shape[0] != n or Y.shape[1] != n:
+        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
+        raise ValueError(
+            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
+            f"all three must be the number of cells{turn}"
+        )
+    widths = _widths(d, Z.shape[1])
+    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
+        check_values(matrix, name)
+    transform = recognise(Y, is_counts)
+    X, Z = _dense(X), _sparse_if_worth_it(Z)
+    parts = [
+        gene_products(X, Z, transform.apply(_rows(Y, lo, hi).T))
+        for lo, hi in blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
+    ]
+    return assemble(
+        design_products(X, Z),
+        join_genes(parts),
+        d=widths,
+        features=_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        fixed_names=_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
+        random_names=_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
+        transform=transform.name,
+    )
+
+
+def lmm(
+    XX: Any,
+    XY: Any = None,
+    ZX: Any = None,
+    ZY: Any = None,
+    ZZ: Any = None,
+    Ynorm: Any = None,
+    n: int | None = None,
+    d: int | Sequence[int] | None = None,
+    method: str = "REML",
+    theta0: Any = None,
+    nBlocks: int | None = None,
+    max_iter: int = 50,
+    epsilon: float = 1e-5,
+    output_cov: bool = True,
+    output_FIM: bool = False,
+    output_RE: bool = False,
+    output_SS: bool = False,
+    verbose: bool = False,
+    *,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    bounds: str = "auto",
+    device: str = "auto",
+    memory: int | str | None = None,
+    progress: bool = False,
+) -> LMMFit:
+    """Fit linear mixed models from summary statistics.
+
+    Parameters
+    ----------
+    XX : array (p, p), or SummaryStats
+        X'X; or all summary statistics in one, as ``lmm(sslmm(X, Y, Z), d=d)``.
+    XY, ZX, ZY, ZZ : array (p, m), (q, p), (q, m), (q, q)
+        X'Y', Z'X, Z'Y' and Z'Z for Y of features x cells.
+    Ynorm : array (m,)
+        Sum of squares of each feature.
+    n : int
+        Number of cells.
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    method : {"REML", "ML"}
+    theta0 : array (k+1,) or (k+1, m), optional
+        Start of the variance components, residual last; by default (0, .., 0, residual variance of least squares).
+    nBlocks : int, optional
+        Split the features into so many blocks; by default the block size follows `memory`.
+    max_iter : int
+    epsilon : float
+        Converged when every partial derivative of the log-likelihood is at most this.
+    output_cov, output_FIM, output_RE, output_SS : bool
+        Whether the fit shows `cov`; `FIM_beta` and `FIM_theta`; `RE`; `summary_data`.
+    verbose : bool
+        Print how many features did not converge.
+    Y_names, X_names : sequence of str, optional
+    bounds : {"auto", "nonnegative", "none"}
+        "auto": components may be negative as long as V is positive definite, and are held at or above zero for
+        a feature that has no such optimum. "nonnegative": never negative. "none": no fallback.
+    device : {"auto", "cpu"}
+    memory : int or str, optional
+        Budget for a block of features.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    LMMFit
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit each other, and a rank-deficient X. A feature's own trouble is a status.
+
+    References
+    ----------
+    Xu, Pouyabahar, Voisin et al. (2026), FLASH-MM, Nature Communications 17, 2384.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X, Z = np.ones((60, 1)), np.repeat(np.eye(6), 10, axis=0)
+    >>> Y = (rng.normal(size=(3, 6)) @ Z.T) + rng.normal(size=(3, 60))
+    >>> fit = lmm(sslmm(X, Y, Z))
+    >>> list(fit.theta.index), fit.converged.all().item()
+    (['var1', 'var0'], True)
+    """
+    resolve_device(device)
+    if isinstance(XX, SummaryStats):
+        summary = XX if d is None else _with_components(XX, d)
+    else:
+        summary = _summary_from_matrices(XX, XY, ZX, ZY, ZZ, Ynorm, n, d, Y_names, X_names)
+    block = None if nBlocks is None else math.ceil(summary.m / _check_blocks(nBlocks))
+    options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block)
+    with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
+        fit = fit_summary(summary, options, bar.update)
+    shown = {
+        "cov": output_cov,
+        "FIM_beta": output_FIM,
+        "FIM_theta": output_FIM,
+        "RE": output_RE,
+        "summary_data": output_SS,
+    }
+    outputs = tuple(name for name, wanted in shown.items() if wanted)
+    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs)
+    if verbose:
+        print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
+    return fit
+
+
+def lmmfit(
+    Y: Any,
+    X: Any,
+    Z: Any,
+    d: int | Sequence[int] | None = None,
+    method: str = "REML",
+    nBlocks: int | None = None,
+    theta0: Any = None,
+    max_iter: int = 50,
+    epsilon: float = 1e-5,
+    output_cov: bool = True,
+    output_FIM: bool = False,
+    output_RE: bool = False,
+    output_SS: bool = False,
+    verbose: bool = False,
+    *,
+    is_counts: bool | None = None,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    bounds: str = "auto",
+    device: str = "auto",
+    memory: int | str | None = None,
+    progress: bool = False,
+) -> LMMFit:
+    """Fit linear mixed models from cells: `sslmm`, then `lmm`; their pages describe the parameters.
+
+    Parameters
+    ----------
+    Y : array, SciPy sparse matrix or DataFrame (m, n)
+        Features in rows, cells in columns.
+    X, Z : array, SciPy sparse matrix or DataFrame (n, p), (n, q)
+
+    Returns
+    -------
+    LMMFit
+
+    Raises
+    ------
+    ValueError
+        As `sslmm` and `lmm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X, Z = np.ones((60, 1)), np.repeat(np.eye(6), 10, axis=0)
+    >>> fit = lmmfit(rng.normal(size=(3, 60)), X, Z, d=6)
+    >>> fit.coef.shape, fit.df
+    ((1, 3), 59.0)
+    """
+    labels = {"Y_names": Y_names, "X_names": X_names}
+    summary = sslmm(X, Y, Z, nBlocks, d=d, is_counts=is_counts, device=device, memory=memory, **labels)
+    return lmm(
+        summary,
+        method=method,
+        theta0=theta0,
+        nBlocks=nBlocks,
+        max_iter=max_iter,
+        epsilon=epsilon,
+        output_cov=output_cov,
+        output_FIM=output_FIM,
+        output_RE=output_RE,
+        output_SS=output_SS,
+        verbose=verbose,
+        bounds=bounds,
+        device=device,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def flashmm(
+    Y: Any, fixed: str, random: str | Sequence[str], metadata: pd.DataFrame, is_counts: bool | None = False, **options: Any
+) -> LMMFit:
+    """Fit linear mixed models from cells and R formulas.
+
+    Parameters
+    ----------
+    Y : array, SciPy sparse matrix or DataFrame (m, n)
+        Features in rows, cells in columns.
+    fixed : str
+        One-sided formula of the fixed effects, such as ``"~ 0 + log(libsize) + cls + cls:trt"``.
+    random : str or list of str
+        One one-sided formula per random effect, such as ``"~ 0 + sam"``.
+    metadata : DataFrame (n rows)
+        One row per cell, in the order of the columns of Y.
+    is_counts : bool or None
+        Whether Y holds raw counts, to be fitted as log2(1 + Y); None finds out.
+    **options
+        The options of `lmmfit`, from `method` on.
+
+    Returns
+    -------
+    LMMFit
+        Fixed effects named as R's ``model.matrix`` names them.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(1)
+    >>> cells = pd.DataFrame({"trt": np.tile(["A", "B"], 30), "sam": np.repeat(list("abcdef"), 10)})
+    >>> flashmm(rng.normal(size=(3, 60)), "~ 0 + trt", "~ 0 + sam", cells).coef.index.tolist()
+    ['trtA', 'trtB']
+    """
+    cells = Y.columns if isinstance(Y, pd.DataFrame) else None
+    if cells is not None and set(cells) == set(metadata.index) and list(cells) != list(metadata.index):
+        raise ValueError("metadata has the cells of Y in another order; pass metadata.loc[Y.columns]")
+    X, x_names = fixed_design(fixed, metadata)
+    parts = [random_columns(formula, metadata) for formula in ([random] if isinstance(random, str) else random)]
+    if not parts:
+        raise ValueError("random is empty: give at least one random effect, such as '~ 0 + sample'")
+    Z = pd.DataFrame.sparse.from_spmatrix(
+        scipy.sparse.hstack([part for part, _ in parts], format="csr"),
+        columns=r_names([name for _, names in parts for name in names]),
+    )
+    widths = [part.shape[1] for part, _ in parts]
+    options.setdefault("X_names", r_names(x_names))
+    return lmmfit(Y, X, Z, widths, is_counts=is_counts, **options)
+
+
+def lmmtest(
+    fit: LMMFit,
+    index: int | str | Sequence[int] | Sequence[str] | None = None,
+    contrast: Any = None,
+    alternative: str = "two.sided",
+    *,
+    ddf: str = "residual",
+) -> pd.DataFrame:
+    """Test fixed effects or contrasts of them.
+
+    Parameters
+    ----------
+    fit : LMMFit
+    index : int, str or sequence of them, optional
+        Which fixed effects, by position (from 0, as everywhere in Python) or name; all by default. Ignored if
+        `contrast` is given.
+    contrast : DataFrame or array (p, c), dict or str, optional
+        Contrasts in columns, as `contrast_matrix` makes them, or what it takes.
+    alternative : {"two.sided", "less", "greater"}
+    ddf : {"residual", "satterthwaite", "between-within"}
+        Degrees of freedom: n - p as FLASHMM has it, or honest ones.
+
+    Returns
+    -------
+    DataFrame (m, 3c)
+        All coefficients ``<name>_coef``, then all ``<name>_t``, then all ``<name>_p``; features in rows.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, and contrasts that do not have one weight per fixed effect.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X = np.kron(np.ones((30, 1)), np.eye(2))
+    >>> fit = lmmfit(rng.normal(size=(3, 60)), X, np.repeat(np.eye(6), 10, axis=0), X_names=["A", "B"])
+    >>> lmmtest(fit, contrast={"B-A": "B - A"}).columns.tolist()
+    ['B-A_coef', 'B-A_t', 'B-A_p']
+    """
+    names = list(fit.summary.fixed_names)
+    weights = _identity_columns(index, names) if contrast is None else _contrast_columns(contrast, names)
+    tested = fit.contrast_test(weights.to_numpy().T, ddf)
+    p = t_pvalue(tested.t, tested.df, {"two.sided": "two-sided"}.get(alternative, alternative))
+    columns = [f"{name}_{what}" for what in ("coef", "t", "p") for name in weights.columns]
+    values = np.concatenate([tested.estimate, tested.t, p], axis=0).T  # (m, 3c)
+    return pd.DataFrame(values, index=list(fit.summary.features), columns=columns)
+
+
+def _identity_columns(index: Any, names: list[str]) -> pd.DataFrame:
+    identity = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
+    if index is None:
+        return identity
+    wanted = [index] if isinstance(index, (int, str, np.integer)) else list(index)
+    unknown = [i for i in wanted if (i not in names if isinstance(i, str) else not -len(names) <= i < len(names))]
+    if unknown:
+        raise ValueError(f"index {unknown} is not a fixed effect; known: 0 to {len(names) - 1}, {', '.join(names)}")
+    return identity[[i if isinstance(i, str) else names[i] for i in wanted]]
+
+
+def _contrast_columns(contrast: Any, names: list[str]) -> pd.DataFrame:
+    if isinstance(contrast, (str, dict)):
+        return contrast_matrix(contrast, names)
+    if isinstance(contrast, pd.DataFrame) and set(contrast.index) == set(names):
+        return contrast.loc[names]
+    values = np.asarray(contrast, dtype=float)
+    values = values[:, None] if values.ndim == 1 else values
+    if values.ndim != 2 or values.shape[0] != len(names) or not np.isfinite(values).all():
+        raise ValueError(
+            f"contrast has shape {values.shape}; wanted {len(names)} rows of finite weights, one per fixed effect: "
+            f"{', '.join(names)}"
+        )
+    labels = list(contrast.columns) if isinstance(contrast, pd.DataFrame) else None
+    return pd.DataFrame(values, names, labels or list(default_names("contrast", values.shape[1])))
+
+
+# --- what callers bring ---------------------------------------------------------------------------
+
+
+def _matrix(A: Any, name: str, *, one_row: bool = False) -> tuple[Any, list[str] | None, list[str] | None]:
+    """An array or SciPy sparse matrix, and the labels of its rows and columns if it has any."""
+    rows = columns = None
+    if isinstance(A, pd.DataFrame):
+        rows, columns = ([str(label) for label in axis] for axis in (A.index, A.columns))
+        sparse = len(A.columns) > 0 and all(isinstance(dtype, pd.SparseDtype) for dtype in A.dtypes)
+        A = A.sparse.to_coo().tocsr() if sparse else A.to_numpy()
+    if isinstance(A, pd.Series):
+        A = A.to_numpy()
+    if scipy.sparse.issparse(A):
+        return A.tocsr(), rows, columns
+    if isinstance(A, (list, tuple)):
+        A = np.asarray(A)
+    A = to_numpy(A)
+    if A.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds values of type {A.dtype}; numbers are wanted")
+    if A.ndim == 1:
+        A = A[None, :] if one_row else A[:, None]
+    if A.ndim != 2:
+        raise ValueError(f"{name} has {A.ndim} dimensions; a matrix is wanted")
+    return A, rows, columns
+
+
+def _labels(given: Sequence[str] | None, found: list[str] | None, count: int, prefix: str, what: str) -> tuple[str, ...]:
+    if given is None and found is None:
+        return default_names(prefix, count)
+    names = tuple(str(name) for name in (found if given is None else given) or ())
+    if len(names) != count:
+        raise ValueError(f"{what} has {len(names)} names, wanted {count}")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < count else []
+    if twice:
+        raise ValueError(f"{what}: duplicate names {', '.join(twice[:5])}; make them unique")
+    return names
+
+
+def _widths(d: int | Sequence[int] | None, q: int) -> tuple[int, ...]:
+    widths = (q,) if d is None else tuple(int(width) for width in np.atleast_1d(np.asarray(d)))
+    check_components(widths, q)
+    return widths
+
+
+def _with_components(summary: SummaryStats, d: int | Sequence[int]) -> SummaryStats:
+    widths = _widths(d, summary.ZZ.shape[0])
+    if widths == summary.d:
+        return summary
+    fields = {name: value for name, value in vars(summary).items() if name not in ("d", "component_names")}
+    return SummaryStats(**fields, d=widths, component_names=default_names("var", len(widths)))
+
+
+def _summary_from_matrices(
+    XX: Any, XY: Any, ZX: Any, ZY: Any, ZZ: Any, Ynorm: Any, n: Any, d: Any, Y_names: Any, X_names: Any
+) -> SummaryStats:
+    given = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(f"lmm needs XX, XY, ZX, ZY, ZZ, Ynorm and n, or one SummaryStats; missing: {', '.join(missing)}")
+    XX, _, _ = _matrix(XX, "XX")
+    XY, x_labels, y_labels = _matrix(XY, "XY")
+    ZX, z_labels, _ = _matrix(ZX, "ZX")
+    (ZY, _, _), (ZZ, _, _) = _matrix(ZY, "ZY"), _matrix(ZZ, "ZZ")
+    norms = np.asarray(to_numpy(Ynorm), dtype=float).reshape(-1)
+    products = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": norms}
+    for name, matrix in products.items():
+        check_values(matrix, name)
+    products = {name: np.asarray(_dense(matrix), dtype=float) for name, matrix in products.items()}
+    m, p, q = XY.shape[1], XX.shape[0], ZZ.shape[0]
+    return SummaryStats(
+        n=int(np.asarray(n).reshape(-1)[0]),
+        **products,
+        d=(widths := _widths(d, q)),
+        features=_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        fixed_names=_labels(X_names, x_labels, p, "X", "X_names"),
+        random_names=_labels(None, z_labels, q, "Z", "rows of ZX"),
+        component_names=default_names("var", len(widths)),
+    )
+
+
+def _dense(A: Any) -> np.ndarray:
+    return A.toarray() if scipy.sparse.issparse(A) else A
+
+
+def _sparse_if_worth_it(Z: Any) -> Any:
+    # one-hot columns: a sparse product touches each cell once per random effect
+    if scipy.sparse.issparse(Z) or np.count_nonzero(Z) > _SPARSE_DENSITY * Z.size:
+        return Z
+    return scipy.sparse.csr_array(Z)
+
+
+def _rows(Y: Any, lo: int, hi: int) -> Any:
+    return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
+
+
+def _check_blocks(nBlocks: int) -> int:
+    if nBlocks < 1:
+        raise ValueError(f"nBlocks={nBlocks!r}: at least one block is needed")
+    return int(nBlocks)
+
+
+def _block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
+    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, twice."""
+    if nBlocks is not None:
+        return math.ceil(m / _check_blocks(nBlocks))
+    budget = 2**28 if memory is None else memory
+    return max(1, min(m, budget // (16 * max(n, 1))))

@@ -1,0 +1,293 @@
+"""What was estimated, with labels: one object for both faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .arrays import Array, indices, like, to_numpy
+from .contrasts import contrast_rows
+from .inference import ContrastTest, between_within_df, check_df_method, contrast_test
+from .model import MixedModel
+from .plan import Shape, blocks, genes_per_block
+from .pvalues import t_pvalue
+from .scoring import Status
+from .summary import SummaryStats
+from .table import tidy
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Numbers of m genes, on the host; NaN for a gene without an estimate."""
+
+    theta: np.ndarray  #: (k+1, m)
+    se_theta: np.ndarray  #: (k+1, m)
+    dlogL: np.ndarray  #: (k+1, m)
+    logLik: np.ndarray  #: (m,)
+    niter: np.ndarray  #: (m,)
+    status: np.ndarray  #: (m,), Status
+    coef: np.ndarray  #: (p, m)
+    se: np.ndarray  #: (p, m)
+
+    @classmethod
+    def empty(cls, m: int, p: int, rows: int) -> Estimates:
+        """Nothing estimated yet: NaN, and the status of genes that are never fitted."""
+        nan = {name: np.full((rows, m), np.nan) for name in ("theta", "se_theta", "dlogL")}
+        nan |= {name: np.full(m, np.nan) for name in ("logLik", "niter")}
+        nan |= {name: np.full((p, m), np.nan) for name in ("coef", "se")}
+        return cls(status=np.full(m, int(Status.NO_VARIANCE)), **nan)
+
+    def put(self, genes: np.ndarray, part: Estimates) -> None:
+        """Write the numbers of `genes` (positions)."""
+        for name, value in vars(part).items():
+            getattr(self, name)[..., genes] = value
+
+
+@dataclass(frozen=True, eq=False)
+class LMMFit:
+    """One linear mixed model per gene.
+
+    Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
+    (k+1) x m with rows var1 .. vark, var0 (residual last), `logLik`, `niter`, `status`, `converged` are Series.
+    `cov`, `FIM_beta` (p x p x m), `FIM_theta` ((k+1) x (k+1) x m) and `RE` (q x m) are formed when asked for,
+    and None unless the fit was told to output them. Every attribute is also a key: `fit["theta"]`.
+
+    `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
+    """
+
+    estimates: Estimates
+    summary: SummaryStats
+    model: MixedModel = field(repr=False)
+    method: str = "REML"
+    epsilon: float = 1e-5
+    ddf: str = "satterthwaite"
+    outputs: tuple[str, ...] = ("cov", "FIM_beta", "FIM_theta", "RE", "summary_data")
+
+    KEYS = (
+        *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
+        *("FIM_beta", "FIM_theta", "RE", "summary_data", "status", "converged"),
+    )
+
+    # --- a mapping, as R's list is ---
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of what the fit holds."""
+        return self.KEYS
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.KEYS:
+            raise KeyError(f"{key!r} is not part of a fit; known: {', '.join(self.KEYS)}")
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.KEYS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS)
+
+    def __repr__(self) -> str:
+        ss = self.summary
+        counts = ", ".join(f"{n:,} {word}" for word, n in self.status.value_counts().items())
+        effects = ", ".join(f"{name} ({d})" for name, d in zip(ss.component_names, ss.d, strict=True))
+        return (
+            f"LMMFit ({self.method}): {ss.formula or 'X, Z'}\n"
+            f"  {ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}\n"
+            f"  status: {counts}"
+        )
+
+    # --- estimates ---
+
+    @property
+    def coef(self) -> pd.DataFrame:
+        """Fixed effects (p x m)."""
+        return self._by_coefficient(self.estimates.coef)
+
+    @property
+    def se(self) -> pd.DataFrame:
+        """Standard errors of the fixed effects (p x m)."""
+        return self._by_coefficient(self.estimates.se)
+
+    @property
+    def t(self) -> pd.DataFrame:
+        """t statistics, coef / se (p x m)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._by_coefficient(self.estimates.coef / self.estimates.se)
+
+    @property
+    def p(self) -> pd.DataFrame:
+        """Two-sided p-values of the t statistics on `df` (p x m)."""
+        return self._by_coefficient(t_pvalue(self.t.to_numpy(), np.asarray(self.df)))
+
+    @property
+    def df(self) -> float | pd.DataFrame:
+        """Degrees of freedom: n - p, or p x m for methods that differ between genes."""
+        if self.ddf == "residual":
+            return float(self.model.likelihood.default_df)
+        C = np.eye(len(self.summary.fixed_names))
+        return self._by_coefficient(np.broadcast_to(self.contrast_test(C, self.ddf).df, self.estimates.coef.shape))
+
+    @property
+    def theta(self) -> pd.DataFrame:
+        """Variance components, residual last ((k+1) x m)."""
+        return self._by_component(self.estimates.theta)
+
+    @property
+    def se_theta(self) -> pd.DataFrame:
+        """Standard errors of the variance components ((k+1) x m)."""
+        return self._by_component(self.estimates.se_theta)
+
+    @property
+    def dlogL(self) -> pd.DataFrame:
+        """Gradient of the log-likelihood at theta ((k+1) x m)."""
+        return self._by_component(self.estimates.dlogL)
+
+    @property
+    def logLik(self) -> pd.Series:
+        """Log-likelihood (restricted for REML); lme4's REML value is this less half of log det X'X."""
+        return self._by_feature(self.estimates.logLik)
+
+    @property
+    def niter(self) -> pd.Series:
+        """Scoring iterations."""
+        return self._by_feature(self.estimates.niter)
+
+    @property
+    def status(self) -> pd.Series:
+        """How the estimation of each feature ended, in one word."""
+        words = {int(status): status.word for status in Status}
+        return self._by_feature(np.array([words[int(s)] for s in self.estimates.status], dtype=object))
+
+    @property
+    def converged(self) -> pd.Series:
+        """Whether the estimate is an optimum: converged, converged_at_rounding or boundary."""
+        good = (Status.CONVERGED, Status.CONVERGED_AT_ROUNDING, Status.BOUNDARY)
+        return self._by_feature(np.isin(self.estimates.status, [int(s) for s in good]))
+
+    # --- formed when asked for ---
+
+    @property
+    def cov(self) -> np.ndarray | None:
+        """Covariance matrices of the fixed effects (p, p, m)."""
+        p = len(self.summary.fixed_names)
+        return self._formed("cov", (p, p), lambda model, theta: to_numpy(model.covariance(theta)))
+
+    @property
+    def FIM_beta(self) -> np.ndarray | None:
+        """Information of the fixed effects, X' V^-1 X (p, p, m)."""
+        p = len(self.summary.fixed_names)
+        return self._formed("FIM_beta", (p, p), lambda model, theta: to_numpy(model.information_beta(theta)))
+
+    @property
+    def FIM_theta(self) -> np.ndarray | None:
+        """Expected information of the variance components ((k+1), (k+1), m)."""
+        rows = self.estimates.theta.shape[0]
+        evaluate = lambda model, theta: to_numpy(model.likelihood.evaluate(theta).information)  # noqa: E731
+        return self._formed("FIM_theta", (rows, rows), evaluate)
+
+    @property
+    def RE(self) -> pd.DataFrame | None:
+        """Best linear unbiased predictions of the random effects (q x m)."""
+        q = len(self.summary.random_names)
+        found = self._formed("RE", (q,), lambda model, theta: to_numpy(model.random_effects(theta)))
+        return None if found is None else pd.DataFrame(found, self.summary.random_names, self.summary.features)
+
+    @property
+    def summary_data(self) -> SummaryStats | None:
+        """The summary statistics that were fitted."""
+        return self.summary if "summary_data" in self.outputs else None
+
+    # --- tests ---
+
+    def test(
+        self, contrast: Any = None, df: str = "satterthwaite", alternative: str = "two-sided", level: float = 0.95
+    ) -> pd.DataFrame:
+        """Test contrasts of the fixed effects: one row per feature and contrast.
+
+        Parameters
+        ----------
+        contrast : str, dict, array (p,), DataFrame (p x c), optional
+            "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
+            by default every coefficient.
+        df : {"satterthwaite", "between-within", "residual"}
+            Degrees of freedom. Satterthwaite's use the expected information and are at most the
+            between-within df, which also apply where a component is held at zero.
+        alternative : {"two-sided", "less", "greater"}
+        level : float
+            Coverage of the confidence interval.
+
+        Returns
+        -------
+        DataFrame
+            variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value (Benjamini-Hochberg within a
+            contrast), log10_p_value, ci_low, ci_high, mean_expr, status, and <component>_variance.
+
+        Raises
+        ------
+        ValueError
+            For unknown names, methods or alternatives, with the known ones.
+        """
+        check_df_method(df)
+        if isinstance(contrast, np.ndarray) and contrast.ndim == 2 and contrast.shape[0] > 1:
+            raise ValueError("a matrix of several rows asks for a joint F test, which is not available; give {label: weights}")
+        C, labels = contrast_rows(contrast, self.summary.fixed_names)
+        tested = self.contrast_test(C, df)
+        mean = self.summary.mean()
+        names = [*self.summary.component_names, "residual"]
+        return tidy(
+            tested,
+            self.summary.features,
+            labels,
+            {
+                "mean_expr": np.full(self.summary.m, np.nan) if mean is None else to_numpy(mean),
+                "status": self.status.to_numpy(),
+                **{f"{name}_variance": row for name, row in zip(names, self.estimates.theta, strict=True)},
+            },
+            alternative=alternative,
+            level=level,
+        )
+
+    def contrast_test(self, C: np.ndarray, method: str) -> ContrastTest:
+        """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
+        check_df_method(method)
+        between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
+        shape = (C.shape[0],)
+        run = lambda model, theta: contrast_test(model, theta, C, method, between_within)  # noqa: E731
+        parts = [(genes, run(model, theta)) for genes, model, theta in self._blocks()]
+        estimate, se, df = (np.full((*shape, self.summary.m), np.nan) for _ in range(3))
+        for genes, part in parts:
+            estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
+        return ContrastTest(estimate, se, df)
+
+    # --- plumbing ---
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, MixedModel, Array]]:
+        """Positions, model and theta of the estimated features, block by block."""
+        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
+        reference = self.model.beta_ols
+        for lo, hi in blocks(fitted.size, genes_per_block(Shape(reference.shape[0], self.summary.d), None)):
+            genes = fitted[lo:hi]
+            yield genes, self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
+
+    def _formed(
+        self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]
+    ) -> np.ndarray | None:
+        if name not in self.outputs:
+            return None
+        result = np.full((*shape, self.summary.m), np.nan)
+        for genes, model, theta in self._blocks():
+            result[..., genes] = form(model, theta)
+        return result
+
+    def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(values, list(self.summary.fixed_names), list(self.summary.features))
+
+    def _by_component(self, values: np.ndarray) -> pd.DataFrame:
+        names = [f"var{i + 1}" for i in range(values.shape[0] - 1)] + ["var0"]
+        return pd.DataFrame(values, names, list(self.summary.features))
+
+    def _by_feature(self, values: np.ndarray) -> pd.Series:
+        return pd.Series(values, list(self.summary.features))

@@ -1,0 +1,253 @@
+"""Fisher scoring over a batch of genes: start, step, safeguard, terminate. The loop exists once, here.
+
+It knows no statistics: a likelihood is something that evaluates a value, a gradient and an information
+matrix per gene. Every gene moves at its own pace inside the batch. A trial point that is not valid, or lies
+below the accepted one, halves that gene's step and nobody else's; where full steps are valid and rising the
+iterates are those of plain Fisher scoring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+from .arrays import Array, flag_indices, indices, like, namespace, to_numpy, zeros
+from .linalg import cholesky_small, solve_small
+
+#: A gene whose step has been halved this often is stuck.
+SHORTEST_STEP = 2.0**-24
+#: A step shorter than the square root of this, in standard errors of theta, is small on every scale of y.
+SMALL_DECREMENT = 1e-10
+
+
+class Status(IntEnum):
+    """How the estimation of one gene ended."""
+
+    RUNNING = 0
+    CONVERGED = 1  #: max |score| <= epsilon
+    CONVERGED_AT_ROUNDING = 2  #: no step changes the log-likelihood beyond rounding
+    BOUNDARY = 3  #: converged with a variance component held at zero
+    MAX_ITER = 4  #: stopped by max_iter
+    NO_VARIANCE = 5  #: the gene does not vary once X is taken out
+    FAILED = 6  #: no valid estimate
+
+    @property
+    def word(self) -> str:
+        """Lower-case name, as results show it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Log-likelihood and its derivatives at one theta per gene."""
+
+    value: Array  #: (b,), log-likelihood
+    score: Array  #: (k+1, b), its gradient
+    information: Array  #: (k+1, k+1, b), expected (Fisher) information
+    quad: Array  #: (b,), y' P0 y
+    ok: Array  #: (b,), bool: the numbers are valid
+
+    def rounding(self) -> Array:
+        """Size of the rounding error of `value` (b,): differences below it mean nothing."""
+        xp = namespace(self.value)
+        return 1e-13 * (1.0 + xp.abs(self.value))
+
+
+class Objective(Protocol):
+    """What the loop needs of a likelihood."""
+
+    def evaluate(self, theta: Array) -> Evaluation:
+        """Value, score and information at theta (k+1, b)."""
+
+    def select(self, index: Array) -> Objective:
+        """Return the same for some of the genes."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When to stop, and whether components may be negative."""
+
+    epsilon: float = 1e-5
+    max_iter: int = 50
+    nonnegative: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """Where each gene of the batch stands; b genes."""
+
+    theta: Array  #: (k+1, b), last accepted point
+    step: Array  #: (k+1, b), full step from there
+    length: Array  #: (b,), share of the step to try next
+    value: Array  #: (b,), log-likelihood at theta
+    slack: Array  #: (b,), its rounding error
+    decrement: Array  #: (b,), score' information^-1 score at theta
+    niter: Array  #: (b,), accepted evaluations
+    halved: Array  #: (b,), bool: a step was ever refused
+    status: Array  #: (b,), Status; anything but RUNNING allows one last step
+    done: Array  #: (b,), bool: the last step is behind it
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where each gene ended."""
+
+    theta: Array  #: (k+1, b)
+    niter: Array  #: (b,)
+    status: Array  #: (b,)
+    halved: Array  #: (b,), bool
+
+
+def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
+    """Maximise the likelihood of every gene from `start` (k+1, b).
+
+    As in FLASHMM, `niter` counts evaluations and a last step follows the one that met the stopping rule.
+    Genes that are done leave the batch.
+    """
+    state = _begin(start)
+    alive = to_numpy(namespace(start).arange(start.shape[1]))  # positions of the batch's genes in `start`
+    left: list[tuple[Array, State]] = []
+    while alive.shape[0] > 0:
+        state = advance(state, objective, rules)
+        done = to_numpy(state.done)
+        if not done.any():
+            continue
+        left.append((alive[done], _take(state, indices(flag_indices(done), start))))
+        stay = indices(flag_indices(~done), start)
+        alive, state, objective = alive[~done], _take(state, stay), objective.select(stay)
+    return _collect(left, start)
+
+
+def advance(state: State, objective: Objective, rules: Rules) -> State:
+    """Try one step for every gene: accept it and plan the next one, or halve it."""
+    xp = namespace(state.theta)
+    trial = state.theta + state.length[None, :] * state.step  # (k+1, b)
+    if rules.nonnegative:
+        trial = _clear_rounding(state, trial)
+    found = objective.evaluate(trial)
+    last = state.status != Status.RUNNING
+    accept = found.ok & (found.value >= state.value - state.slack)
+    plan = accept & ~last
+
+    step, decrement, score_size = _plan_step(trial, found, rules)
+    niter = state.niter + xp.astype(plan, state.niter.dtype)
+    length = xp.where(plan, _longest(trial, step, rules), 0.5 * state.length)
+    after = State(
+        theta=xp.where(accept[None, :], trial, state.theta),
+        step=xp.where(plan[None, :], step, state.step),
+        length=length,
+        value=xp.where(accept, found.value, state.value),
+        slack=xp.where(accept, found.rounding(), state.slack),
+        decrement=xp.where(plan, decrement, state.decrement),
+        niter=niter,
+        halved=state.halved | ~(accept | last),
+        status=state.status,
+        done=last,
+    )
+    return _with_status(after, _judge(state, after, plan, score_size, rules))
+
+
+def _judge(before: State, after: State, plan: Array, score_size: Array, rules: Rules) -> Array:
+    # the first rule that applies to a running gene
+    xp = namespace(plan)
+    at_rounding = 0.5 * after.decrement <= after.slack
+    converged = plan & (score_size <= rules.epsilon) & (after.decrement <= SMALL_DECREMENT)
+    rounding = plan & at_rounding & (after.decrement >= before.decrement)
+    stuck = ~plan & (after.length < SHORTEST_STEP)
+    verdict = xp.where(plan & (after.niter >= rules.max_iter), int(Status.MAX_ITER), int(Status.RUNNING))
+    verdict = xp.where(stuck, xp.where(at_rounding, int(Status.CONVERGED_AT_ROUNDING), int(Status.FAILED)), verdict)
+    verdict = xp.where(rounding, int(Status.CONVERGED_AT_ROUNDING), verdict)
+    verdict = xp.where(converged, int(Status.CONVERGED), verdict)
+    return xp.where(before.status == Status.RUNNING, verdict, before.status)
+
+
+def _plan_step(theta: Array, found: Evaluation, rules: Rules) -> tuple[Array, Array, Array]:
+    # Fisher step (k+1, b), its decrement (b,) and the largest score among the components that may move (b,)
+    xp = namespace(theta)
+    score, held = found.score, None
+    if rules.nonnegative:
+        held = _held(theta, found)
+        score = xp.where(held, 0.0, score)
+    step = _fisher_step(found.information, score, held)
+    return step, xp.sum(step * score, axis=0), xp.max(xp.abs(score), axis=0)
+
+
+def _fisher_step(information: Array, score: Array, held: Array | None) -> Array:
+    # information^-1 score, on the components that are not held: their rows and columns become the identity
+    xp = namespace(score)
+    if held is not None:
+        either = held[:, None, :] | held[None, :, :]  # (k+1, k+1, b)
+        unit = like(xp.eye(score.shape[0]), score)[:, :, None]
+        information = xp.where(either, unit, information)
+    factor, _ = cholesky_small(information)
+    return solve_small(factor, score)
+
+
+def _held(theta: Array, found: Evaluation) -> Array:
+    """Components that stay at zero (k+1, b): those at zero that the score, or the joint step, would push below.
+
+    Holding one changes the step of the others, so this is repeated once per component. Projecting the
+    joint step instead would leave the residual variance off its optimum.
+    """
+    xp = namespace(theta)
+    k = theta.shape[0] - 1
+    at_zero = theta <= 0
+    held = at_zero & (found.score <= 0)
+    for _ in range(k - 1):
+        step = _fisher_step(found.information, xp.where(held, 0.0, found.score), held)
+        held = held | (at_zero & (step < 0))
+    return held
+
+
+def _longest(theta: Array, step: Array, rules: Rules) -> Array:
+    # share of the step (b,) that keeps components at or above zero, 1 where they may be negative
+    xp = namespace(theta)
+    one = xp.ones_like(theta[0, :])
+    if not rules.nonnegative:
+        return one
+    k = theta.shape[0] - 1
+    falling = step[:k, :] < 0
+    reach = xp.where(falling, -theta[:k, :] / xp.where(falling, step[:k, :], -1.0), 1.0)  # (k, b)
+    return xp.minimum(one, xp.min(reach, axis=0))
+
+
+def _clear_rounding(state: State, trial: Array) -> Array:
+    # a component that was sent to zero lands there exactly
+    xp = namespace(trial)
+    k = trial.shape[0] - 1
+    tiny = 1e-12 * xp.abs(state.theta[:k, :])
+    sent = (state.step[:k, :] < 0) & (trial[:k, :] <= tiny)
+    return xp.concat([xp.where(sent, 0.0, trial[:k, :]), trial[k:, :]], axis=0)
+
+
+def _begin(start: Array) -> State:
+    # no step yet: the first trial is the start itself
+    xp = namespace(start)
+    b = start.shape[1]
+    nothing, no = zeros((b,), start), zeros((b,), start, dtype=xp.bool)
+    count = zeros((b,), start, dtype=xp.int64)
+    infinite = nothing + float("inf")
+    return State(start, xp.zeros_like(start), nothing + 1.0, -infinite, nothing, infinite, count, no, count, no)
+
+
+def _with_status(state: State, status: Array) -> State:
+    return State(**{**vars(state), "status": status})
+
+
+def _take(state: State, index: Array) -> State:
+    xp = namespace(state.theta)
+    return State(**{name: xp.take(x, index, axis=x.ndim - 1) for name, x in vars(state).items()})
+
+
+def _collect(left: list[tuple[Array, State]], start: Array) -> Outcome:
+    # genes back in their first order
+    xp = namespace(start)
+    positions = xp.concat([indices(position, start) for position, _ in left], axis=0)
+    order = xp.argsort(positions)
+    parts = [state for _, state in left]
+    joined = {
+        name: xp.take(xp.concat([getattr(s, name) for s in parts], axis=-1), order, axis=getattr(parts[0], name).ndim - 1)
+        for name in ("theta", "niter", "status", "halved")
+    }
+    return Outcome(**joined)

@@ -1,0 +1,101 @@
+"""One random effect: in the eigenbasis of S = Z'RZ everything is diagonal.
+
+S = U diag(lam) U' once per design and c = U' Z'Ry for all genes; then, with w = 1 / (1 + g lam), every
+number that Fisher scoring needs is a sum over q of elementwise products: no matrix per gene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .arrays import Array, namespace
+from .likelihood import Likelihood, Traces
+from .linalg import eigh_psd
+from .summary import Projected
+
+
+@dataclass(frozen=True)
+class SingleComponent(Likelihood):
+    """Likelihood of (s_1, s_0) for b genes; q random-effect columns."""
+
+    lam: Array  #: (q,), eigenvalues of S
+    lam_trace: Array  #: (q,), eigenvalues whose traces enter: of S (REML) or of Z'Z (ML)
+    U: Array  #: (q, q), eigenvectors of S
+    c: Array  #: (q, b), U' Z'Ry
+    yry: Array  #: (b,)
+    residual_df: int
+    default_df: int
+    rank: int
+    n_components: int = 1
+
+    @classmethod
+    def build(cls, projected: Projected, method: str) -> SingleComponent:
+        """Decompose the design once and rotate all genes."""
+        xp = namespace(projected.S)
+        lam, U = eigh_psd(projected.S)
+        p = projected.XXinv.shape[0]
+        return cls(
+            lam=lam,
+            lam_trace=lam if method == "REML" else eigh_psd(projected.ZZ)[0],
+            U=U,
+            c=U.T @ projected.zry,
+            yry=projected.yry,
+            residual_df=projected.n - (p if method == "REML" else 0),
+            default_df=projected.n - p,
+            rank=int(xp.count_nonzero(lam)),
+        )
+
+    def select(self, index: Array) -> SingleComponent:
+        """Return the likelihood for the genes at `index`."""
+        xp = namespace(self.c)
+        return replace(self, c=xp.take(self.c, index, axis=1), yry=xp.take(self.yry, index, axis=0))
+
+    def traces(self, g: Array) -> Traces:
+        """T, B, E, z and log det at the ratios `g` (1, b)."""
+        xp = namespace(g)
+        w, ok = self._shrinkage(self.lam, g)  # (q, b)
+        w_trace, ok_trace = (w, ok) if self.lam_trace is self.lam else self._shrinkage(self.lam_trace, g)
+        cw = self.c * w  # (q, b)
+        lam_w = self.lam_trace[:, None] * w_trace  # (q, b)
+        return Traces(
+            T=xp.sum(lam_w, axis=0)[None, :],
+            B=xp.sum(lam_w * lam_w, axis=0)[None, None, :],
+            E=xp.sum(cw * cw, axis=0)[None, :],
+            z=xp.sum(self.c * cw, axis=0)[None, :],
+            logdet=-xp.sum(xp.log(w_trace), axis=0),
+            ok=ok & ok_trace,
+        )
+
+    def random_effects(self, g: Array) -> Array:
+        """BLUPs (q, b)."""
+        w, _ = self._shrinkage(self.lam, g)
+        return g * (self.U @ (self.c * w))
+
+    def variance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, b): one matrix product for all genes."""
+        w, _ = self._shrinkage(self.lam, g)
+        ua = self.U.T @ a  # (q, c)
+        return (ua * ua).T @ (g * w)
+
+    def covariance_form(self, g: Array, a: Array) -> Array:
+        """a' N a for all pairs of columns (c, c, b)."""
+        xp = namespace(a)
+        w, _ = self._shrinkage(self.lam, g)
+        ua = self.U.T @ a  # (q, c)
+        q, c = ua.shape
+        pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
+        return xp.reshape(pairs.T @ (g * w), (c, c, g.shape[1]))
+
+    def gradient_form(self, g: Array, a: Array) -> Array:
+        """|w|^2 (1, c, b)."""
+        w, _ = self._shrinkage(self.lam, g)
+        ua = self.U.T @ a  # (q, c)
+        return ((ua * ua).T @ (w * w))[None, :, :]
+
+    @staticmethod
+    def _shrinkage(lam: Array, g: Array) -> tuple[Array, Array]:
+        # w = 1 / (1 + g lam), and whether every 1 + g lam is positive
+        xp = namespace(lam)
+        A = 1.0 + lam[:, None] * g  # (q, b)
+        positive = A > 0
+        return 1.0 / xp.where(positive, A, 1.0), xp.all(positive, axis=0)

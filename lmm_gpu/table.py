@@ -1,0 +1,77 @@
+"""Tests as a tidy table: one row per feature and contrast, named as pertpy's and decoupler's plots read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import special
+
+from .inference import ContrastTest
+from .pvalues import benjamini_hochberg, t_log10_pvalue, t_pvalue
+
+
+def tidy(
+    tested: ContrastTest,
+    features: Sequence[str],
+    labels: Sequence[str],
+    extra: Mapping[str, np.ndarray],
+    *,
+    alternative: str = "two-sided",
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Table of c contrasts of m features, contrast after contrast.
+
+    Parameters
+    ----------
+    tested : ContrastTest
+    features, labels : m and c names
+    extra : mapping of str to array (m,)
+        Columns that are the same for every contrast.
+    alternative : {"two-sided", "less", "greater"}
+    level : float
+        Coverage of the confidence interval, between 0 and 1.
+
+    Returns
+    -------
+    DataFrame
+        variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value, log10_p_value, ci_low, ci_high,
+        and `extra`. Adjusted p-values are Benjamini and Hochberg's within each contrast.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level!r}: the coverage of the interval must lie between 0 and 1, such as 0.95")
+    estimate, se, t = tested.estimate, tested.se, tested.t  # (c, m)
+    df = np.broadcast_to(tested.df, estimate.shape)
+    log10_p = t_log10_pvalue(t, df, alternative)
+    low, high = _interval(estimate, se, df, level, alternative)
+    columns = {
+        "log_fc": estimate,
+        "se": se,
+        "statistic": t,
+        "df": df,
+        "p_value": t_pvalue(t, df, alternative),
+        "adj_p_value": np.stack([benjamini_hochberg(row) for row in log10_p]),
+        "log10_p_value": log10_p,
+        "ci_low": low,
+        "ci_high": high,
+    }
+    c, m = estimate.shape
+    names = {"variable": np.tile(np.asarray(features, dtype=object), c), "contrast": np.repeat(list(labels), m)}
+    return pd.DataFrame(
+        names
+        | {name: values.reshape(-1) for name, values in columns.items()}
+        | {name: np.tile(values, c) for name, values in extra.items()}
+    )
+
+
+def _interval(
+    estimate: np.ndarray, se: np.ndarray, df: np.ndarray, level: float, alternative: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Confidence limits; one of them infinite for a one-sided alternative."""
+    tail = 0.5 * (1 - level) if alternative == "two-sided" else 1 - level
+    reach = -special.stdtrit(df, tail) * se
+    infinite = np.full_like(estimate, np.inf)
+    low = -infinite if alternative == "less" else estimate - reach
+    high = infinite if alternative == "greater" else estimate + reach
+    return low, high
