@@ -1,6 +1,7 @@
 """One linear mixed model per gene, for all genes at once, from a few small matrices."""
 
 from .contrasts import contrast_matrix
+from .python_interface import fit, summarize
 from .r_interface import flashmm, lmm, lmmfit, lmmtest, sslmm
 from .results import LMMFit
 from .scoring import Status
@@ -13,10 +14,12 @@ __all__ = [
     "Status",
     "SummaryStats",
     "contrast_matrix",
+    "fit",
     "flashmm",
     "lmm",
     "lmmfit",
     "lmmtest",
     "simuRNAseq",
     "sslmm",
+    "summarize",
 ]

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,7 @@ def fit_summary(
         estimates.put(genes, estimate_block(block, start, options))
         if progress is not None:
             progress(hi - lo)
+    _warn(estimates.status)
     return LMMFit(estimates, summary, model, options.method, options.epsilon)
 
 
@@ -152,6 +154,19 @@ def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.nda
     good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
     held = (theta[:-1] == 0).any(axis=0)
     return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
+
+
+def _warn(status: np.ndarray) -> None:
+    """One warning for all features without an estimate, and one for those without an optimum."""
+    m, constant = status.size, int(np.count_nonzero(status == Status.NO_VARIANCE))
+    if constant:
+        warnings.warn(
+            f"{constant} of {m} features do not vary once X is taken out: NaN everywhere, status no_variance", stacklevel=3
+        )
+    short = {word: int(np.count_nonzero(status == word)) for word in (Status.MAX_ITER, Status.FAILED)}
+    if any(short.values()):
+        counts = ", ".join(f"{count} {word.word}" for word, count in short.items() if count)
+        warnings.warn(f"{sum(short.values())} of {m} features did not converge ({counts}): see fit.status", stacklevel=3)
 
 
 def _start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:

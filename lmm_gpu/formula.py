@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ast
 import difflib
-from collections.abc import Collection, Iterator
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,6 +144,47 @@ def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, lis
     return parsed, sorted(used)
 
 
+def r_names(names: Sequence[str]) -> list[str]:
+    """Rename the columns of one design the way R's ``model.matrix`` does.
+
+    Parameters
+    ----------
+    names
+        All column names of one design, as formulaic writes them.
+
+    Returns
+    -------
+    list of str
+        ``(Intercept)`` for ``Intercept``, ``cls2:trtB`` for ``cls[T.2]:trt[T.B]``; names without brackets stay.
+
+    Notes
+    -----
+    ``cls[T.cells]`` is the level "cells" where the first level was dropped and the level "T.cells" where all are there.
+    It counts as dropped where every column of the same term has the mark.
+
+    Examples
+    --------
+    >>> r_names(["Intercept", "log(libsize)", "cls[T.2]", "cls[T.2]:trt[T.B]"])
+    ['(Intercept)', 'log(libsize)', 'cls2', 'cls2:trtB']
+    >>> r_names(["cls[B.cells]", "cls[T.cells]"])
+    ['clsB.cells', 'clsT.cells']
+    """
+    level = re.compile(r"\[([^\[\]]*)\](?=:|$)")
+    rows: dict[str, list[list[str]]] = defaultdict(list)
+    for name in names:
+        rows[level.sub("[]", name)].append(level.findall(name))
+    dropped = {
+        term: [all(text.startswith("T.") for text in column) for column in zip(*levels, strict=True)]
+        for term, levels in rows.items()
+    }
+
+    def renamed(name: str) -> str:
+        marked = iter(dropped[level.sub("[]", name)])
+        return level.sub(lambda match: match[1].removeprefix("T.") if next(marked) else match[1], name)
+
+    return ["(Intercept)" if name == "Intercept" else renamed(name) for name in names]
+
+
 def require_column(name: str, columns: Collection[str]) -> str:
     """`name` itself if obs has that column; otherwise a ValueError with the closest names."""
     if name in columns:
@@ -233,6 +276,11 @@ def _columns_in_code(code: str, columns: Collection[str]) -> set[str]:
             return set()
         elif isinstance(node, ast.Name):
             return {require_column(aliases.get(piece, piece), columns)}
+        elif isinstance(node, ast.Constant) and set(str(node.value)) & set("'\"`\\"):
+            # formulaic pastes the text of a call between quotes and parses that again
+            raise ValueError(
+                f"cannot use {piece} in {code!r}: texts may not hold quotes or backslashes, rename the level"
+            )
         elif not isinstance(node, (*PLAIN, *ARITHMETIC, *COMPARISON)):
             raise ValueError(_not_allowed(piece, code, columns))
         used = set().union(*(used_by(child, piece) for child in children))

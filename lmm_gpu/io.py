@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import logging
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import io as scipy_io
-from scipy import sparse
 
-logger = logging.getLogger(__name__)
+from .readers import TABLES, Found, as_csr, find_values, read_obs, reading, require, separator_of, suffix_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +31,7 @@ class Source:
     features
         One name per gene.
     name
-        What to call the matrix in a message.
+        What to call the matrix in a message: its path, if it has one.
     """
 
     matrix: Any = field(repr=False)
@@ -79,25 +74,16 @@ class Source:
             raise ValueError(f"got chunks of {cells} cells, wanted 1 or more")
         for start in range(0, self.n, cells):
             rows = slice(start, min(start + cells, self.n))
-            with _reading(self.name):
+            with reading(self.name):
                 values = self.matrix[rows]  # (cells, m)
                 values = values.compute() if hasattr(values, "compute") else values  # dask
-            yield rows, sparse.csr_array(values) if sparse.issparse(values) else values
+            yield rows, as_csr(values)
 
     def __enter__(self) -> Source:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
-
-
-@dataclass(frozen=True, eq=False)
-class _Contents:
-    """What a reader found: values, the cells' table (perhaps only their labels), and gene names if it has them."""
-
-    matrix: Any  # (n, m)
-    cells: pd.DataFrame | None = None
-    genes: Sequence[str] | None = None
 
 
 def open_source(
@@ -152,13 +138,11 @@ def open_source(
         data, obs = data
     name = str(data) if isinstance(data, (str, Path)) else "the matrix"
     with ExitStack() as files:
-        contents = _contents(data, layer, files)
-        if len(contents.matrix.shape) != 2:
-            raise ValueError(f"{name} has shape {tuple(contents.matrix.shape)}: it needs two axes, cells x genes")
-        table = _matching_obs(obs, contents, name)
-        genes = _gene_names(features, contents, name)
-        return Source(contents.matrix, table, genes, name, files.pop_all())
-    raise AssertionError  # pragma: no cover (an ExitStack may swallow errors, says the type checker; this one does not)
+        found = find_values(data, layer, files)
+        if len(found.matrix.shape) != 2:
+            raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
+        table = _matching_obs(obs, found, name)
+        return Source(found.matrix, table, _gene_names(features, found, name), name, files.pop_all())
 
 
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
@@ -186,15 +170,16 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     ISG15,2.5
     <BLANKLINE>
     """
-    suffix = _suffix(path, TABLE_SUFFIXES)
+    suffix = suffix_of(path, (*TABLES, ".parquet"))
     if suffix == ".parquet":
-        _require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
-    index = not isinstance(frame.index, pd.RangeIndex)
+        require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
     with _replacing(path) as part:
         if suffix == ".parquet":
             frame.to_parquet(part, engine="pyarrow")
         else:
-            frame.to_csv(part, sep=_separator(suffix), index=index, compression="gzip" if suffix[-2:] == "gz" else None)
+            index = not isinstance(frame.index, pd.RangeIndex)
+            compression: Literal["gzip"] | None = "gzip" if suffix.endswith(".gz") else None
+            frame.to_csv(part, sep=separator_of(path), index=index, compression=compression)
 
 
 def write_json(obj: Any, path: str | Path) -> None:
@@ -237,58 +222,48 @@ def _replacing(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-@contextmanager
-def _reading(name: str | Path) -> Iterator[None]:
-    """Turn whatever a reader says about a broken file into one sentence with the file's name."""
-    try:
-        yield
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
-        raise ValueError(f"cannot read {name}: {reason}; is the file complete, and what its ending says?") from error
+def _matching_obs(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
+    """Give the table of the cells, refused if it is not about the rows of the matrix."""
+    table = read_obs(Path(obs)) if isinstance(obs, (str, Path)) else obs
+    if table is None and found.cells is not None and found.cells.shape[1]:
+        table = found.cells
+    if not isinstance(table, pd.DataFrame):
+        raise ValueError(f"{name} needs a table that describes its cells: pass obs=, a DataFrame or a path to .csv")
+    n, m = found.matrix.shape
+    if len(table) != n:
+        advice = "transpose it, cells are the rows" if len(table) == m else "both need one row per cell"
+        raise ValueError(f"obs has {len(table)} rows, but {name} has {n} rows and {m} columns: {advice}")
+    if found.cells is not None:
+        _check_labels(found.cells.index, table.index, name)
+    return table
 
 
-def _require(module: str, purpose: str, advice: str = 'pip install "lmm-gpu[io]"') -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f"{purpose} needs the package {module.partition('.')[0]}: {advice}") from error
+def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
+    """Compare the names of the rows with those of obs, where both have names."""
+    if isinstance(rows, pd.RangeIndex) or isinstance(labels, pd.RangeIndex):
+        return
+    wrong = np.flatnonzero(rows.astype(str) != labels.astype(str))
+    if len(wrong):
+        pairs = ", ".join(f"{rows[row]} / {labels[row]}" for row in wrong[:3])
+        moved = set(rows.astype(str)) == set(labels.astype(str))
+        advice = "sort obs like the matrix, with obs.loc" if moved else "pass the obs of these cells"
+        raise ValueError(f"{len(wrong)} of {len(rows)} cells have other names in {name} / in obs ({pairs}): {advice}")
 
 
-def _suffix(path: str | Path, known: Sequence[str]) -> str:
-    for suffix in known:
-        if str(path).lower().endswith(suffix):
-            return suffix
-    raise ValueError(f"cannot tell what {path} is by its ending: it should be one of {', '.join(known)}")
-
-
-def _separator(suffix: str) -> str:
-    return "\t" if ".tsv" in suffix else ","
-
-
-def _existing(path: str | Path) -> Path:
-    if not Path(path).exists():
-        raise FileNotFoundError(f"there is no file {path}: check the spelling and the folder ({Path.cwd()})")
-    return Path(path)
-
-
-def _contents(data: Any, layer: str | None, files: ExitStack) -> _Contents:
-    if hasattr(data, "obs") and hasattr(data, "var_names"):  # an AnnData, known without importing anndata
-        matrix = data.X if layer is None else _layer(data.layers, layer, "the AnnData")
-        if matrix is None:
-            raise ValueError(f"the AnnData has no X: name one of its layers ({', '.join(data.layers)}) as layer=")
-        return _Contents(_in_memory(matrix), data.obs, data.var_names)
-    suffix = None
-    if isinstance(data, (str, Path)):
-        suffix = _suffix(data, tuple(READERS))
-        _existing(data)
-        if suffix in (".h5ad", ".zarr"):
-            return _read_store(Path(data), suffix, layer, files)
-    if layer is not None:
-        raise ValueError(f"got layer={layer!r}, but only AnnData, .h5ad and .zarr have layers: leave it out")
-    if suffix is not None:
-        return READERS[suffix](Path(data), suffix)
-    if isinstance(data, pd.DataFrame):
-        return _from_frame(data, "the matrix")
-    if not hasattr(data, "shape"):
-        raise ValueError(f"got {type(data).__name__}, wanted an AnnData, a path, a matrix, or a pair (matrix, obs)")
-    return _Contents(_in_memory(data))
+def _gene_names(features: Sequence[str] | str | Path | None, found: Found, name: str) -> tuple[str, ...]:
+    m = found.matrix.shape[1]
+    if isinstance(features, (str, Path)):
+        with reading(features):
+            lines = Path(features).read_text(encoding="utf-8").splitlines()
+        features = [line.strip() for line in lines if line.strip()]
+    given = found.genes if features is None else features
+    names = [f"Gene{gene}" for gene in range(1, m + 1)] if given is None else [str(gene) for gene in given]
+    if len(names) != m:
+        raise ValueError(f"got {len(names)} gene names for the {m} columns of {name}: wanted one for each")
+    twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
+    if len(twice):
+        raise ValueError(
+            f"{len(twice)} gene names of {name} appear more than once ({', '.join(twice[:5])}): make them unique, in "
+            "AnnData with var_names_make_unique()"
+        )
+    return tuple(names)

@@ -81,6 +81,15 @@ def test_the_counts_have_the_variance_and_the_zeros_of_a_negative_binomial(witho
     assert abs((counts == 0).sum() - zero.sum()) < SIGMAS * np.sqrt((zero * (1 - zero)).sum())
 
 
+def test_a_cell_has_counts_in_proportion_to_its_library_size(reference):
+    metadata = reference.metadata.assign(libsize=np.geomspace(50, 5000, 3000))
+    dat = simuRNAseq(reference.counts, metadata=metadata, nDEgenes=0, var_randomeffects=0, seed=24)
+    mean, dispersion = model_of(dat)
+    z = (dat.counts.to_numpy() - mean).sum(axis=0) / np.sqrt((mean + mean**2 / dispersion).sum(axis=0))
+    assert_mean(z, 0)
+    assert_mean(z**2, 1)
+
+
 def test_sample_effects_are_lognormal_by_gene_and_sample():
     variance = 0.2
     dat = simuRNAseq(nGenes=80, nCells=8000, nsam=200, nDEgenes=0, var_randomeffects=variance, seed=4)

@@ -1,0 +1,199 @@
+"""What the values may come in: objects in memory and files, each turned into a matrix that gives rows.
+
+No statistics and no checks of what belongs together: that is `lmm_gpu.io`. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.io
+from scipy import sparse
+
+logger = logging.getLogger(__name__)
+
+STORES = (".h5ad", ".zarr")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+MATRICES = (*STORES, ".npz", ".mtx", ".mtx.gz", *TABLES)
+# what libraries raise when a file is not what its ending says, or ends too early
+BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Values, and what came with them: the cells' table (perhaps only their labels) and the genes' names."""
+
+    matrix: Any  # (n, m)
+    cells: pd.DataFrame | None = None
+    genes: Sequence[Any] | pd.Index | None = None
+
+
+def find_values(data: Any, layer: str | None, files: ExitStack) -> Found:
+    """Find the values in an AnnData, a matrix, a DataFrame or a path; `files` takes what must be closed later."""
+    if isinstance(data, (str, Path)):
+        return _open_path(Path(data), layer, files)
+    if hasattr(data, "obs") and hasattr(data, "var_names"):  # an AnnData, known without importing anndata
+        _check_layer(layer, data.layers, data.X is not None, "the AnnData")
+        matrix = data.X if layer is None else data.layers[layer]
+        return Found(_by_rows(matrix, "the AnnData"), data.obs, data.var_names)
+    _refuse_layer(layer)
+    if isinstance(data, pd.DataFrame):
+        return _from_frame(data, "the matrix")
+    if not hasattr(data, "shape"):
+        raise ValueError(f"got {type(data).__name__}, wanted an AnnData, a path, a matrix, or a pair (matrix, obs)")
+    return Found(_by_rows(data, "the matrix"))
+
+
+def read_obs(path: Path) -> pd.DataFrame:
+    """Read the table of the cells; a first column of unique texts, or without a name, labels the rows."""
+    suffix_of(path, TABLES)
+    _check_exists(path)
+    with reading(path):
+        table = pd.read_csv(path, sep=separator_of(path), low_memory=False)
+    first = table.columns[0]
+    if first.startswith("Unnamed"):  # row names of R's write.csv, or the index of pandas' to_csv
+        return table.set_index(first).rename_axis(None)
+    if table[first].is_unique and not pd.api.types.is_numeric_dtype(table[first].dtype):
+        return table.set_index(first, drop=False).rename_axis(None)
+    return table
+
+
+@contextmanager
+def reading(name: str | Path) -> Iterator[None]:
+    """Turn whatever a reader says about a broken file into one sentence with the file's name."""
+    try:
+        yield
+    except BROKEN as error:
+        reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
+        raise ValueError(f"cannot read {name}: {reason}; is the file complete, and what its ending says?") from error
+
+
+def require(module: str, purpose: str, advice: str = 'pip install "lmm-gpu[io]"') -> Any:
+    """Import an optional package, or say how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{purpose} needs the package {module.partition('.')[0]}: {advice}") from error
+
+
+def suffix_of(path: str | Path, known: Iterable[str]) -> str:
+    """Find out which of the known endings a path has."""
+    for suffix in known:
+        if str(path).lower().endswith(suffix):
+            return suffix
+    raise ValueError(f"cannot tell from its ending what {path} is: it should be one of {', '.join(known)}")
+
+
+def separator_of(path: str | Path) -> str:
+    """Find out what stands between the columns of a text table."""
+    return "\t" if suffix_of(path, TABLES).startswith(".tsv") else ","
+
+
+def as_csr(values: Any) -> Any:
+    """Turn SciPy's sparse matrices of any format into csr_array; leave all else alone."""
+    is_sparse: bool = sparse.issparse(values)
+    return sparse.csr_array(values) if is_sparse else values
+
+
+def _open_path(path: Path, layer: str | None, files: ExitStack) -> Found:
+    suffix = suffix_of(path, MATRICES)
+    _check_exists(path)
+    if suffix in STORES:
+        return _open_store(path, suffix, layer, files)
+    _refuse_layer(layer)
+    if suffix in TABLES:
+        return _read_matrix_table(path)
+    if suffix == ".npz":
+        return Found(_by_rows(_read_npz(path), path))
+    with reading(path):
+        return Found(_by_rows(scipy.io.mmread(path), path))
+
+
+def _open_store(path: Path, suffix: str, layer: str | None, files: ExitStack) -> Found:
+    """Open X or a layer without loading it; anndata itself would load the layers, the embeddings and the graphs."""
+    elements = require("anndata.io", f"reading {suffix}")
+    library = require({".h5ad": "h5py", ".zarr": "zarr"}[suffix], f"reading {suffix}")
+    with reading(path):
+        is_file = suffix == ".h5ad"
+        store = files.enter_context(library.File(path, "r")) if is_file else library.open_group(path, mode="r")
+        cells, genes = (elements.read_elem(store[key]) for key in ("obs", "var"))
+        layers = list(store.get("layers", ()))
+    _check_layer(layer, layers, "X" in store, path)
+    with reading(path):
+        stored = store["X" if layer is None else f"layers/{layer}"]
+        matrix = elements.sparse_dataset(stored) if hasattr(stored, "keys") else stored
+        return Found(_by_rows(matrix, path), cells, genes.index)
+
+
+def _read_npz(path: Path) -> Any:
+    with reading(path), np.load(path, allow_pickle=False) as archive:
+        if "format" in archive.files:
+            return sparse.load_npz(path)
+        arrays = {name: archive[name] for name in archive.files}
+    if len(arrays) != 1:
+        raise ValueError(
+            f"{path} holds {len(arrays)} arrays ({', '.join(arrays)}), wanted one, cells x genes: save it with "
+            "scipy.sparse.save_npz(path, matrix) or numpy.savez(path, matrix)"
+        )
+    return next(iter(arrays.values()))
+
+
+def _read_matrix_table(path: Path) -> Found:
+    with reading(path):
+        form: dict[str, Any] = {"sep": separator_of(path), "header": None}
+        # the header is read apart, for pandas renames genes that appear twice
+        genes = pd.read_csv(path, nrows=1, dtype=str, keep_default_na=False, **form).iloc[0].tolist()
+        table = pd.read_csv(path, skiprows=1, low_memory=False, **form)
+        if len(genes) == table.shape[1] - 1:  # R's write.table gives the row names no header
+            genes = ["", *genes]
+        if genes[0] == "" or not pd.api.types.is_numeric_dtype(table[0].dtype):
+            table, genes = table.set_index(0), genes[1:]
+        table.columns = pd.Index(genes)
+    return _from_frame(table, path)
+
+
+def _from_frame(frame: pd.DataFrame, name: str | Path) -> Found:
+    texts = [str(gene) for gene, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    if texts:
+        raise ValueError(
+            f"{name} has columns that are not numbers ({', '.join(texts[:5])}): leave only genes in it, and put what "
+            "describes the cells in obs"
+        )
+    genes = None if isinstance(frame.columns, pd.RangeIndex) else frame.columns
+    return Found(frame.to_numpy(np.float64, na_value=np.nan), pd.DataFrame(index=frame.index), genes)
+
+
+def _by_rows(matrix: Any, name: str | Path) -> Any:
+    """Make sure that rows are cheap to take."""
+    if getattr(matrix, "format", None) == "csc" and hasattr(matrix, "to_memory"):  # on disk
+        logger.info("%s is stored by columns (CSC): loading it whole; stored as CSR it would be streamed", name)
+        matrix = matrix.to_memory()
+    return np.asarray(matrix) if isinstance(matrix, np.ndarray) else as_csr(matrix)  # np.matrix, views of AnnData
+
+
+def _check_layer(layer: str | None, layers: Iterable[str], has_x: bool, name: str | Path) -> None:
+    known = ", ".join(layers) or "none"
+    if layer is None and not has_x:
+        raise ValueError(f"{name} has no X: name the layer to read with layer= (layers: {known})")
+    if layer is not None and layer not in layers:
+        raise ValueError(f"{name} has no layer {layer!r} (layers: {known})")
+
+
+def _refuse_layer(layer: str | None) -> None:
+    if layer is not None:
+        raise ValueError(f"got layer={layer!r}, but only AnnData, .h5ad and .zarr have layers: leave it out")
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: check the spelling; relative paths start at {Path.cwd()}")

@@ -1,0 +1,126 @@
+"""Cells to summary statistics, chunk by chunk: a matrix larger than memory is read once and never held whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from .design import Design
+from .io import Source
+from .plan import default_memory
+from .summary import SummaryStats, assemble, design_products, gene_products
+from .transform import Transform, check_values, looks_like_counts, recognise
+
+logger = logging.getLogger("lmm_gpu")
+
+#: A chunk, its transform and its float64 copy live at the same time.
+_COPIES = 4
+#: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
+_SPARSE_DENSITY = 0.3
+
+
+def accumulate(
+    source: Source,
+    design: Design,
+    transform: Transform | None,
+    *,
+    is_counts: bool | None = None,
+    memory: int | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> SummaryStats:
+    """Sum the statistics of all cells of `source`.
+
+    Parameters
+    ----------
+    source : Source
+        n cells x m genes.
+    design : Design
+        Of the same n cells.
+    transform : Transform or None
+        None: values as they are, unless they are raw counts by `is_counts` or by their looks.
+    is_counts : bool, optional
+        Overrules the looks; ignored if a transform is given.
+    memory : int, optional
+        Bytes that the chunks and their temporaries may take.
+    progress : callable, optional
+        Called with the number of cells read after each chunk.
+
+    Raises
+    ------
+    ValueError
+        If values are NaN or infinite, or a later chunk shows that the values were not counts after all.
+    """
+    X: Any = design.X
+    if np.count_nonzero(X) < _SPARSE_DENSITY * X.size:
+        X = scipy.sparse.csr_array(X)
+    total: dict[str, Any] | None = None
+    recognised = False
+    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
+        check_values(Y, f"{source.name} (cells {rows.start} to {rows.stop - 1})")
+        if transform is None:
+            transform = recognise(Y, is_counts)
+            recognised = is_counts is None and transform.name is not None
+        elif recognised and not _still_counts(Y):
+            raise ValueError(
+                f"{source.name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
+                "say which it is: is_counts=True or False, or a transform"
+            )
+        part = gene_products(X[rows], design.Z[rows], transform.apply(Y, rows))
+        total = part if total is None else {name: total[name] + part[name] for name in total}
+        if progress is not None:
+            progress(rows.stop - rows.start)
+    assert total is not None and transform is not None
+    return assemble(
+        design_products(X, design.Z),
+        total,
+        d=design.d,
+        features=source.features,
+        fixed_names=tuple(design.fixed_names),
+        random_names=tuple(design.random_names),
+        component_names=tuple(design.component_names),
+        formula=design.formula,
+        transform=transform.name,
+    )
+
+
+def count_size_factors(
+    source: Source, memory: int | None = None, progress: Callable[[int], object] | None = None
+) -> np.ndarray:
+    """Size factors (n,) in a first pass over the cells: total counts over their mean.
+
+    Raises
+    ------
+    ValueError
+        If a cell has no counts, or the values are negative.
+    """
+    totals = []
+    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
+        totals.append(np.asarray(Y.sum(axis=1), dtype=float).reshape(-1))  # (cells,)
+        if progress is not None:
+            progress(rows.stop - rows.start)
+    total = np.concatenate(totals)
+    return check_size_factors(total / total.mean(), "the total counts")
+
+
+def check_size_factors(factors: np.ndarray, what: str) -> np.ndarray:
+    """Refuse size factors that are not positive numbers, with how many."""
+    factors = np.asarray(factors, dtype=float)
+    bad = int(np.count_nonzero(~(np.isfinite(factors) & (factors > 0))))
+    if bad:
+        raise ValueError(f"{what} of {bad} cell(s) are not positive numbers; remove these cells before normalizing")
+    return factors
+
+
+def cells_per_chunk(m: int, memory: int | None) -> int:
+    """Cells of m genes that a memory budget holds as dense float64, temporaries counted."""
+    budget = min(default_memory(), 2**28) if memory is None else memory
+    return max(1, budget // (8 * _COPIES * max(m, 1)))
+
+
+def _still_counts(Y: Any) -> bool:
+    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
+    return not values.any() or looks_like_counts(Y)
