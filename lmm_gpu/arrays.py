@@ -42,7 +42,7 @@ def zeros(shape: tuple[int, ...], reference: Array, *, dtype: Any = None) -> Arr
     return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(reference))
 
 
-def indices(values: np.ndarray, reference: Array) -> Array:
+def indices(values: Any, reference: Array) -> Array:
     """Host integers as an index array for `xp.take` on the device of `reference`."""
     return like(values, reference, dtype=namespace(reference).int64)
 

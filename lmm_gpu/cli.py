@@ -39,7 +39,9 @@ def fit(
     obs: Annotated[Path | None, typer.Option(help="Table of the cells (.csv, .tsv), for data that have none.")] = None,
     features: Annotated[Path | None, typer.Option(help="Gene names, one per line, for data that have none.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the .h5ad in place of X.")] = None,
-    transform: Annotated[str | None, typer.Option(help="log1p, log2p1 or normalize; raw counts are log2(1 + y) without it.")] = None,
+    transform: Annotated[
+        str | None, typer.Option(help="log1p, log2p1 or normalize; raw counts are log2(1 + y) without it.")
+    ] = None,
     size_factors: Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")] = None,
     contrast: Annotated[
         list[str] | None, typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
@@ -78,10 +80,10 @@ def demo(
 
     Example: lmm-gpu demo -o lmm_gpu_demo
     """
-    run, truth = demonstrate(output, seed=seed, cells=cells, genes=genes, say=lambda text: out.print(text, highlight=False))
+    run, truth = demonstrate(output, seed=seed, cells=cells, genes=genes, say=_say)
     _show(run)
-    out.print(truth.describe(), highlight=False)
-    out.print(f"[bold]{run.seconds + truth.seconds:.1f} s[/bold] in all, of which {truth.seconds:.1f} s to simulate and write the cells")
+    _say(truth.describe())
+    _say(f"{run.seconds + truth.seconds:.1f} s in all, of which {truth.seconds:.1f} s to simulate and write the cells")
 
 
 def _show(run: Run) -> None:
@@ -92,12 +94,18 @@ def _show(run: Run) -> None:
     strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")
     for row in run.strongest(10).itertuples():
         numbers = [f"{row.log_fc:.3f}", f"{row.se:.3f}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
-        strongest.add_row(str(row.variable), str(row.contrast), *numbers, _power(row.log10_p_value), f"{row.adj_p_value:.2g}")
+        strongest.add_row(
+            str(row.variable), str(row.contrast), *numbers, _power(row.log10_p_value), f"{row.adj_p_value:.2g}"
+        )
     out.print(statuses)
     out.print(strongest)
     for path, what in run.written.items():
-        out.print(f"wrote {path}  ({what})", highlight=False, soft_wrap=True)
-    out.print(f"read and fitted in {run.seconds:.1f} s", highlight=False)
+        _say(f"wrote {path}  ({what})")
+    _say(f"read and fitted in {run.seconds:.1f} s")
+
+
+def _say(text: str) -> None:
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _power(log10: float) -> str:
@@ -113,7 +121,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     pass
 

@@ -1,9 +1,9 @@
 """Fit one linear mixed model per gene from summary statistics: the algorithm, start to end.
 
-    project X out; decompose the random effects                        (once)
-    per block of genes: Fisher scoring for theta; without an interior
-    optimum again with components held at or above zero;
-    s_0 profiled at the last ratios; fixed effects and standard errors
+project X out; decompose the random effects                        (once)
+per block of genes: Fisher scoring for theta; without an interior
+optimum again with components held at or above zero;
+s_0 profiled at the last ratios; fixed effects and standard errors
 """
 
 from __future__ import annotations
@@ -158,15 +158,14 @@ def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.nda
 
 def _warn(status: np.ndarray) -> None:
     """One warning for all features without an estimate, and one for those without an optimum."""
-    m, constant = status.size, int(np.count_nonzero(status == Status.NO_VARIANCE))
-    if constant:
-        warnings.warn(
-            f"{constant} of {m} features do not vary once X is taken out: NaN everywhere, status no_variance", stacklevel=3
-        )
-    short = {word: int(np.count_nonzero(status == word)) for word in (Status.MAX_ITER, Status.FAILED)}
-    if any(short.values()):
-        counts = ", ".join(f"{count} {word.word}" for word, count in short.items() if count)
-        warnings.warn(f"{sum(short.values())} of {m} features did not converge ({counts}): see fit.status", stacklevel=3)
+    m, count = status.size, {word: int(np.count_nonzero(status == word)) for word in Status}
+    if count[Status.NO_VARIANCE]:
+        what = "do not vary once X is taken out: NaN everywhere, status no_variance"
+        warnings.warn(f"{count[Status.NO_VARIANCE]} of {m} features {what}", stacklevel=3)
+    short = {word.word: count[word] for word in (Status.MAX_ITER, Status.FAILED) if count[word]}
+    if short:
+        what = ", ".join(f"{number} {word}" for word, number in short.items())
+        warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=3)
 
 
 def _start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:
@@ -179,7 +178,7 @@ def _start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:
         values = np.repeat(values[:, None], m, axis=1)
     if values.shape != (rows, m):
         raise ValueError(
-            f"theta0 has shape {values.shape}, wanted ({rows},) or ({rows}, {m}): the variance components, residual last"
+            f"theta0 has shape {values.shape}, wanted ({rows},) or ({rows}, {m}): variance components, residual last"
         )
     if not (np.isfinite(values).all() and (values[-1] > 0).all()):
         raise ValueError("theta0 must be finite, with a positive residual variance in its last place")

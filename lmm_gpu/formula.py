@@ -278,9 +278,7 @@ def _columns_in_code(code: str, columns: Collection[str]) -> set[str]:
             return {require_column(aliases.get(piece, piece), columns)}
         elif isinstance(node, ast.Constant) and set(str(node.value)) & set("'\"`\\"):
             # formulaic pastes the text of a call between quotes and parses that again
-            raise ValueError(
-                f"cannot use {piece} in {code!r}: texts may not hold quotes or backslashes, rename the level"
-            )
+            raise ValueError(f"cannot use {piece} in {code!r}: a text may not hold quotes or backslashes")
         elif not isinstance(node, (*PLAIN, *ARITHMETIC, *COMPARISON)):
             raise ValueError(_not_allowed(piece, code, columns))
         used = set().union(*(used_by(child, piece) for child in children))

@@ -37,7 +37,9 @@ class ContrastTest:
             return self.estimate / self.se
 
 
-def contrast_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_within: np.ndarray) -> ContrastTest:
+def contrast_test(
+    model: MixedModel, theta: Array, C: np.ndarray, method: str, between_within: np.ndarray
+) -> ContrastTest:
     """Estimate and test contrasts of the fixed effects for the genes of `model`.
 
     Parameters

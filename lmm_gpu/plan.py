@@ -68,7 +68,9 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     """
     if memory is None:
         return None
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper().replace("E+", "E"), re.IGNORECASE)
+    match = re.fullmatch(
+        r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper().replace("E+", "E"), re.IGNORECASE
+    )
     try:
         size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
     except (ValueError, KeyError):

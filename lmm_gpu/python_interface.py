@@ -84,7 +84,11 @@ def summarize(
     budget = parse_memory(memory)
     with open_source(data, obs, layer=layer, features=features) as source:
         design = build_design(formula, source.obs)
-        chosen = None if transform is None else Transform(transform, _factors(source, transform, size_factors, budget, progress))
+        chosen = (
+            None
+            if transform is None
+            else Transform(transform, _factors(source, transform, size_factors, budget, progress))
+        )
         with _bar("reading", source.n, "cell", progress) as step:
             return accumulate(source, design, chosen, is_counts=is_counts, memory=budget, progress=step)
 

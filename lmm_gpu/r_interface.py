@@ -6,7 +6,6 @@ Features are the ROWS of Y and the COLUMNS of every result.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,18 +14,16 @@ import pandas as pd
 import scipy.sparse
 from tqdm.auto import tqdm
 
-from .arrays import Array, namespace, resolve_device, to_numpy
+from .arrays import resolve_device, to_numpy
 from .contrasts import contrast_matrix
 from .design import fixed_design, r_names, random_columns
 from .fitting import FitOptions, fit_summary
+from .inputs import choose_labels, component_widths, dense, read_matrix, rows_of, sparse_if_worth_it
 from .plan import blocks, parse_memory
 from .pvalues import t_pvalue
 from .results import LMMFit
-from .summary import SummaryStats, assemble, check_components, default_names, design_products, gene_products, join_genes
+from .summary import SummaryStats, assemble, default_names, design_products, gene_products, join_genes
 from .transform import check_values, recognise
-
-#: A design matrix with a smaller share of non-zeros is handled as sparse.
-_SPARSE_DENSITY = 0.2
 
 
 def sslmm(
@@ -82,9 +79,9 @@ def sslmm(
     (4, [[2.0, 0.0], [0.0, 2.0]])
     """
     resolve_device(device)
-    X, _, x_labels = _matrix(X, "X")
-    Z, _, z_labels = _matrix(Z, "Z")
-    Y, y_labels, _ = _matrix(Y, "Y", one_row=True)
+    X, _, x_labels = read_matrix(X, "X")
+    Z, _, z_labels = read_matrix(Z, "Z")
+    Y, y_labels, _ = read_matrix(Y, "Y", one_row=True)
     n, m = X.shape[0], Y.shape[0]
     if Z.shape[0] != n or Y.shape[1] != n:
         turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
@@ -92,22 +89,22 @@ def sslmm(
             f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
             f"all three must be the number of cells{turn}"
         )
-    widths = _widths(d, Z.shape[1])
+    widths = component_widths(d, Z.shape[1])
     for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
         check_values(matrix, name)
     transform = recognise(Y, is_counts)
-    X, Z = _dense(X), _sparse_if_worth_it(Z)
+    X, Z = dense(X), sparse_if_worth_it(Z)
     parts = [
-        gene_products(X, Z, transform.apply(_rows(Y, lo, hi).T))
+        gene_products(X, Z, transform.apply(rows_of(Y, lo, hi).T))
         for lo, hi in blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
     ]
     return assemble(
         design_products(X, Z),
         join_genes(parts),
         d=widths,
-        features=_labels(Y_names, y_labels, m, "Gene", "Y_names"),
-        fixed_names=_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
-        random_names=_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
+        features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        fixed_names=choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
+        random_names=choose_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
         transform=transform.name,
     )
 
@@ -293,7 +290,12 @@ def lmmfit(
 
 
 def flashmm(
-    Y: Any, fixed: str, random: str | Sequence[str], metadata: pd.DataFrame, is_counts: bool | None = False, **options: Any
+    Y: Any,
+    fixed: str,
+    random: str | Sequence[str],
+    metadata: pd.DataFrame,
+    is_counts: bool | None = False,
+    **options: Any,
 ) -> LMMFit:
     """Fit linear mixed models from cells and R formulas.
 
@@ -418,52 +420,8 @@ def _contrast_columns(contrast: Any, names: list[str]) -> pd.DataFrame:
     return pd.DataFrame(values, names, labels or list(default_names("contrast", values.shape[1])))
 
 
-# --- what callers bring ---------------------------------------------------------------------------
-
-
-def _matrix(A: Any, name: str, *, one_row: bool = False) -> tuple[Any, list[str] | None, list[str] | None]:
-    """An array or SciPy sparse matrix, and the labels of its rows and columns if it has any."""
-    rows = columns = None
-    if isinstance(A, pd.DataFrame):
-        rows, columns = ([str(label) for label in axis] for axis in (A.index, A.columns))
-        sparse = len(A.columns) > 0 and all(isinstance(dtype, pd.SparseDtype) for dtype in A.dtypes)
-        A = A.sparse.to_coo().tocsr() if sparse else A.to_numpy()
-    if isinstance(A, pd.Series):
-        A = A.to_numpy()
-    if scipy.sparse.issparse(A):
-        return A.tocsr(), rows, columns
-    if isinstance(A, (list, tuple)):
-        A = np.asarray(A)
-    A = to_numpy(A)
-    if A.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds values of type {A.dtype}; numbers are wanted")
-    if A.ndim == 1:
-        A = A[None, :] if one_row else A[:, None]
-    if A.ndim != 2:
-        raise ValueError(f"{name} has {A.ndim} dimensions; a matrix is wanted")
-    return A, rows, columns
-
-
-def _labels(given: Sequence[str] | None, found: list[str] | None, count: int, prefix: str, what: str) -> tuple[str, ...]:
-    if given is None and found is None:
-        return default_names(prefix, count)
-    names = tuple(str(name) for name in (found if given is None else given) or ())
-    if len(names) != count:
-        raise ValueError(f"{what} has {len(names)} names, wanted {count}")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < count else []
-    if twice:
-        raise ValueError(f"{what}: duplicate names {', '.join(twice[:5])}; make them unique")
-    return names
-
-
-def _widths(d: int | Sequence[int] | None, q: int) -> tuple[int, ...]:
-    widths = (q,) if d is None else tuple(int(width) for width in np.atleast_1d(np.asarray(d)))
-    check_components(widths, q)
-    return widths
-
-
 def _with_components(summary: SummaryStats, d: int | Sequence[int]) -> SummaryStats:
-    widths = _widths(d, summary.ZZ.shape[0])
+    widths = component_widths(d, summary.ZZ.shape[0])
     if widths == summary.d:
         return summary
     fields = {name: value for name, value in vars(summary).items() if name not in ("d", "component_names")}
@@ -476,41 +434,28 @@ def _summary_from_matrices(
     given = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
     missing = [name for name, value in given.items() if value is None]
     if missing:
-        raise ValueError(f"lmm needs XX, XY, ZX, ZY, ZZ, Ynorm and n, or one SummaryStats; missing: {', '.join(missing)}")
-    XX, _, _ = _matrix(XX, "XX")
-    XY, x_labels, y_labels = _matrix(XY, "XY")
-    ZX, z_labels, _ = _matrix(ZX, "ZX")
-    (ZY, _, _), (ZZ, _, _) = _matrix(ZY, "ZY"), _matrix(ZZ, "ZZ")
+        raise ValueError(
+            f"lmm needs XX, XY, ZX, ZY, ZZ, Ynorm and n, or one SummaryStats; missing: {', '.join(missing)}"
+        )
+    XX, _, _ = read_matrix(XX, "XX")
+    XY, x_labels, y_labels = read_matrix(XY, "XY")
+    ZX, z_labels, _ = read_matrix(ZX, "ZX")
+    (ZY, _, _), (ZZ, _, _) = read_matrix(ZY, "ZY"), read_matrix(ZZ, "ZZ")
     norms = np.asarray(to_numpy(Ynorm), dtype=float).reshape(-1)
     products = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": norms}
     for name, matrix in products.items():
         check_values(matrix, name)
-    products = {name: np.asarray(_dense(matrix), dtype=float) for name, matrix in products.items()}
+    products = {name: np.asarray(dense(matrix), dtype=float) for name, matrix in products.items()}
     m, p, q = XY.shape[1], XX.shape[0], ZZ.shape[0]
     return SummaryStats(
         n=int(np.asarray(n).reshape(-1)[0]),
         **products,
-        d=(widths := _widths(d, q)),
-        features=_labels(Y_names, y_labels, m, "Gene", "Y_names"),
-        fixed_names=_labels(X_names, x_labels, p, "X", "X_names"),
-        random_names=_labels(None, z_labels, q, "Z", "rows of ZX"),
+        d=(widths := component_widths(d, q)),
+        features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        fixed_names=choose_labels(X_names, x_labels, p, "X", "X_names"),
+        random_names=choose_labels(None, z_labels, q, "Z", "rows of ZX"),
         component_names=default_names("var", len(widths)),
     )
-
-
-def _dense(A: Any) -> np.ndarray:
-    return A.toarray() if scipy.sparse.issparse(A) else A
-
-
-def _sparse_if_worth_it(Z: Any) -> Any:
-    # one-hot columns: a sparse product touches each cell once per random effect
-    if scipy.sparse.issparse(Z) or np.count_nonzero(Z) > _SPARSE_DENSITY * Z.size:
-        return Z
-    return scipy.sparse.csr_array(Z)
-
-
-def _rows(Y: Any, lo: int, hi: int) -> Any:
-    return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
 
 
 def _check_blocks(nBlocks: int) -> int:

@@ -36,10 +36,11 @@ class Estimates:
     @classmethod
     def empty(cls, m: int, p: int, rows: int) -> Estimates:
         """Nothing estimated yet: NaN, and the status of genes that are never fitted."""
-        nan = {name: np.full((rows, m), np.nan) for name in ("theta", "se_theta", "dlogL")}
-        nan |= {name: np.full(m, np.nan) for name in ("logLik", "niter")}
-        nan |= {name: np.full((p, m), np.nan) for name in ("coef", "se")}
-        return cls(status=np.full(m, int(Status.NO_VARIANCE)), **nan)
+        shapes = dict.fromkeys(("theta", "se_theta", "dlogL"), (rows, m)) | dict.fromkeys(("coef", "se"), (p, m))
+        nan = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
+        return cls(
+            **nan, logLik=np.full(m, np.nan), niter=np.full(m, np.nan), status=np.full(m, int(Status.NO_VARIANCE))
+        )
 
     def put(self, genes: np.ndarray, part: Estimates) -> None:
         """Write the numbers of `genes` (positions)."""
@@ -113,7 +114,7 @@ class LMMFit:
 
     @property
     def t(self) -> pd.DataFrame:
-        """t statistics, coef / se (p x m)."""
+        """T statistics, coef / se (p x m)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return self._by_coefficient(self.estimates.coef / self.estimates.se)
 
@@ -232,7 +233,9 @@ class LMMFit:
         """
         check_df_method(df)
         if isinstance(contrast, np.ndarray) and contrast.ndim == 2 and contrast.shape[0] > 1:
-            raise ValueError("a matrix of several rows asks for a joint F test, which is not available; give {label: weights}")
+            raise ValueError(
+                "a matrix of several rows asks for a joint F test, which is not available; give {label: weights}"
+            )
         C, labels = contrast_rows(contrast, self.summary.fixed_names)
         tested = self.contrast_test(C, df)
         mean = self.summary.mean()

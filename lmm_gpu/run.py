@@ -41,7 +41,13 @@ class Run:
 
 
 def fit_to_folder(
-    data: Any, formula: str, folder: Path, contrasts: Sequence[str] | None = None, *, df: str = "satterthwaite", **options: Any
+    data: Any,
+    formula: str,
+    folder: Path,
+    contrasts: Sequence[str] | None = None,
+    *,
+    df: str = "satterthwaite",
+    **options: Any,
 ) -> Run:
     """Fit `data` and write results.csv.gz, genes.csv.gz and run.json into `folder`.
 
@@ -97,7 +103,13 @@ def _named(contrasts: Sequence[str]) -> dict[str, str]:
 
 
 def _record(
-    fit: LMMFit, data: Any, formula: str, contrasts: Sequence[str] | None, df: str, options: dict[str, Any], seconds: float
+    fit: LMMFit,
+    data: Any,
+    formula: str,
+    contrasts: Sequence[str] | None,
+    df: str,
+    options: dict[str, Any],
+    seconds: float,
 ) -> dict[str, Any]:
     from . import __version__
 

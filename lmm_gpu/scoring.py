@@ -247,7 +247,9 @@ def _collect(left: list[tuple[Array, State]], start: Array) -> Outcome:
     order = xp.argsort(positions)
     parts = [state for _, state in left]
     joined = {
-        name: xp.take(xp.concat([getattr(s, name) for s in parts], axis=-1), order, axis=getattr(parts[0], name).ndim - 1)
+        name: xp.take(
+            xp.concat([getattr(s, name) for s in parts], axis=-1), order, axis=getattr(parts[0], name).ndim - 1
+        )
         for name in ("theta", "niter", "status", "halved")
     }
     return Outcome(**joined)

@@ -89,10 +89,12 @@ class SummaryStats:
         """Statistics of the cells of both; genes, model and transform must be the same."""
         for name in ("d", "features", "fixed_names", "random_names", "formula", "transform"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(f"cannot add summary statistics: {name} differ; both sides need the same genes and model")
+                raise ValueError(
+                    f"cannot add summary statistics: {name} differ; both sides need the same genes and model"
+                )
         total = {name: getattr(self, name) + getattr(other, name) for name in self.keys()}
-        both = self.Ysum is not None and other.Ysum is not None
-        return replace(self, **total, Ysum=self.Ysum + other.Ysum if both else None)
+        sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
+        return replace(self, **total, Ysum=sums)
 
     def mean(self) -> Array | None:
         """Mean of each gene over the cells (m,), None if the sums were not recorded."""
@@ -172,7 +174,9 @@ def project(summary: SummaryStats) -> Projected:
     ss = summary
     p = ss.XX.shape[0]
     if ss.n <= p:
-        raise ValueError(f"the model has {p} fixed-effect columns but only {ss.n} cells: no residual is left; drop terms")
+        raise ValueError(
+            f"the model has {p} fixed-effect columns but only {ss.n} cells: no residual is left; drop terms"
+        )
     XXinv, dependent = inverse_spd(ss.XX)
     if XXinv is None:
         names = ", ".join(ss.fixed_names[i] for i in dependent)
@@ -221,7 +225,9 @@ def _check_shapes(ss: SummaryStats) -> None:
     for name, shape in wanted.items():
         got = tuple(getattr(ss, name).shape)
         if got != shape:
-            raise ValueError(f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features")
+            raise ValueError(
+                f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
+            )
     check_components(ss.d, q)
 
 

@@ -81,12 +81,12 @@ def check_values(Y: Any, what: str = "Y") -> None:
     """Refuse NaN and infinite values, with how many and where the first one is (row, column of the chunk)."""
     if scipy.sparse.issparse(Y):
         Y = Y.tocoo()
-        bad = np.flatnonzero(~np.isfinite(Y.data))
-        where = (int(Y.row[bad[0]]), int(Y.col[bad[0]])) if bad.size else ()
+        stored = np.flatnonzero(~np.isfinite(Y.data))
+        bad = np.stack([Y.row[stored], Y.col[stored]], axis=1)  # (bad, 2)
     else:
-        positions = np.argwhere(~np.isfinite(np.asarray(Y, dtype=float)))
-        bad, where = positions, tuple(int(i) for i in positions[0]) if len(positions) else ()
+        bad = np.argwhere(~np.isfinite(np.asarray(Y, dtype=float)))  # (bad, axes)
     if len(bad):
+        first = tuple(bad[0].tolist())
         raise ValueError(
-            f"{what} holds {len(bad)} NaN or infinite value(s), the first at position {where}; remove or impute them"
+            f"{what} holds {len(bad)} NaN or infinite value(s), the first at position {first}; remove or impute them"
         )
