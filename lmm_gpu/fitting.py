@@ -18,10 +18,11 @@ import numpy as np
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
 from .linalg import inverse_small
 from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block, parse_memory
+from .plan import Shape, blocks, genes_per_block, parse_memory, workers
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
+from .threads import in_threads
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
@@ -77,16 +78,22 @@ def fit_summary(
     """
     model = MixedModel.build(summary, options.method)
     theta0 = _start_values(options.theta0, model, summary.m)
-    size = options.block or genes_per_block(Shape(model.XXinv.shape[0], summary.d), parse_memory(options.memory))
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
     varying = flag_indices(model.varies)  # (genes to fit,)
-    for lo, hi in blocks(varying.size, size):
-        genes = varying[lo:hi]
+
+    def fit_genes(bounds: tuple[int, int]) -> int:
+        genes = varying[bounds[0] : bounds[1]]
         block = model.select(indices(genes, model.beta_ols))
         start = block.likelihood.start() if theta0 is None else like(theta0[:, genes], block.beta_ols)
         estimates.put(genes, estimate_block(block, start, options))
+        return genes.size
+
+    memory = parse_memory(options.memory)
+    budget = None if memory is None else memory // workers()
+    size = options.block or genes_per_block(Shape(model.XXinv.shape[0], summary.d), budget)
+    for done in in_threads(fit_genes, blocks(varying.size, size)):
         if progress is not None:
-            progress(hi - lo)
+            progress(done)
     _warn(estimates.status)
     return LMMFit(estimates, summary, model, options.method, options.epsilon)
 

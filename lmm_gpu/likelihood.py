@@ -70,6 +70,10 @@ class Likelihood(ABC):
         """BLUPs u = D e (q, b)."""
 
     @abstractmethod
+    def effect_form(self, g: Array, a: Array) -> Array:
+        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c)."""
+
+    @abstractmethod
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a (c, b) for the columns of `a` (q, c), where N = D (I + S D)^-1."""
 

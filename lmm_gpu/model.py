@@ -63,7 +63,7 @@ class MixedModel:
 
     def coefficients(self, theta: Array) -> Array:
         """Fixed effects (p, b)."""
-        return self.beta_ols - self.xxz @ self.random_effects(theta)
+        return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T)
 
     def contrast_variance(self, theta: Array, C: Array) -> Array:
         """Variances (c, b) of the contrasts in the rows of `C` (c, p)."""

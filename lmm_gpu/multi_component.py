@@ -208,6 +208,10 @@ class MultiComponent(Likelihood):
         start = sum(self.d[: self.root.eliminated])
         return xp.concat([rest[:start, :], g_e[None, :] * (self.root.K_e @ v), rest[start:, :]], axis=0)
 
+    def effect_form(self, g: Array, a: Array) -> Array:
+        """a' u (c, b)."""
+        return a.T @ self.random_effects(g)
+
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a = a'D a - x' A^-1 x with x = K'D a (c, b)."""
         xp = namespace(g)

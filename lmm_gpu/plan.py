@@ -80,6 +80,14 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     return size
 
 
+def workers() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every platform
+        return os.cpu_count() or 1
+
+
 def default_memory() -> int:
     """A share of the memory that is free now, in bytes."""
     try:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 from scipy import special
 
+from .threads import in_threads
+
 #: Where p itself still has all its digits; below, only its logarithm does.
 _SMALLEST_P = 1e-290
+
+#: Entries per thread and task.
+_CHUNK = 32_768
 
 ALTERNATIVES = ("two-sided", "less", "greater")
 
@@ -34,8 +39,19 @@ def t_pvalue(t: np.ndarray, df: np.ndarray | float, alternative: str = "two-side
     _check_alternative(alternative)
     # always the lower tail: 1 - cdf would lose everything below 1e-16
     if alternative == "two-sided":
-        return 2.0 * special.stdtr(df, -np.abs(t))
-    return special.stdtr(df, t if alternative == "less" else -np.asarray(t))
+        return 2.0 * _lower_tail(df, -np.abs(t))
+    return _lower_tail(df, t if alternative == "less" else -np.asarray(t))
+
+
+def _lower_tail(df: np.ndarray | float, t: np.ndarray) -> np.ndarray:
+    # Student's t distribution function; large tables in chunks on threads
+    df, t = np.broadcast_arrays(df, t)
+    if t.size <= _CHUNK:
+        return special.stdtr(df, t)
+    pieces = range(0, t.size, _CHUNK)
+    df, flat = df.reshape(-1), t.reshape(-1)
+    parts = in_threads(lambda lo: special.stdtr(df[lo : lo + _CHUNK], flat[lo : lo + _CHUNK]), pieces)
+    return np.concatenate(list(parts)).reshape(t.shape)
 
 
 def t_log10_pvalue(t: np.ndarray, df: np.ndarray | float, alternative: str = "two-sided") -> np.ndarray:

@@ -17,6 +17,8 @@ from .linalg import cholesky_small, solve_small
 
 #: A gene whose step has been halved this often is stuck.
 SHORTEST_STEP = 2.0**-24
+#: Share of a batch that has to be done before these genes are taken out of it.
+WORTH_LEAVING = 0.25
 #: A step shorter than the square root of this, in standard errors of theta, is small on every scale of y.
 SMALL_DECREMENT = 1e-10
 
@@ -103,7 +105,7 @@ def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
     """Maximise the likelihood of every gene from `start` (k+1, b).
 
     As in FLASHMM, `niter` counts evaluations and a last step follows the one that met the stopping rule.
-    Genes that are done leave the batch.
+    Genes that are done stand still, and leave the batch together once they are many.
     """
     state = _begin(start)
     alive = to_numpy(namespace(start).arange(start.shape[1]))  # positions of the batch's genes in `start`
@@ -111,7 +113,7 @@ def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
     while alive.shape[0] > 0:
         state = advance(state, objective, rules)
         done = to_numpy(state.done)
-        if not done.any():
+        if done.sum() < min(WORTH_LEAVING * done.shape[0], done.shape[0]):
             continue
         left.append((alive[done], _take(state, indices(flag_indices(done), start))))
         stay = indices(flag_indices(~done), start)
@@ -127,7 +129,7 @@ def advance(state: State, objective: Objective, rules: Rules) -> State:
         trial = _clear_rounding(state, trial)
     found = objective.evaluate(trial)
     last = state.status != Status.RUNNING
-    accept = found.ok & (found.value >= state.value - state.slack)
+    accept = found.ok & (found.value >= state.value - state.slack) & ~state.done
     plan = accept & ~last
 
     step, decrement, score_size = _plan_step(trial, found, rules)

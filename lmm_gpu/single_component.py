@@ -55,11 +55,11 @@ class SingleComponent(Likelihood):
         xp = namespace(g)
         w, ok = self._shrinkage(self.lam, g)  # (q, b)
         w_trace, ok_trace = (w, ok) if self.lam_trace is self.lam else self._shrinkage(self.lam_trace, g)
+        lam = self.lam_trace[None, :]  # (1, q)
         cw = self.c * w  # (q, b)
-        lam_w = self.lam_trace[:, None] * w_trace  # (q, b)
         return Traces(
-            T=xp.sum(lam_w, axis=0)[None, :],
-            B=xp.sum(lam_w * lam_w, axis=0)[None, None, :],
+            T=lam @ w_trace,
+            B=((lam * lam) @ (w_trace * w_trace))[None, :, :],
             E=xp.sum(cw * cw, axis=0)[None, :],
             z=xp.sum(self.c * cw, axis=0)[None, :],
             logdet=-xp.sum(xp.log(w_trace), axis=0),
@@ -68,8 +68,11 @@ class SingleComponent(Likelihood):
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
-        w, _ = self._shrinkage(self.lam, g)
-        return g * (self.U @ (self.c * w))
+        return self.U @ self._rotated_effects(g)
+
+    def effect_form(self, g: Array, a: Array) -> Array:
+        """a' u (c, b): the eigenvectors meet the few columns of `a`, not the genes."""
+        return (self.U.T @ a).T @ self._rotated_effects(g)
 
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a (c, b): one matrix product for all genes."""
@@ -92,10 +95,14 @@ class SingleComponent(Likelihood):
         ua = self.U.T @ a  # (q, c)
         return ((ua * ua).T @ (w * w))[None, :, :]
 
+    def _rotated_effects(self, g: Array) -> Array:
+        # U' u (q, b)
+        w, _ = self._shrinkage(self.lam, g)
+        return g * self.c * w
+
     @staticmethod
     def _shrinkage(lam: Array, g: Array) -> tuple[Array, Array]:
-        # w = 1 / (1 + g lam), and whether every 1 + g lam is positive
+        # w = 1 / (1 + g lam) (q, b), and whether every 1 + g lam is positive (b,): the largest lam decides
         xp = namespace(lam)
-        A = 1.0 + lam[:, None] * g  # (q, b)
-        positive = A > 0
-        return 1.0 / xp.where(positive, A, 1.0), xp.all(positive, axis=0)
+        ok = 1.0 + xp.max(lam) * g[0, :] > 0
+        return 1.0 / (1.0 + lam[:, None] * xp.where(ok, g, 0.0)), ok

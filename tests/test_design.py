@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
+import formulaic
 import numpy as np
 import pandas as pd
 import pytest
@@ -187,7 +190,7 @@ def test_every_row_holds_one_value_per_component(codes, random):
     design = build_design("~ x + (x || g) + (1 | g:h) + (1 | h)", table)
     assert design.d == (table["g"].nunique(), table["g"].nunique(), groups.nunique(), table["h"].nunique())
     starts = np.cumsum([0, *design.d])
-    blocks = [design.Z[:, low:high] for low, high in zip(starts[:-1], starts[1:], strict=True)]
+    blocks = [design.Z[:, low:high] for low, high in pairwise(starts)]
     sums = np.stack([block.sum(axis=1) for block in blocks], axis=1)
     np.testing.assert_array_equal(sums, np.stack([np.ones(len(codes)), table["x"], *np.ones((2, len(codes)))], axis=1))
     assert len(design.random_names) == len(set(design.random_names)) == design.q
@@ -264,7 +267,7 @@ def test_r_names(names, expected):
         ("~ (1 | donor + batch)", ["groups of '(1 | donor + batch)'", "joined with ':' or '/'"]),
         ("~ (1 | factor(donor))", ["groups of", "compute anything else as a column first"]),
         ("~ (1 | )", ["groups of"]),
-        ("~ condition + + (1 | donor) +", ["cannot read the formula"]),
+        ("~ condition + (1 | donor) +", ["cannot read the formula"]),
         ("~ 'condition + (1 | donor)", ["cannot read the formula"]),
         ("~ log(age + (1 | donor)", ["cannot read the formula"]),
         ("~ . + (1 | donor)", ["cannot use '.'", "name the columns"]),
@@ -331,9 +334,10 @@ def mark(tmp_path, monkeypatch) -> Path:
     return tmp_path / "ran"
 
 
-def test_the_mark_works(mark):
-    eval("__import__('pathlib').Path('ran').touch()")
-    assert mark.exists()
+def test_formulaic_alone_runs_code(obs, mark):
+    with suppress(Exception):
+        formulaic.Formula("{open('ran', 'w').close()}").get_model_matrix(obs, context={})
+    assert mark.exists()  # if this fails one day, formulaic has become safer, and the tests below prove less
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,30 @@
+"""Blocks on threads: NumPy and SciPy release the interpreter's lock, so one thread per processor is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
+
+from .plan import workers
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def in_threads(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
+    """Yield ``function(task)`` for every task, in order, computed on one thread per processor.
+
+    The linear algebra library is held at one thread meanwhile: its threads and ours would fight for processors.
+
+    >>> list(in_threads(abs, [-1, 2]))
+    [1, 2]
+    """
+    tasks = list(tasks)
+    if len(tasks) < 2 or workers() < 2:
+        yield from map(function, tasks)
+        return
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers()) as pool:
+        yield from pool.map(function, tasks)

@@ -1,0 +1,226 @@
+"""Both likelihoods against dense n x n algebra, finite differences and the identities of likelihood theory.
+
+Scales: a log-likelihood is compared relative to 1 + |value|; entry i of a score to sqrt(F_ii), its standard
+deviation; entry ij of an information matrix to sqrt(F_ii F_jj).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import dense
+import numpy as np
+import pytest
+
+from lmm_gpu.model import MixedModel
+from lmm_gpu.multi_component import MultiComponent
+from lmm_gpu.single_component import SingleComponent
+from lmm_gpu.summary import cross_products, project
+
+KINDS = ["positive", "negative", "mixed"]
+GENES = 3
+
+
+def likelihood_of(design, Y, method):
+    return MixedModel.build(cross_products(design.X, design.Z, Y, d=design.d), method).likelihood
+
+
+def by_gene(values):
+    """Genes, last in the library, first."""
+    return np.moveaxis(np.asarray(values), -1, 0)
+
+
+def deviations(F):
+    return np.sqrt(np.einsum("ii...->i...", F))
+
+
+def assert_information(found, expected, tolerance):
+    sd = deviations(expected)
+    np.testing.assert_array_less(np.abs(found - expected) / (sd[:, None] * sd), tolerance)
+
+
+@pytest.fixture(params=KINDS)
+def case(request, design, method):
+    """Design, genes (n, m), one theta per gene (k+1, m), method, and what the library says."""
+    Y, theta = dense.draw_genes(design, GENES), dense.draw_theta(design, GENES, request.param)
+    return design, Y, theta, method, likelihood_of(design, Y, method).evaluate(theta)
+
+
+def test_value_is_the_dense_likelihood(case):
+    design, Y, theta, method, found = case
+    expected = [dense.loglik(design, y, t, method) for y, t in zip(Y.T, theta.T, strict=True)]
+    assert found.ok.all()
+    np.testing.assert_allclose(found.value, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_score_is_the_slope_of_the_dense_likelihood(case):
+    design, Y, theta, method, found = case
+    for y, t, score, F in zip(Y.T, theta.T, found.score.T, by_gene(found.information), strict=True):
+        sd = deviations(F)
+        slope = dense.gradient(lambda at, y=y: dense.loglik(design, y, at, method), t, 3e-5 / sd)
+        np.testing.assert_array_less(np.abs(score - slope) / sd, 1e-6)
+
+
+def test_score_is_the_dense_score(case):
+    design, Y, theta, method, found = case
+    for y, t, score, F in zip(Y.T, theta.T, found.score.T, by_gene(found.information), strict=True):
+        np.testing.assert_array_less(np.abs(score - dense.score(design, y, t, method)) / deviations(F), 1e-9)
+
+
+def test_information_is_the_dense_expectation(case):
+    design, _, theta, method, found = case
+    for t, F in zip(theta.T, by_gene(found.information), strict=True):
+        assert_information(F, dense.information(design, t, method), 1e-9)
+
+
+def test_quad_is_the_generalised_residual_sum_of_squares(case):
+    design, Y, theta, _, found = case
+    expected = [t[-1] * y @ design.P(t) @ y for y, t in zip(Y.T, theta.T, strict=True)]
+    np.testing.assert_allclose(found.quad, expected, rtol=1e-10)
+
+
+# --- identities -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=KINDS)
+def replicated(request, design):
+    """Genes whose y y' average to V(theta) exactly: means over them are expectations."""
+    theta = dense.draw_theta(design, 1, request.param, seed=1)[:, 0]
+    Y = np.sqrt(design.n) * np.linalg.cholesky(design.V(theta))
+    return likelihood_of(design, Y, "REML"), theta
+
+
+def evaluate_everywhere(likelihood, theta):
+    return likelihood.evaluate(np.repeat(theta[:, None], likelihood.yry.shape[0], axis=1))
+
+
+def test_expected_score_is_zero(replicated):
+    found = evaluate_everywhere(*replicated)
+    mean = found.score.mean(axis=1)
+    np.testing.assert_array_less(np.abs(mean) / deviations(found.information[..., 0]), 1e-10)
+
+
+def test_expected_curvature_is_minus_the_information(replicated):
+    likelihood, theta = replicated
+    F = evaluate_everywhere(likelihood, theta).information[..., 0]
+    mean_score = lambda at: evaluate_everywhere(likelihood, at).score.mean(axis=1)  # noqa: E731
+    assert_information(-dense.gradient(mean_score, theta, 3e-5 / deviations(F)), F, 1e-6)
+
+
+# --- the two likelihoods, one component -----------------------------------------------------------
+
+ONE = ["one_nested", "one_crossed"]
+
+
+@pytest.fixture(params=ONE)
+def one(request, method):
+    """Projected summary of a design of one component, and thetas of both signs."""
+    design = dense.DESIGNS[request.param]
+    theta = np.hstack([dense.draw_theta(design, GENES, kind) for kind in ("positive", "negative")])
+    Y = dense.draw_genes(design, theta.shape[1])
+    return project(cross_products(design.X, design.Z, Y)), theta, method
+
+
+def assert_same_evaluation(a, b):
+    np.testing.assert_array_equal(a.ok, b.ok)
+    np.testing.assert_allclose(a.value, b.value, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(a.quad, b.quad, rtol=1e-11)
+    sd = deviations(a.information)
+    np.testing.assert_array_less(np.abs(a.score - b.score) / sd, 1e-10)
+    np.testing.assert_array_less(np.abs(a.information - b.information) / (sd[:, None] * sd), 1e-10)
+
+
+def test_multi_component_with_one_component_is_single_component(one):
+    projected, theta, method = one
+    q = projected.S.shape[0]
+    single, multi = SingleComponent.build(projected, method), MultiComponent.build(projected, (q,), method)
+    assert single.rank == multi.rank
+    assert_same_evaluation(multi.evaluate(theta), single.evaluate(theta))
+    g = single.ratios(theta)
+    np.testing.assert_allclose(multi.random_effects(g), single.random_effects(g), rtol=1e-9, atol=1e-10)
+    a = np.random.default_rng(3).normal(size=(q, 4))
+    for form in ("variance_form", "covariance_form", "gradient_form"):
+        found, expected = getattr(multi, form)(g, a), getattr(single, form)(g, a)
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
+
+
+def test_one_component_split_in_two_with_equal_ratios(one):
+    projected, theta, method = one
+    q = projected.S.shape[0]
+    whole = SingleComponent.build(projected, method).evaluate(theta)
+    split = MultiComponent.build(projected, (q - 3, 3), method).evaluate(theta[[0, 0, 1]])
+    join = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # d(s, s, s_0) / d(s, s_0)
+    information = np.einsum("ai,ijm,bj->abm", join, split.information, join)
+    assert_same_evaluation(replace(split, score=join @ split.score, information=information), whole)
+
+
+# --- where there is no likelihood -----------------------------------------------------------------
+
+
+def wild_theta(design, m, seed=5):
+    """Thetas of both signs in all components, about half of them without a positive definite V."""
+    rng = np.random.default_rng(seed)
+    k = len(design.d)
+    largest = np.array([np.linalg.eigvalsh(part.T @ part)[-1] for part in design.parts])
+    sign = np.where(rng.uniform(size=(k, m)) < 0.6, -1, 3)
+    return np.vstack([sign * rng.uniform(0, 2.5, size=(k, m)) / largest[:, None], np.ones(m)])
+
+
+@pytest.fixture
+def wild(design, method):
+    """`ok` of the library for wild thetas, and whether dense eigenvalues say positive definite."""
+    m = 120
+    theta, Y = wild_theta(design, m), dense.draw_genes(design, m)
+    smallest = np.array([design.smallest_eigenvalue(t, method) for t in theta.T])
+    assert 0.15 * m < np.count_nonzero(smallest > 0) < 0.85 * m, "the thetas do not test both answers"
+    assert np.abs(smallest).min() > 1e-9, "too close to call"
+    return np.asarray(likelihood_of(design, Y, method).evaluate(theta).ok), smallest > 0
+
+
+def test_ok_nowhere_but_where_the_matrix_is_positive_definite(wild):
+    ok, positive_definite = wild
+    assert not np.any(ok & ~positive_definite)
+
+
+def test_ok_wherever_the_matrix_is_positive_definite(wild):
+    ok, positive_definite = wild
+    assert not np.any(~ok & positive_definite)
+
+
+@pytest.mark.parametrize("residual", [0.0, -1.0, np.nan])
+def test_no_likelihood_without_a_positive_residual_variance(design, method, residual):
+    Y, theta = dense.draw_genes(design, 2), dense.draw_theta(design, 2, "positive")
+    theta[-1, 0] = residual
+    np.testing.assert_array_equal(likelihood_of(design, Y, method).evaluate(theta).ok, [False, True])
+
+
+def test_neighbours_of_an_indefinite_gene_are_untouched(design, method):
+    m = 12
+    Y, good = dense.draw_genes(design, m), dense.draw_theta(design, m, "mixed")
+    bad = good.copy()
+    bad[:-1, 1::3] = -10.0 * bad[-1, 1::3]
+    likelihood = likelihood_of(design, Y, method)
+    alone, mixed = likelihood.evaluate(good), likelihood.evaluate(bad)
+    others = np.arange(m) % 3 != 1
+    np.testing.assert_array_equal(mixed.ok, others)
+    for name in ("value", "score", "information", "quad"):
+        np.testing.assert_array_equal(getattr(mixed, name)[..., others], getattr(alone, name)[..., others])
+
+
+def test_select_is_the_likelihood_of_those_genes(design, method):
+    Y, theta = dense.draw_genes(design, 6), dense.draw_theta(design, 6, "mixed")
+    likelihood, chosen = likelihood_of(design, Y, method), np.array([4, 0, 3])
+    some, all_ = likelihood.select(chosen).evaluate(theta[:, chosen]), likelihood.evaluate(theta)
+    for name in ("value", "quad"):
+        np.testing.assert_allclose(getattr(some, name), getattr(all_, name)[chosen], rtol=1e-12)
+    sd = deviations(all_.information[..., chosen])
+    np.testing.assert_array_less(np.abs(some.score - all_.score[:, chosen]) / sd, 1e-11)
+
+
+def test_start_is_ordinary_least_squares(design, method):
+    Y = dense.draw_genes(design, GENES)
+    residual = Y - design.X @ np.linalg.lstsq(design.X, Y, rcond=None)[0]
+    start = likelihood_of(design, Y, method).start()
+    assert start.shape == (len(design.d) + 1, GENES)
+    assert not start[:-1].any()
+    np.testing.assert_allclose(start[-1], (residual**2).sum(axis=0) / (design.n - design.X.shape[1]), rtol=1e-11)
