@@ -10,6 +10,7 @@ factorised by unrolled elementwise operations; larger ones are stacks (b, q, q) 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from .arrays import Array, like, namespace, to_numpy, zeros
 
@@ -113,24 +114,30 @@ def cholesky(A: Array) -> tuple[Array, Array]:
     xp = namespace(A)
     finite = xp.all(xp.isfinite(A), axis=(1, 2))  # (b,)
     unit = identity(A.shape[1], A)[None, :, :]
-    return _cholesky_bisect(xp.where(finite[:, None, None], A, -unit))
+    L, ok = _bisect(xp.linalg.cholesky, xp.where(finite[:, None, None], A, -unit))
+    ok = ok & xp.all(xp.linalg.diagonal(L) > 0, axis=1)  # (b,)
+    return xp.where(ok[:, None, None], L, unit), ok
 
 
-def _cholesky_bisect(A: Array) -> tuple[Array, Array]:
+def solve(A: Array, B: Array) -> tuple[Array, Array]:
+    """Solve a stack of general systems A X = B: (b, q, q) and (b, q, c) to (b, q, c) and `ok` (b,)."""
+    return _bisect(namespace(A).linalg.solve, A, B)
+
+
+def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Array]:
     # A library that raises does so for the whole stack: halve it until the bad matrices stand alone.
-    xp = namespace(A)
-    b = A.shape[0]
+    xp = namespace(*stacks)
+    b = stacks[0].shape[0]
     try:
-        L = xp.linalg.cholesky(A)
+        result = factorise(*stacks)
     except Exception as error:  # each library has its own LinAlgError
         if "LinAlg" not in type(error).__name__:
             raise
         if b == 1:
-            return identity(A.shape[1], A)[None, :, :], zeros((1,), A, dtype=xp.bool)
-        halves = [_cholesky_bisect(A[: b // 2, :, :]), _cholesky_bisect(A[b // 2 :, :, :])]
-        return xp.concat([h[0] for h in halves], axis=0), xp.concat([h[1] for h in halves], axis=0)
-    ok = xp.all(xp.isfinite(L), axis=(1, 2)) & xp.all(xp.linalg.diagonal(L) > 0, axis=1)  # (b,)
-    return xp.where(ok[:, None, None], L, identity(A.shape[1], A)[None, :, :]), ok
+            return xp.zeros_like(stacks[-1]), zeros((1,), stacks[0], dtype=xp.bool)
+        parts = [_bisect(factorise, *[A[half, :, :] for A in stacks]) for half in (slice(b // 2), slice(b // 2, b))]
+        return xp.concat([part[0] for part in parts], axis=0), xp.concat([part[1] for part in parts], axis=0)
+    return result, xp.all(xp.isfinite(result), axis=(1, 2))
 
 
 def triangular_inverse(L: Array) -> Array:

@@ -12,13 +12,16 @@ F, F1 and F2 of all genes of a block are one matrix product of the row pairs of 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
 
-from .arrays import Array, indices, like, namespace
+from .arrays import Array, flag_indices, indices, like, namespace
 from .likelihood import Likelihood, Traces
-from .linalg import eigh_psd, identity, inverse_and_logdet, root_psd
+from .linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve
+from .plan import blocks
 from .summary import Projected
+from .trace_table import Axis, TraceFunctions, TraceTable
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,44 @@ class Root:
         (F,) = self.gram(delta)
         return self.eliminate(g, delta, ok, F)
 
+    def solve(self, g: Array, x: Array) -> tuple[Array, Array]:
+        """(I + K'DK)^-1 x for one vector per gene, x (r, b), without any inverse; and validity (b,)."""
+        g_e, D_R = self.split(g)
+        delta, ok = self.delta(g_e)
+        (F,) = self.gram(delta)
+        scaled = delta * x  # (r, b)
+        C = identity(F.shape[1], F)[None, :, :] + F * D_R[:, None, :]  # (b, q_R, q_R)
+        u, solved = solve(C, (self.K_R @ scaled).T[:, :, None])  # (b, q_R, 1)
+        return scaled - delta * (self.K_R.T @ (D_R * u[:, :, 0]).T), ok & solved
+
+    def rows(self, a: Array) -> tuple[Array, Array]:
+        """Rows of a matrix (q, c) of the eliminated effect (d_e, c) and of the rest (q_R, c)."""
+        lo = self.blocks[self.eliminated - 1][1] if self.eliminated else 0
+        hi = lo + self.K_e.shape[0]
+        return a[lo:hi, :], namespace(a).concat([a[:lo, :], a[hi:, :]], axis=0)
+
+    def quadratic_form(self, g: Array, a_e: Array, a_R: Array) -> Array:
+        """x' (I + K'DK)^-1 x (c, b) for x = K'D a, without forming x for every gene.
+
+        With x = g_e L_e + L_R, L_e = K_e'a_e and L_R = K_R'D_R a_R, what enters are K_R diag(delta) L_e, one matrix
+        product for all genes, and F = K_R diag(delta) K_R'.
+        """
+        xp = namespace(g)
+        (q_R, r), c, b = self.K_R.shape, a_e.shape[1], g.shape[1]
+        g_e, D_R = self.split(g)
+        delta, _ = self.delta(g_e)
+        (F,) = self.gram(delta)
+        L_e = self.K_e.T @ a_e  # (r, c)
+        crossed = xp.reshape(self.K_R[:, None, :] * L_e.T[None, :, :], (q_R * c, r))
+        crossed = xp.reshape((crossed @ (g_e[None, :] * delta)).T, (b, q_R, c))  # g_e K_R diag(delta) L_e
+        loaded = D_R[:, :, None] * a_R[None, :, :]  # (b, q_R, c)
+        u = crossed + xp.matmul(F, loaded)  # (b, q_R, c), K_R diag(delta) x
+        C = identity(q_R, F)[None, :, :] + F * D_R[:, None, :]
+        solved, _ = solve(C, u)
+        diagonal = (g_e * g_e)[None, :] * ((L_e * L_e).T @ delta)  # (c, b), |delta^1/2 g_e L_e|^2
+        rest = loaded * (crossed + u) - u * D_R[:, :, None] * solved  # (b, q_R, c)
+        return diagonal + xp.sum(rest, axis=1).T
+
     def apply(self, inner: Elimination, x: Array) -> Array:
         """(I + K'DK)^-1 x for vectors x (r, c, b), one set of c columns per gene."""
         xp = namespace(x)
@@ -117,6 +158,15 @@ class Root:
         DHu = inner.D_R[:, :, None] * xp.matmul(inner.H, u)  # (b, q_R, c)
         back = xp.tensordot(self.K_R.T, xp.permute_dims(DHu, (1, 2, 0)), axes=1)  # (r, c, b)
         return scaled - inner.delta[:, None, :] * back
+
+    def trace_functions(self, g: Array) -> TraceFunctions | None:
+        """T, B and log det at many ratios (k, nodes), or None if V is not positive definite at one of them."""
+        xp = namespace(g)
+        found = [self.traces(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], 64)]
+        if not bool(xp.all(xp.concat([inner.ok for _, _, inner in found], axis=0))):
+            return None
+        T, B, logdet = zip(*[(T, B, inner.logdet) for T, B, inner in found], strict=True)
+        return xp.concat(T, axis=-1), xp.concat(B, axis=-1), xp.concat(logdet, axis=-1)
 
     def traces(self, g: Array) -> tuple[Array, Array, Elimination]:
         """T (k, b), B (k, k, b) and the elimination they came from."""
@@ -153,6 +203,7 @@ class MultiComponent(Likelihood):
 
     root: Root  #: of S = Z'RZ: quadratic forms in y, and traces for REML
     root_trace: Root  #: the root whose traces enter: of S (REML) or of Z'Z (ML)
+    table: TraceTable | None  #: these traces, tabulated, if there are enough genes
     d: tuple[int, ...]
     h: Array  #: (r, b), Z'Ry = K h
     yry: Array  #: (b,)
@@ -165,10 +216,12 @@ class MultiComponent(Likelihood):
     def build(cls, projected: Projected, d: tuple[int, ...], method: str) -> MultiComponent:
         """Decompose the design once and rotate all genes."""
         root = Root.build(projected.S, d)
-        p = projected.XXinv.shape[0]
+        root_trace = root if method == "REML" else Root.build(projected.ZZ, d)
+        p, genes = projected.beta_ols.shape
         return cls(
             root=root,
-            root_trace=root if method == "REML" else Root.build(projected.ZZ, d),
+            root_trace=root_trace,
+            table=tabulate(root_trace, projected.S if method == "REML" else projected.ZZ, d, genes),
             d=d,
             h=root.inverse @ projected.zry,
             yry=projected.yry,
@@ -184,27 +237,58 @@ class MultiComponent(Likelihood):
         return replace(self, h=xp.take(self.h, index, axis=1), yry=xp.take(self.yry, index, axis=0))
 
     def traces(self, g: Array) -> Traces:
-        """T, B, E, z and log det at the ratios `g` (k, b)."""
-        xp = namespace(g)
+        """T, B, E, z and log det at the ratios `g` (k, b): from the table for the genes that it covers."""
+        if self.table is None:
+            return self._exact(g)
+        covered = self.table.covers(g)
+        inside, outside = flag_indices(covered), flag_indices(~covered)
+        if outside.size == 0:
+            return self._tabulated(g)
+        if inside.size == 0:
+            return self._exact(g)
+        xp, first, second = namespace(g), indices(inside, g), indices(outside, g)
+        parts = [
+            self.select(first)._tabulated(xp.take(g, first, axis=1)),
+            self.select(second)._exact(xp.take(g, second, axis=1)),
+        ]
+        order = xp.argsort(xp.concat([first, second], axis=0))
+        joined = {
+            name: xp.take(xp.concat([getattr(part, name) for part in parts], axis=-1), order, axis=value.ndim - 1)
+            for name, value in vars(parts[0]).items()
+        }
+        return Traces(**joined)
+
+    def _exact(self, g: Array) -> Traces:
         T, B, inner_trace = self.root_trace.traces(g)
         inner = inner_trace if self.root_trace is self.root else self.root.inner(g)
-        v = self._whitened(inner)  # (r, b)
-        mu_v = self.root.mu[:, None] * v
-        e_R, h_R = self.root.K_R @ v, self.root.K_R @ self.h  # (q_R, b)
-        E = [xp.sum(e_R[lo:hi, :] * e_R[lo:hi, :], axis=0) for lo, hi in self.root.blocks]
-        z = [xp.sum(h_R[lo:hi, :] * e_R[lo:hi, :], axis=0) for lo, hi in self.root.blocks]
-        E.insert(self.root.eliminated, xp.sum(mu_v * v, axis=0))
-        z.insert(self.root.eliminated, xp.sum(mu_v * self.h, axis=0))
-        ok = inner.ok & inner_trace.ok
-        return Traces(T, B, xp.stack(E, axis=0), xp.stack(z, axis=0), inner_trace.logdet, ok)
+        E, z = self._squares(self._whitened(inner))
+        return Traces(T, B, E, z, inner_trace.logdet, inner.ok & inner_trace.ok)
+
+    def _tabulated(self, g: Array) -> Traces:
+        # where the table covers g, V is positive definite: one solve per gene is left
+        assert self.table is not None
+        T, B, logdet = self.table.evaluate(g)
+        v, ok = self.root.solve(g, self.h)
+        E, z = self._squares(v)
+        return Traces(T, B, E, z, logdet, ok)
+
+    def _squares(self, v: Array) -> tuple[Array, Array]:
+        """E and z (k, b) from v = A^-1 h (r, b)."""
+        xp, root = namespace(v), self.root
+        mu_v = root.mu[:, None] * v
+        e_R, h_R = root.K_R @ v, root.K_R @ self.h  # (q_R, b)
+        E = [xp.sum(e_R[lo:hi, :] * e_R[lo:hi, :], axis=0) for lo, hi in root.blocks]
+        z = [xp.sum(h_R[lo:hi, :] * e_R[lo:hi, :], axis=0) for lo, hi in root.blocks]
+        E.insert(root.eliminated, xp.sum(mu_v * v, axis=0))
+        z.insert(root.eliminated, xp.sum(mu_v * self.h, axis=0))
+        return xp.stack(E, axis=0), xp.stack(z, axis=0)
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
         xp = namespace(g)
-        inner = self.root.inner(g)
-        v = self._whitened(inner)
-        g_e, _ = self.root.split(g)
-        rest = inner.D_R.T * (self.root.K_R @ v)  # (q_R, b)
+        v, _ = self.root.solve(g, self.h)
+        g_e, D_R = self.root.split(g)
+        rest = D_R.T * (self.root.K_R @ v)  # (q_R, b)
         start = sum(self.d[: self.root.eliminated])
         return xp.concat([rest[:start, :], g_e[None, :] * (self.root.K_e @ v), rest[start:, :]], axis=0)
 
@@ -215,9 +299,9 @@ class MultiComponent(Likelihood):
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a = a'D a - x' A^-1 x with x = K'D a (c, b)."""
         xp = namespace(g)
-        x = self._loaded(g, a)
+        a_e, a_R = self.root.rows(a)
         prior = xp.stack([xp.sum(part * part, axis=0) for part in self._parts(a)], axis=0)  # (k, c)
-        return prior.T @ g - xp.sum(x * self.root.apply(self.root.inner(g), x), axis=0)
+        return prior.T @ g - self.root.quadratic_form(g, a_e, a_R)
 
     def covariance_form(self, g: Array, a: Array) -> Array:
         """a' N a for all pairs of columns (c, c, b)."""
@@ -252,6 +336,22 @@ class MultiComponent(Likelihood):
         K.insert(self.root.eliminated, self.root.K_e)
         loads = xp.stack([K_i.T @ part for K_i, part in zip(K, self._parts(a), strict=True)], axis=0)  # (k, r, c)
         return xp.tensordot(loads, g, axes=((0,), (0,)))
+
+
+def tabulate(root: Root, S: Array, d: tuple[int, ...], genes: int) -> TraceTable | None:
+    """Table of the traces of `root`, S = K K', or None if it would cost more than the genes do."""
+    xp = namespace(S)
+    largest = [float(xp.max(eigh_psd(S[lo:hi, lo:hi])[0])) for lo, hi in _blocks(d)]
+    if not all(lam > 0 for lam in largest):
+        return None
+    for lowest in (0.1, 1.0 - 0.9 / len(d)):  # below the second, V is positive definite for sure
+        axes = tuple(Axis.build(lam, lowest) for lam in largest)
+        if math.prod(axis.size for axis in axes) > genes:
+            continue
+        table = TraceTable.build(axes, root.trace_functions, S)
+        if table is not None:
+            return table
+    return None
 
 
 def _blocks(widths: list[int] | tuple[int, ...]) -> tuple[tuple[int, int], ...]:

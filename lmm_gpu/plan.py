@@ -26,8 +26,7 @@ class Shape:
         q, k, p = sum(self.d), len(self.d), self.p
         rest = q - max(self.d) if k > 1 else 0
         vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
-        contrasts = 4 * q * p if k > 1 else 2 * p
-        return 8 * (vectors + contrasts + 12 * rest * rest)
+        return 8 * (vectors + 4 * rest * p + 12 * rest * rest)
 
 
 def genes_per_block(shape: Shape, memory: int | None) -> int:
