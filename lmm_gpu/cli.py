@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 try:
     import typer
@@ -18,9 +19,11 @@ from . import __version__
 from .inference import DF_METHODS
 from .run import Run, demonstrate, fit_to_folder
 
+#: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
+UsageError: Any = typer.BadParameter.__base__
+
 app = typer.Typer(
     help="One linear mixed model per gene, for all genes at once.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -110,7 +113,7 @@ def _say(text: str) -> None:
 
 def _power(log10: float) -> str:
     # a p-value that may be far below the smallest float
-    return f"{10**log10:.2g}" if log10 > -300 else f"1e{log10:.0f}"
+    return f"1e{log10:.0f}" if log10 < -300 else f"{10**log10:.2g}"
 
 
 def _version(wanted: bool) -> None:
@@ -128,17 +131,27 @@ def _root(
     pass
 
 
-def main(arguments: list[str] | None = None) -> Any:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the caller's mistakes end with exit code 2 and one sentence."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
-    try:
-        app(arguments)
-    except (ValueError, FileNotFoundError, MemoryError) as mistake:
-        err.print(f"[bold red]error:[/bold red] {_escaped(str(mistake))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("lmm_gpu").setLevel(logging.INFO)
+    given = sys.argv[1:] if arguments is None else arguments
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            sys.exit(app(given or ["--help"], standalone_mode=False))
+        except UsageError as mistake:
+            _refuse(f"{mistake.format_message().rstrip('.')}; see lmm-gpu --help")
+        except OSError as trouble:
+            _refuse(f"{trouble.strerror}: {trouble.filename}" if trouble.strerror else str(trouble))
+        except (ValueError, MemoryError) as mistake:
+            _refuse(str(mistake))
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
+def _refuse(sentence: str) -> NoReturn:
+    err.print("error: " + " ".join(sentence.split()), style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(2)
 
-    return escape(text)
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    err.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)

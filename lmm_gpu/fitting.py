@@ -17,7 +17,7 @@ import numpy as np
 
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
 from .linalg import inverse_small
-from .model import MixedModel
+from .model import Contrasts, MixedModel
 from .plan import Shape, blocks, genes_per_block, parse_memory, workers
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
@@ -81,11 +81,13 @@ def fit_summary(
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
     varying = flag_indices(model.varies)  # (genes to fit,)
 
+    coefficients = model.prepare(like(np.eye(model.XXinv.shape[0]), model.XXinv), gradient=False)
+
     def fit_genes(bounds: tuple[int, int]) -> int:
         genes = varying[bounds[0] : bounds[1]]
         block = model.select(indices(genes, model.beta_ols))
         start = block.likelihood.start() if theta0 is None else like(theta0[:, genes], block.beta_ols)
-        estimates.put(genes, estimate_block(block, start, options))
+        estimates.put(genes, estimate_block(block, start, coefficients, options))
         return genes.size
 
     memory = parse_memory(options.memory)
@@ -98,17 +100,16 @@ def fit_summary(
     return LMMFit(estimates, summary, model, options.method, options.epsilon)
 
 
-def estimate_block(model: MixedModel, start: Array, options: FitOptions) -> Estimates:
-    """Estimate all genes of `model` from `start` (k+1, b)."""
+def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, options: FitOptions) -> Estimates:
+    """Estimate all genes of `model` from `start` (k+1, b); `coefficients` are the identity as contrasts."""
     xp = namespace(start)
     outcome = maximise(model.likelihood, start, options.rules(nonnegative=options.bounds == "nonnegative"))
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
-    theta = model.profile_residual(outcome.theta)  # (k+1, b)
+    N = model.likelihood.residual_df
+    theta = xp.concat([outcome.theta[:-1, :], (outcome.quad / N)[None, :]], axis=0)  # FLASHMM's last update of s_0
     at_theta = model.likelihood.evaluate(theta)
     spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
-    C = like(np.eye(model.XXinv.shape[0]), theta)  # every coefficient is a contrast
-    N = model.likelihood.residual_df
     return Estimates(
         theta=to_numpy(theta),
         se_theta=to_numpy(xp.stack([xp.sqrt(spread[i, i, :]) for i in range(theta.shape[0])], axis=0)),
@@ -117,7 +118,7 @@ def estimate_block(model: MixedModel, start: Array, options: FitOptions) -> Esti
         niter=to_numpy(outcome.niter).astype(float),
         status=_named(to_numpy(outcome.status), to_numpy(theta), options),
         coef=to_numpy(model.coefficients(theta)),
-        se=np.sqrt(to_numpy(model.contrast_variance(theta, C))),
+        se=np.sqrt(to_numpy(model.contrast_variance(theta, coefficients))),
     )
 
 

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from .arrays import Array, namespace
+from .ratio_table import RatioTable
 from .scoring import Evaluation
 
 L = TypeVar("L", bound="Likelihood")
@@ -84,6 +86,10 @@ class Likelihood(ABC):
     @abstractmethod
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
+
+    def tabulate(self, function: Callable[[Array], Array]) -> RatioTable | None:
+        """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay."""
+        return None
 
     def start(self) -> Array:
         """FLASHMM's start (k+1, b): no random effects, s_0 from ordinary least squares."""

@@ -14,8 +14,20 @@ from .arrays import Array, namespace
 from .likelihood import Likelihood
 from .linalg import cholesky, eigh_psd, inverse_and_logdet
 from .multi_component import MultiComponent
+from .ratio_table import RatioTable, lookup
 from .single_component import SingleComponent
 from .summary import SummaryStats, project, varies
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Contrasts of the fixed effects, ready for any genes of a model."""
+
+    C: Array  #: (c, p), contrasts in rows
+    a: Array  #: (q, c), their loadings xxz' C' on the random effects
+    ols: Array  #: (c,), c' XXinv c
+    variance: RatioTable | None = None  #: a' N a (c, b) of the ratios
+    gradient: RatioTable | None = None  #: |w_i|^2 (k * c, b) of the ratios
 
 
 @dataclass(frozen=True)
@@ -65,19 +77,38 @@ class MixedModel:
         """Fixed effects (p, b)."""
         return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T)
 
-    def contrast_variance(self, theta: Array, C: Array) -> Array:
-        """Variances (c, b) of the contrasts in the rows of `C` (c, p)."""
-        xp = namespace(C)
-        ols = xp.sum((C @ self.XXinv) * C, axis=1)[:, None]  # (c, 1)
-        form = self.likelihood.variance_form(self.likelihood.ratios(theta), (C @ self.xxz).T)  # (c, b)
-        return theta[-1, :][None, :] * (ols + form)
+    def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
+        """Contrasts in the rows of `C` (c, p) for many genes: their variances tabulated where that pays."""
+        plain = self._contrasts(C)
+        table = self.likelihood.tabulate
+        return replace(
+            plain,
+            variance=table(lambda g: self.likelihood.variance_form(g, plain.a)),
+            gradient=table(lambda g: self._gradient_rows(g, plain)) if gradient else None,
+        )
 
-    def contrast_gradient(self, theta: Array, C: Array) -> Array:
+    def _contrasts(self, C: Array) -> Contrasts:
+        return Contrasts(C, a=(C @ self.xxz).T, ols=namespace(C).sum((C @ self.XXinv) * C, axis=1))
+
+    def _gradient_rows(self, g: Array, contrasts: Contrasts) -> Array:
+        # |w_i|^2 (k * c, b)
+        return namespace(g).reshape(self.likelihood.gradient_form(g, contrasts.a), (-1, g.shape[1]))
+
+    def contrast_variance(self, theta: Array, contrasts: Contrasts | Array) -> Array:
+        """Variances (c, b) of contrasts, prepared or as rows (c, p)."""
+        ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
+        g = self.likelihood.ratios(theta)
+        form = lookup(ready.variance, g, lambda g: self.likelihood.variance_form(g, ready.a))
+        return theta[-1, :][None, :] * (ready.ols[:, None] + form)
+
+    def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array) -> Array:
         """Gradient (k+1, c, b) of `contrast_variance` in theta."""
-        xp = namespace(C)
+        xp = namespace(theta)
+        ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
         g = self.likelihood.ratios(theta)  # (k, b)
-        by_component = self.likelihood.gradient_form(g, (C @ self.xxz).T)  # (k, c, b)
-        total = self.contrast_variance(theta, C) / theta[-1, :][None, :]
+        rows = lookup(ready.gradient, g, lambda g: self._gradient_rows(g, ready))
+        by_component = xp.reshape(rows, (g.shape[0], -1, g.shape[1]))  # (k, c, b)
+        total = self.contrast_variance(theta, ready) / theta[-1, :][None, :]
         by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)
         return xp.concat([by_component, by_residual[None, :, :]], axis=0)
 
@@ -114,12 +145,6 @@ class MixedModel:
         cov = xp.permute_dims(self.covariance(theta), (2, 0, 1)) / theta[-1, :][:, None, None]
         scale = 1.0 / xp.sqrt(xp.linalg.diagonal(self.XXinv))
         return cov * scale[None, :, None] * scale[None, None, :], scale
-
-    def profile_residual(self, theta: Array) -> Array:
-        """`theta` with s_0 = quad / N at its ratios, the other components unchanged: FLASHMM's last update."""
-        xp = namespace(theta)
-        quad = self.likelihood.evaluate(theta).quad
-        return xp.concat([theta[:-1, :], (quad / self.likelihood.residual_df)[None, :]], axis=0)
 
 
 def _largest_eigenvalues(summary: SummaryStats) -> Array:

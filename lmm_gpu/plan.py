@@ -72,7 +72,7 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     )
     try:
         size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
         raise ValueError(f"memory={memory!r} is not an amount of memory; give bytes or a string such as '2GB'")

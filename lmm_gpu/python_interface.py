@@ -40,9 +40,9 @@ def summarize(
 
     Parameters
     ----------
-    data : AnnData, path, or (matrix, obs)
-        Cells x genes: an AnnData; a path to .h5ad (streamed, never loaded whole), .npz, .mtx, .csv; or a matrix and
-        its obs table.
+    data : AnnData, path, (matrix, obs), or Source
+        Cells x genes: an AnnData; a path to .h5ad (streamed, never loaded whole), .npz, .mtx, .csv; a matrix and its
+        obs table; or what `lmm_gpu.io.open_source` opened.
     formula : str
         lme4 syntax, such as ``"~ condition * cell_type + (1 | donor)"``.
     obs : DataFrame or path, optional
@@ -82,13 +82,11 @@ def summarize(
     """
     resolve_device(device)
     budget = parse_memory(memory)
-    with open_source(data, obs, layer=layer, features=features) as source:
+    if not isinstance(formula, str):
+        raise ValueError(f"got formula={formula!r}; wanted text such as '~ condition + (1 | donor)'")
+    with data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features) as source:
         design = build_design(formula, source.obs)
-        chosen = (
-            None
-            if transform is None
-            else Transform(transform, _factors(source, transform, size_factors, budget, progress))
-        )
+        chosen = _chosen_transform(source, transform, size_factors, budget, progress)
         with _bar("reading", source.n, "cell", progress) as step:
             return accumulate(source, design, chosen, is_counts=is_counts, memory=budget, progress=step)
 
@@ -162,13 +160,17 @@ def fit(
         return fit_summary(summary, options, step)
 
 
-def _factors(
-    source: Source, transform: str, size_factors: str | np.ndarray | None, memory: int | None, progress: bool
-) -> np.ndarray | None:
-    if transform != "normalize":
-        if size_factors is not None:
-            raise ValueError(f"size_factors need transform='normalize', got {transform!r}")
+def _chosen_transform(
+    source: Source, name: str | None, size_factors: Any, memory: int | None, progress: bool
+) -> Transform | None:
+    if name != "normalize" and size_factors is not None:
+        raise ValueError(f"got size_factors with transform={name!r}: they are for transform='normalize' only")
+    if name is None:
         return None
+    return Transform(name, _factors(source, size_factors, memory, progress) if name == "normalize" else None)
+
+
+def _factors(source: Source, size_factors: Any, memory: int | None, progress: bool) -> np.ndarray:
     if size_factors is None:
         with _bar("counting", source.n, "cell", progress) as step:
             return count_size_factors(source, memory, step)
@@ -178,6 +180,8 @@ def _factors(
         return check_size_factors(source.obs[size_factors].to_numpy(), f"obs column {size_factors!r}: the values")
     if np.shape(size_factors) != (source.n,):
         raise ValueError(f"size_factors have shape {np.shape(size_factors)}, wanted one per cell: ({source.n},)")
+    if isinstance(size_factors, pd.Series) and not size_factors.index.equals(source.obs.index):
+        raise ValueError("size_factors are not labelled as obs is: pass size_factors.loc[obs.index], or an array")
     return check_size_factors(size_factors, "size_factors")
 
 

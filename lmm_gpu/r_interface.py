@@ -6,7 +6,8 @@ Features are the ROWS of Y and the COLUMNS of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,25 @@ import pandas as pd
 import scipy.sparse
 from tqdm.auto import tqdm
 
-from .arrays import resolve_device, to_numpy
-from .contrasts import contrast_matrix
+from .arrays import resolve_device
+from .contrasts import contrast_rows
 from .design import fixed_design, r_names, random_columns
 from .fitting import FitOptions, fit_summary
-from .inputs import choose_labels, component_widths, dense, read_matrix, rows_of, sparse_if_worth_it
+from .inputs import (
+    check_same_cells,
+    choose_labels,
+    component_widths,
+    dense,
+    read_matrix,
+    read_statistics,
+    relabelled,
+    rows_of,
+    sparse_if_worth_it,
+)
 from .plan import blocks, parse_memory
 from .pvalues import t_pvalue
 from .results import LMMFit
-from .summary import SummaryStats, assemble, default_names, design_products, gene_products, join_genes
+from .summary import SummaryStats, assemble, design_products, gene_products, join_genes
 from .transform import check_values, recognise
 
 
@@ -79,16 +90,12 @@ def sslmm(
     (4, [[2.0, 0.0], [0.0, 2.0]])
     """
     resolve_device(device)
-    X, _, x_labels = read_matrix(X, "X")
-    Z, _, z_labels = read_matrix(Z, "Z")
-    Y, y_labels, _ = read_matrix(Y, "Y", one_row=True)
+    X, x_cells, x_labels = read_matrix(X, "X")
+    Z, z_cells, z_labels = read_matrix(Z, "Z")
+    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True)
+    _check_shapes(X, Y, Z)
+    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
     n, m = X.shape[0], Y.shape[0]
-    if Z.shape[0] != n or Y.shape[1] != n:
-        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
-        raise ValueError(
-            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
-            f"all three must be the number of cells{turn}"
-        )
     widths = component_widths(d, Z.shape[1])
     for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
         check_values(matrix, name)
@@ -196,10 +203,13 @@ def lmm(
     (['var1', 'var0'], True)
     """
     resolve_device(device)
-    if isinstance(XX, SummaryStats):
-        summary = XX if d is None else _with_components(XX, d)
+    others = {"XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
+    if not isinstance(XX, SummaryStats):
+        summary = read_statistics({"XX": XX, **others}, d, Y_names, X_names)
+    elif surplus := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"got SummaryStats and also {', '.join(surplus)}: name the options, as in lmm(summary, d=..)")
     else:
-        summary = _summary_from_matrices(XX, XY, ZX, ZY, ZZ, Ynorm, n, d, Y_names, X_names)
+        summary = relabelled(XX, d, Y_names, X_names)
     block = None if nBlocks is None else math.ceil(summary.m / _check_blocks(nBlocks))
     options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block)
     with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
@@ -359,8 +369,8 @@ def lmmtest(
     index : int, str or sequence of them, optional
         Which fixed effects, by position (from 0, as everywhere in Python) or name; all by default. Ignored if
         `contrast` is given.
-    contrast : DataFrame or array (p, c), dict or str, optional
-        Contrasts in columns, as `contrast_matrix` makes them, or what it takes.
+    contrast : DataFrame or array (p, c), dict, str or list of str, optional
+        Contrasts in columns, as `contrast_matrix` makes them, or what it takes, or {name: weight}.
     alternative : {"two.sided", "less", "greater"}
     ddf : {"residual", "satterthwaite", "between-within"}
         Degrees of freedom: n - p as FLASHMM has it, or honest ones.
@@ -385,82 +395,57 @@ def lmmtest(
     ['B-A_coef', 'B-A_t', 'B-A_p']
     """
     names = list(fit.summary.fixed_names)
-    weights = _identity_columns(index, names) if contrast is None else _contrast_columns(contrast, names)
-    tested = fit.contrast_test(weights.to_numpy().T, ddf)
+    rows, labels = _coefficient_rows(index, names) if contrast is None else _contrast_rows(contrast, names)
+    tested = fit.contrast_test(rows, ddf)
     p = t_pvalue(tested.t, tested.df, {"two.sided": "two-sided"}.get(alternative, alternative))
-    columns = [f"{name}_{what}" for what in ("coef", "t", "p") for name in weights.columns]
+    columns = [f"{label}_{what}" for what in ("coef", "t", "p") for label in labels]
     values = np.concatenate([tested.estimate, tested.t, p], axis=0).T  # (m, 3c)
     return pd.DataFrame(values, index=list(fit.summary.features), columns=columns)
 
 
-def _identity_columns(index: Any, names: list[str]) -> pd.DataFrame:
-    identity = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
+def _coefficient_rows(index: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
     if index is None:
-        return identity
-    wanted = [index] if isinstance(index, (int, str, np.integer)) else list(index)
-    unknown = [i for i in wanted if (i not in names if isinstance(i, str) else not -len(names) <= i < len(names))]
-    if unknown:
-        raise ValueError(f"index {unknown} is not a fixed effect; known: 0 to {len(names) - 1}, {', '.join(names)}")
-    return identity[[i if isinstance(i, str) else names[i] for i in wanted]]
+        return contrast_rows(None, names)
+    wanted = [index] if np.ndim(index) == 0 else list(index)
+    positions = {i: i % len(names) for i in range(-len(names), len(names))} | {name: i for i, name in enumerate(names)}
+    known = [isinstance(i, (str, Integral)) and not isinstance(i, bool) and i in positions for i in wanted]
+    if not (wanted and all(known)):
+        choice = f"0 to {len(names) - 1} or {', '.join(names)}"
+        raise ValueError(f"index={index!r}: wanted fixed effects by position or name, {choice}")
+    found = [positions[i] for i in wanted]
+    return np.eye(len(names))[found], [names[i] for i in found]
 
 
-def _contrast_columns(contrast: Any, names: list[str]) -> pd.DataFrame:
-    if isinstance(contrast, (str, dict)):
-        return contrast_matrix(contrast, names)
-    if isinstance(contrast, pd.DataFrame) and set(contrast.index) == set(names):
-        return contrast.loc[names]
-    values = np.asarray(contrast, dtype=float)
-    values = values[:, None] if values.ndim == 1 else values
-    if values.ndim != 2 or values.shape[0] != len(names) or not np.isfinite(values).all():
+def _contrast_rows(contrast: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    # R has contrasts in the columns of a matrix, whose rows need no names
+    unnamed = isinstance(contrast, pd.DataFrame) and isinstance(contrast.index, pd.RangeIndex)
+    if unnamed and len(contrast) == len(names):
+        contrast = contrast.set_axis(names)
+    if isinstance(contrast, (str, Mapping, pd.DataFrame, pd.Series)) or np.asarray(contrast).dtype.kind in "UO":
+        return contrast_rows(contrast, names)
+    columns = np.asarray(contrast)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns.ndim != 2 or len(columns) != len(names):
+        wanted = f"{len(names)} rows, one per fixed effect: {', '.join(names)}"
+        raise ValueError(f"contrast has shape {columns.shape}; wanted contrasts in columns and {wanted}")
+    return contrast_rows(columns.T, names)
+
+
+def _check_shapes(X: Any, Y: Any, Z: Any) -> None:
+    n = X.shape[0]
+    if Z.shape[0] != n or Y.shape[1] != n:
+        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
         raise ValueError(
-            f"contrast has shape {values.shape}; wanted {len(names)} rows of finite weights, one per fixed effect: "
-            f"{', '.join(names)}"
+            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
+            f"all three must be the number of cells{turn}"
         )
-    labels = list(contrast.columns) if isinstance(contrast, pd.DataFrame) else None
-    return pd.DataFrame(values, names, labels or list(default_names("contrast", values.shape[1])))
-
-
-def _with_components(summary: SummaryStats, d: int | Sequence[int]) -> SummaryStats:
-    widths = component_widths(d, summary.ZZ.shape[0])
-    if widths == summary.d:
-        return summary
-    fields = {name: value for name, value in vars(summary).items() if name not in ("d", "component_names")}
-    return SummaryStats(**fields, d=widths, component_names=default_names("var", len(widths)))
-
-
-def _summary_from_matrices(
-    XX: Any, XY: Any, ZX: Any, ZY: Any, ZZ: Any, Ynorm: Any, n: Any, d: Any, Y_names: Any, X_names: Any
-) -> SummaryStats:
-    given = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
-    missing = [name for name, value in given.items() if value is None]
-    if missing:
-        raise ValueError(
-            f"lmm needs XX, XY, ZX, ZY, ZZ, Ynorm and n, or one SummaryStats; missing: {', '.join(missing)}"
-        )
-    XX, _, _ = read_matrix(XX, "XX")
-    XY, x_labels, y_labels = read_matrix(XY, "XY")
-    ZX, z_labels, _ = read_matrix(ZX, "ZX")
-    (ZY, _, _), (ZZ, _, _) = read_matrix(ZY, "ZY"), read_matrix(ZZ, "ZZ")
-    norms = np.asarray(to_numpy(Ynorm), dtype=float).reshape(-1)
-    products = {"XX": XX, "XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": norms}
-    for name, matrix in products.items():
-        check_values(matrix, name)
-    products = {name: np.asarray(dense(matrix), dtype=float) for name, matrix in products.items()}
-    m, p, q = XY.shape[1], XX.shape[0], ZZ.shape[0]
-    return SummaryStats(
-        n=int(np.asarray(n).reshape(-1)[0]),
-        **products,
-        d=(widths := component_widths(d, q)),
-        features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
-        fixed_names=choose_labels(X_names, x_labels, p, "X", "X_names"),
-        random_names=choose_labels(None, z_labels, q, "Z", "rows of ZX"),
-        component_names=default_names("var", len(widths)),
-    )
+    if 0 in X.shape or 0 in Y.shape:
+        raise ValueError(f"nothing to fit: X has shape {X.shape}, Y has shape {Y.shape}; wanted at least one of each")
 
 
 def _check_blocks(nBlocks: int) -> int:
-    if nBlocks < 1:
-        raise ValueError(f"nBlocks={nBlocks!r}: at least one block is needed")
+    if not isinstance(nBlocks, Integral) or nBlocks < 1:
+        raise ValueError(f"nBlocks={nBlocks!r}: wanted a whole number, at least one block")
     return int(nBlocks)
 
 

@@ -18,6 +18,7 @@ from .pvalues import t_pvalue
 from .scoring import Status
 from .summary import SummaryStats
 from .table import tidy
+from .threads import in_threads
 
 
 @dataclass(frozen=True)
@@ -257,23 +258,29 @@ class LMMFit:
         """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
         check_df_method(method)
         between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
-        shape = (C.shape[0],)
-        run = lambda model, theta: contrast_test(model, theta, C, method, between_within)  # noqa: E731
-        parts = [(genes, run(model, theta)) for genes, model, theta in self._blocks()]
-        estimate, se, df = (np.full((*shape, self.summary.m), np.nan) for _ in range(3))
-        for genes, part in parts:
+        contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
+
+        def test_block(genes: np.ndarray) -> ContrastTest:
+            return contrast_test(*self._of(genes), contrasts, method, between_within)
+
+        estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
+        blocks = self._blocks()
+        for genes, part in zip(blocks, in_threads(test_block, blocks), strict=True):
             estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
         return ContrastTest(estimate, se, df)
 
     # --- plumbing ---
 
-    def _blocks(self) -> Iterator[tuple[np.ndarray, MixedModel, Array]]:
-        """Positions, model and theta of the estimated features, block by block."""
+    def _blocks(self) -> list[np.ndarray]:
+        """Positions of the estimated features, block by block."""
         fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
+        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
+        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
+
+    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
+        """Model and theta of some features."""
         reference = self.model.beta_ols
-        for lo, hi in blocks(fitted.size, genes_per_block(Shape(reference.shape[0], self.summary.d), None)):
-            genes = fitted[lo:hi]
-            yield genes, self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
+        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
 
     def _formed(
         self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]
@@ -281,8 +288,8 @@ class LMMFit:
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for genes, model, theta in self._blocks():
-            result[..., genes] = form(model, theta)
+        for genes in self._blocks():
+            result[..., genes] = form(*self._of(genes))
         return result
 
     def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:

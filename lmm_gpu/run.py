@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Sequence
@@ -15,8 +16,9 @@ import pandas as pd
 import scipy
 
 from .contrasts import contrast_matrix
+from .design import build_design
 from .inference import check_df_method
-from .io import write_json, write_table
+from .io import open_source, write_json, write_table
 from .python_interface import fit as fit_cells
 from .results import LMMFit
 from .simulation import SimulatedCounts, simuRNAseq
@@ -35,8 +37,9 @@ class Run:
     seconds: float
 
     def strongest(self, count: int) -> pd.DataFrame:
-        """Rows with the smallest p-values, compared in log space."""
-        tested = self.table[self.table["contrast"] != "Intercept"]
+        """Rows with the smallest p-values, compared in log space; the intercept only where there is nothing else."""
+        effects = self.table[self.table["contrast"] != "Intercept"]
+        tested = effects if len(effects) else self.table
         return tested.sort_values("log10_p_value", kind="stable").head(count)
 
 
@@ -64,15 +67,17 @@ def fit_to_folder(
 
     Raises
     ------
-    ValueError
+    ValueError, OSError
         For anything that cannot be used; nothing is written then.
     """
     check_df_method(df)
+    _check_writable(folder)
     started = time.perf_counter()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file; --output wants a folder")
-    fit = fit_cells(data, formula, **options)
-    named = None if not contrasts else contrast_matrix(_named(contrasts), fit.summary.fixed_names)
+    where = {name: options.pop(name, None) for name in ("obs", "layer", "features")}
+    with open_source(data, **where) as source:
+        names = build_design(formula, source.obs).fixed_names
+        named = contrast_matrix(_named(contrasts), names) if contrasts else None  # before the cells are read
+        fit = fit_cells(source, formula, **options)
     table = fit.test(named, df=df)
     written = {
         folder / "results.csv.gz": f"{len(table):,} tests: gene x contrast",
@@ -83,7 +88,7 @@ def fit_to_folder(
     results, genes, record = written
     write_table(table, results)
     write_table(gene_table(fit), genes)
-    write_json(_record(fit, data, formula, contrasts, df, options, seconds), record)
+    write_json(_record(fit, data, formula, contrasts, df, where | options, seconds), record)
     return Run(fit, table, written, seconds)
 
 
@@ -99,7 +104,19 @@ def gene_table(fit: LMMFit) -> pd.DataFrame:
 def _named(contrasts: Sequence[str]) -> dict[str, str]:
     # "name = expression", or the expression as its own name; column names hold no " = "
     pairs = [text.split(" = ", 1) if " = " in text else (text, text) for text in contrasts]
-    return {name.strip(): expression for name, expression in pairs}
+    named = {name.strip(): expression for name, expression in pairs}
+    if len(named) < len(pairs):
+        raise ValueError(f"got {len(pairs)} contrasts with {len(named)} names: give each a name of its own")
+    return named
+
+
+def _check_writable(folder: Path) -> None:
+    # said before the work, not after it
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"cannot write results to {folder}: {existing} is a file, wanted a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"cannot write results to {folder}: no permission to write into {existing}")
 
 
 def _record(
@@ -159,6 +176,7 @@ def demonstrate(
     folder: Path, *, seed: int, cells: int, genes: int, say: Callable[[str], object] = print
 ) -> tuple[Run, Truth]:
     """Simulate cells with known changes, write them as .h5ad and fit them as `fit_to_folder` does."""
+    _check_writable(folder)
     started = time.perf_counter()
     say(f"simulating {cells:,} cells x {genes:,} genes of 24 donors and 4 cell types (seed {seed})")
     data = simuRNAseq(nGenes=genes, nCells=cells, nsam=24, ncls=4, ntrt=2, nDEgenes=genes // 10, seed=seed)
@@ -187,5 +205,11 @@ def _write_h5ad(data: SimulatedCounts, path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     counts = scipy.sparse.csr_matrix(data.counts.to_numpy().T)  # (cells, genes)
-    cells = anndata.AnnData(counts, obs=data.metadata, var=pd.DataFrame(index=data.counts.index))
-    cells.write_h5ad(path)
+    metadata = data.metadata.astype(dict.fromkeys(("sam", "cls", "trt"), "category"))
+    cells = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
+    part = path.with_name(f".{path.name}.part")
+    try:
+        cells.write_h5ad(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -84,6 +84,7 @@ class State:
     length: Array  #: (b,), share of the step to try next
     value: Array  #: (b,), log-likelihood at theta
     slack: Array  #: (b,), its rounding error
+    quad: Array  #: (b,), y' P0 y at theta
     decrement: Array  #: (b,), score' information^-1 score at theta
     niter: Array  #: (b,), accepted evaluations
     halved: Array  #: (b,), bool: a step was ever refused
@@ -96,6 +97,7 @@ class Outcome:
     """Where each gene ended."""
 
     theta: Array  #: (k+1, b)
+    quad: Array  #: (b,), y' P0 y there
     niter: Array  #: (b,)
     status: Array  #: (b,)
     halved: Array  #: (b,), bool
@@ -141,6 +143,7 @@ def advance(state: State, objective: Objective, rules: Rules) -> State:
         length=length,
         value=xp.where(accept, found.value, state.value),
         slack=xp.where(accept, found.rounding(), state.slack),
+        quad=xp.where(accept, found.quad, state.quad),
         decrement=xp.where(plan, decrement, state.decrement),
         niter=niter,
         halved=state.halved | ~(accept | last),
@@ -230,7 +233,19 @@ def _begin(start: Array) -> State:
     nothing, no = zeros((b,), start), zeros((b,), start, dtype=xp.bool)
     count = zeros((b,), start, dtype=xp.int64)
     infinite = nothing + float("inf")
-    return State(start, xp.zeros_like(start), nothing + 1.0, -infinite, nothing, infinite, count, no, count, no)
+    return State(
+        theta=start,
+        step=xp.zeros_like(start),
+        length=nothing + 1.0,
+        value=-infinite,
+        slack=nothing,
+        quad=infinite,
+        decrement=infinite,
+        niter=count,
+        halved=no,
+        status=count,
+        done=no,
+    )
 
 
 def _with_status(state: State, status: Array) -> State:
@@ -252,6 +267,6 @@ def _collect(left: list[tuple[Array, State]], start: Array) -> Outcome:
         name: xp.take(
             xp.concat([getattr(s, name) for s in parts], axis=-1), order, axis=getattr(parts[0], name).ndim - 1
         )
-        for name in ("theta", "niter", "status", "halved")
+        for name in ("theta", "quad", "niter", "status", "halved")
     }
     return Outcome(**joined)

@@ -17,6 +17,8 @@ from .transform import Transform, check_values, looks_like_counts, recognise
 
 logger = logging.getLogger("lmm_gpu")
 
+#: Larger chunks are not faster.
+_CHUNK_BYTES = 2**28
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
 #: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
@@ -52,28 +54,22 @@ def accumulate(
     Raises
     ------
     ValueError
-        If values are NaN or infinite, or a later chunk shows that the values were not counts after all.
+        If there are no genes, values are NaN or infinite, or a later chunk shows that they were not counts after all.
     """
+    if source.m == 0:
+        raise ValueError(f"{source.name} has no genes: wanted at least one column")
     X: Any = design.X
     if np.count_nonzero(X) < _SPARSE_DENSITY * X.size:
         X = scipy.sparse.csr_array(X)
     total: dict[str, Any] | None = None
-    recognised = False
+    values = _Values(transform, is_counts)
     for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        check_values(Y, f"{source.name} (cells {rows.start} to {rows.stop - 1})")
-        if transform is None:
-            transform = recognise(Y, is_counts)
-            recognised = is_counts is None and transform.name is not None
-        elif recognised and not _still_counts(Y):
-            raise ValueError(
-                f"{source.name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
-                "say which it is: is_counts=True or False, or a transform"
-            )
-        part = gene_products(X[rows], design.Z[rows], transform.apply(Y, rows))
+        check_values(Y, source.name, rows.start)
+        part = gene_products(X[rows], design.Z[rows], values.of(Y, rows, source.name))
         total = part if total is None else {name: total[name] + part[name] for name in total}
         if progress is not None:
             progress(rows.stop - rows.start)
-    assert total is not None and transform is not None
+    assert total is not None
     return assemble(
         design_products(X, design.Z),
         total,
@@ -83,8 +79,30 @@ def accumulate(
         random_names=tuple(design.random_names),
         component_names=tuple(design.component_names),
         formula=design.formula,
-        transform=transform.name,
+        transform=values.transform.name,
     )
+
+
+class _Values:
+    """The values to be fitted: unless it is given, the first chunk that is not all zero decides on the transform."""
+
+    def __init__(self, transform: Transform | None, is_counts: bool | None):
+        if transform is None and is_counts is not None:
+            transform = recognise(None, is_counts)
+        self.looking = transform is None
+        self.decided = transform is not None
+        self.transform = transform or Transform()
+
+    def of(self, Y: Any, rows: slice, name: str) -> Any:
+        """Values of a chunk whose cells are `rows`."""
+        if _any(Y) and not self.decided:
+            self.transform, self.decided = recognise(Y, None), True
+        elif _any(Y) and self.looking and self.transform.name and not looks_like_counts(Y):
+            raise ValueError(
+                f"{name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
+                "say which it is: is_counts=True or False, or a transform"
+            )
+        return self.transform.apply(Y, rows)
 
 
 def count_size_factors(
@@ -99,16 +117,20 @@ def count_size_factors(
     """
     totals = []
     for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        totals.append(np.asarray(Y.sum(axis=1), dtype=float).reshape(-1))  # (cells,)
+        check_values(Y, source.name, rows.start)
+        totals.append(np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1))  # (cells,)
         if progress is not None:
             progress(rows.stop - rows.start)
-    total = np.concatenate(totals)
-    return check_size_factors(total / total.mean(), "the total counts")
+    total = check_size_factors(np.concatenate(totals), "the total counts")
+    return total / total.mean()
 
 
-def check_size_factors(factors: np.ndarray, what: str) -> np.ndarray:
+def check_size_factors(factors: Any, what: str) -> np.ndarray:
     """Refuse size factors that are not positive numbers, with how many."""
-    factors = np.asarray(factors, dtype=float)
+    try:
+        factors = np.asarray(factors, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{what}: wanted numbers, one positive size factor per cell ({error})") from error
     bad = int(np.count_nonzero(~(np.isfinite(factors) & (factors > 0))))
     if bad:
         raise ValueError(f"{what} of {bad} cell(s) are not positive numbers; remove these cells before normalizing")
@@ -116,11 +138,20 @@ def check_size_factors(factors: np.ndarray, what: str) -> np.ndarray:
 
 
 def cells_per_chunk(m: int, memory: int | None) -> int:
-    """Cells of m genes that a memory budget holds as dense float64, temporaries counted."""
-    budget = min(default_memory(), 2**28) if memory is None else memory
-    return max(1, budget // (8 * _COPIES * max(m, 1)))
+    """Cells of m genes that a memory budget holds as dense float64, temporaries counted.
+
+    Raises
+    ------
+    MemoryError
+        If the budget does not hold a single cell, with the numbers.
+    """
+    need = 8 * _COPIES * max(m, 1)
+    if memory is None:
+        return max(1, min(default_memory(), _CHUNK_BYTES) // need)
+    if need > memory:
+        raise MemoryError(f"one cell needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
+    return memory // need
 
 
-def _still_counts(Y: Any) -> bool:
-    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
-    return not values.any() or looks_like_counts(Y)
+def _any(Y: Any) -> bool:
+    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())

@@ -71,7 +71,6 @@ def _interval(
     """Confidence limits; one of them infinite for a one-sided alternative."""
     tail = 0.5 * (1 - level) if alternative == "two-sided" else 1 - level
     reach = -special.stdtrit(df, tail) * se
-    infinite = np.full_like(estimate, np.inf)
-    low = -infinite if alternative == "less" else estimate - reach
-    high = infinite if alternative == "greater" else estimate + reach
+    low = estimate - (np.inf if alternative == "less" else reach)
+    high = estimate + (np.inf if alternative == "greater" else reach)
     return low, high

@@ -12,6 +12,8 @@ import scipy.sparse
 logger = logging.getLogger("lmm_gpu")
 
 TRANSFORMS = ("log1p", "log2p1", "normalize")
+#: The square of a larger number, or a sum of such squares, leaves float64.
+_LARGEST = 1e140
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,13 @@ class Transform:
             raise ValueError(f"transform={self.name!r} is not known; use None or one of {', '.join(TRANSFORMS)}")
 
     def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
-        """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse."""
+        """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse.
+
+        Raises
+        ------
+        ValueError
+            If values to be transformed are negative: counts are not.
+        """
         if self.name is None:
             return Y
         if scipy.sparse.issparse(Y):
@@ -50,6 +58,11 @@ class Transform:
         return self._of_entries(Y, np.broadcast_to(np.arange(Y.shape[0])[:, None], Y.shape), rows)
 
     def _of_entries(self, values: np.ndarray, cell: np.ndarray, rows: slice) -> np.ndarray:
+        if values.size and values.min() < 0:
+            raise ValueError(
+                f"{self.name} is for counts, but values go down to {values.min():g}: are they transformed already? "
+                "Then fit them as they are"
+            )
         if self.name == "log2p1":
             return np.log1p(values) / np.log(2.0)
         if self.name == "normalize":
@@ -70,23 +83,33 @@ def looks_like_counts(Y: Any) -> bool:
 
 def recognise(Y: Any, is_counts: bool | None) -> Transform:
     """Decide how values are fitted: raw counts as log2(1 + y), said in one log line; others as they are."""
+    if is_counts not in (None, True, False):
+        raise ValueError(f"is_counts={is_counts!r}: wanted True, False, or None to look at the values")
     if is_counts is None:
         is_counts = looks_like_counts(Y)
         if is_counts:
-            logger.warning("Y holds raw counts: fitting log2(1 + Y); is_counts=False or a transform decides otherwise")
+            logger.warning("raw counts recognised: fitting log2(1 + y), unless is_counts or transform says otherwise")
     return Transform("log2p1" if is_counts else None)
 
 
-def check_values(Y: Any, what: str = "Y") -> None:
-    """Refuse NaN and infinite values, with how many and where the first one is (row, column of the chunk)."""
+def check_values(Y: Any, what: str = "Y", first_row: int = 0) -> None:
+    """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
+
+    `first_row` is the position of a chunk within the whole.
+    """
+    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{what} holds values of type {values.dtype}; wanted numbers")
+    if values.size == 0 or (float(values.min()) > -_LARGEST and float(values.max()) < _LARGEST):  # False with NaN
+        return
+    wrong = ~(np.abs(values.astype(float)) < _LARGEST)
     if scipy.sparse.issparse(Y):
         Y = Y.tocoo()
-        stored = np.flatnonzero(~np.isfinite(Y.data))
-        bad = np.stack([Y.row[stored], Y.col[stored]], axis=1)  # (bad, 2)
+        bad = np.stack([Y.row[wrong], Y.col[wrong]], axis=1)  # (bad, 2)
     else:
-        bad = np.argwhere(~np.isfinite(np.asarray(Y, dtype=float)))  # (bad, axes)
-    if len(bad):
-        first = tuple(bad[0].tolist())
-        raise ValueError(
-            f"{what} holds {len(bad)} NaN or infinite value(s), the first at position {first}; remove or impute them"
-        )
+        bad = np.argwhere(wrong)  # (bad, axes)
+    first = (int(bad[0][0]) + first_row, *bad[0][1:].tolist())
+    raise ValueError(
+        f"{what} holds {len(bad)} value(s) that are NaN, infinite or above {_LARGEST:g}, the first at position "
+        f"{first}; remove or impute them"
+    )

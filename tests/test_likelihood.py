@@ -79,6 +79,36 @@ def test_quad_is_the_generalised_residual_sum_of_squares(case):
     np.testing.assert_allclose(found.quad, expected, rtol=1e-10)
 
 
+# --- many genes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["two", "two_widest_last", "slope"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_genes_evaluate_as_few_do(name, kind, method):
+    """What genes share may be tabulated once there are many: the same numbers, up to the edge of validity."""
+    design, m = dense.DESIGNS[name], 8000
+    few = slice(0, 300)
+    theta = dense.draw_theta(design, m, kind, seed=6)
+    Y = np.resize(dense.draw_genes(design, 10), (design.n, m))
+    found = likelihood_of(design, Y, method).evaluate(theta)
+    wanted = likelihood_of(design, Y[:, few], method).evaluate(theta[:, few])
+    assert np.asarray(found.ok).all()
+    np.testing.assert_allclose(found.value[few], wanted.value, rtol=1e-10)
+    np.testing.assert_allclose(found.quad[few], wanted.quad, rtol=1e-10)
+    sd = deviations(wanted.information)
+    np.testing.assert_array_less(np.abs(found.score[:, few] - wanted.score) / sd, 1e-8)
+    np.testing.assert_array_less(np.abs(found.information[..., few] - wanted.information) / (sd[:, None] * sd), 1e-8)
+
+
+@pytest.mark.parametrize("name", ["two", "slope"])
+def test_many_genes_are_ok_where_few_are(name, method):
+    design, m = dense.DESIGNS[name], 8000
+    theta, Y = wild_theta(design, m), np.resize(dense.draw_genes(design, 10), (design.n, m))
+    found = likelihood_of(design, Y, method).evaluate(theta).ok
+    wanted = likelihood_of(design, Y[:, :500], method).evaluate(theta[:, :500]).ok
+    np.testing.assert_array_equal(found[:500], wanted)
+
+
 # --- identities -----------------------------------------------------------------------------------
 
 

@@ -139,17 +139,6 @@ def test_may_be_indefinite_misses_nothing(design):
         np.testing.assert_array_equal(doubtful, indefinite)
 
 
-def test_profile_residual_maximises_over_the_residual_variance(design, method):
-    """At fixed ratios the best s_0 is quad / N; the other components keep their values."""
-    Y, theta = dense.draw_genes(design, GENES), dense.draw_theta(design, GENES, "mixed", seed=3)
-    found = model_of(design, Y, method).profile_residual(theta)
-    np.testing.assert_array_equal(found[:-1], theta[:-1])
-    for y, t, s_0 in zip(Y.T, theta.T, found[-1], strict=True):
-        at = lambda c, y=y, t=t: dense.loglik(design, y, c * t, method)  # noqa: E731
-        best = s_0 / t[-1]  # scaling all of theta keeps the ratios
-        assert at(best) >= max(at(best * 0.999), at(best * 1.001))
-
-
 def test_select(design, method):
     Y, theta = dense.draw_genes(design, 5), dense.draw_theta(design, 5, "mixed")
     model, chosen = model_of(design, Y, method), np.array([3, 0])

@@ -57,7 +57,7 @@ def random_toy(k, b, seed, **parts):
     rng = np.random.default_rng(seed)
     roots = rng.normal(size=(b, k + 1, k + 3)) * np.exp(rng.normal(size=(b, k + 1, 1)))
     H = np.moveaxis(roots @ np.swapaxes(roots, 1, 2), 0, -1)
-    optimum = np.vstack([rng.normal(size=(k, b)), np.full((1, b), 5.0)])
+    optimum = np.vstack([rng.normal(size=(k, b)), np.full((1, b), 100.0)])  # a residual variance is never at 0
     return toy(optimum, H=H, **parts)
 
 
@@ -156,7 +156,8 @@ def test_nonnegative_finds_the_constrained_optimum(k, at_zero):
     start[:-1] = 0.0 if at_zero else 1.0
     outcome = run(objective, start, nonnegative=True)
     expected = [constrained_optimum(objective.optimum[:, i], objective.H[:, :, i]) for i in range(200)]
-    np.testing.assert_allclose(outcome.theta.T, expected, atol=1e-8)
+    assert np.min(expected, axis=0)[-1] > 1
+    np.testing.assert_allclose(outcome.theta.T, expected, rtol=1e-9, atol=1e-8)
     assert np.count_nonzero((outcome.theta[:-1] == 0).any(axis=0)) > 20, "the toys do not test the bound"
     assert set(outcome.status) <= {Status.CONVERGED, Status.CONVERGED_AT_ROUNDING}
 
@@ -196,6 +197,7 @@ def test_words():
 # --- the real likelihoods -------------------------------------------------------------------------
 
 GOOD = ["converged", "converged_at_rounding"]
+ORDINARY = [name for name in dense.DESIGNS if name != "wide"]  # random effects there can explain everything
 
 
 def summary_of(design, Y):
@@ -237,12 +239,14 @@ def test_optimum_of_the_dense_likelihood(name, method):
         assert logLik >= -found.fun - 1e-11 * abs(found.fun)
 
 
-def test_score_is_zero_at_the_end(design, method):
-    """The dense score: what the loop calls converged is stationary, and s_0 is profiled."""
+@pytest.mark.parametrize("name", ORDINARY)
+def test_score_is_zero_at_the_end(name, method):
+    """The dense score: what the loop calls converged is stationary, and logLik is the likelihood there."""
+    design = dense.DESIGNS[name]
     Y = dense.draw_genes(design, 6, seed=22)
     fit = fit_of(design, Y, method=method)
     interior = np.flatnonzero(fit.status.isin(GOOD))
-    assert interior.size >= 3
+    assert interior.size >= 4
     for gene in interior:
         theta = fit.estimates.theta[:, gene]
         relative = dense.score(design, Y[:, gene], theta, method) * standard_errors(design, theta, method)
@@ -272,7 +276,7 @@ def bounded_optimum(design, y, method):
 def test_nonnegative_meets_the_kkt_conditions(name, method):
     design, m = dense.DESIGNS[name], 12
     Y = weak_genes(design, m, seed=23)
-    fit = fit_of(design, Y, method=method, bounds="nonnegative")
+    fit = fit_of(design, Y, method=method, bounds="nonnegative", max_iter=500)
     theta = fit.estimates.theta
     assert fit.converged.all()
     assert (theta[:-1] >= 0).all()
@@ -307,8 +311,9 @@ def sparse_design(donors, cells=20):
 
 def once_in_every_donor(design):
     """One cell in each donor: the means agree exactly and the likelihood grows until V is singular."""
+    donors = design.Z[:, : design.d[0]]
     y = np.zeros(design.n)
-    y[np.argmax(design.Z, axis=0) + np.arange(design.Z.shape[1])] = 1.0
+    y[np.argmax(donors, axis=0) + np.arange(design.d[0])] = 1.0
     return y
 
 
@@ -333,20 +338,38 @@ def test_no_interior_optimum_ends_at_the_boundary(donors, widen, method):
     assert fit.logLik.iloc[0] >= best - 1e-9 * abs(best)
 
 
+@pytest.mark.parametrize("name", ORDINARY)
 @pytest.mark.parametrize("seen", [1, 2, 3])
-def test_a_gene_seen_in_a_few_cells_has_an_answer(seen, design, method):
-    """Whatever the likelihood does, there is an optimum inside a positive definite V or one at the bound."""
-    rng = np.random.default_rng(seen)
+def test_a_gene_seen_in_a_few_cells_has_an_answer(seen, name, method):
+    """Whatever the likelihood does, there is an optimum inside a positive definite V or one at the bound.
+
+    Fisher scoring may be slow for such genes: the expected information is far from the observed one.
+    """
+    design, rng = dense.DESIGNS[name], np.random.default_rng(seen)
     Y = np.zeros((design.n, 8))
     for y in Y.T:
         y[rng.choice(design.n, seen, replace=False)] = rng.integers(1, 4, seen)
-    fit = fit_of(design, Y, method=method)
+    fit = fit_of(design, Y, method=method, max_iter=1000)
     assert fit.converged.all(), fit.status.to_dict()
     theta = fit.estimates.theta
     assert np.isfinite(fit.estimates.se).all()
     assert all(design.smallest_eigenvalue(t, "ML") > 0 for t in theta.T)
     boundary = (fit.status == "boundary").to_numpy()
     assert (theta[:-1, boundary] >= 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 5, 50])
+def test_no_answer_lies_where_V_is_indefinite(design, method, max_iter):
+    """However early a gene is stopped: what is reported of it is the estimate of some model."""
+    Y = np.zeros((design.n, 30))
+    rng = np.random.default_rng(29)
+    for y in Y.T:
+        y[rng.choice(design.n, 3, replace=False)] = rng.integers(1, 4, 3)
+    fit = fit_of(design, Y, method=method, max_iter=max_iter)
+    given = np.flatnonzero((fit.status != "failed") & (fit.status != "no_variance"))
+    indefinite = [gene for gene in given if design.smallest_eigenvalue(fit.estimates.theta[:, gene], "ML") <= 0]
+    assert not indefinite, fit.status.iloc[indefinite].to_dict()
 
 
 @pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
@@ -361,17 +384,20 @@ def test_without_bounds_there_is_no_fallback():
 
 @pytest.mark.parametrize("design", [dense.DESIGNS["two"], sparse_design(3), twice(sparse_design(3))])
 @pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
-def test_a_hopeless_gene_changes_no_bit_of_the_others(design, method, bounds):
+def test_a_hopeless_gene_does_not_change_the_others(design, method, bounds):
+    """It leaves the batch at another time: shapes of products change, and with them last bits, no more."""
     Y = dense.draw_genes(design, 10, seed=26)
     spoilt = Y.copy()
-    spoilt[:, 4] = np.arange(design.n) == 0
-    if len(design.X[0]) == 1:
-        spoilt[:, 4] = once_in_every_donor(design)
+    spoilt[:, 4] = once_in_every_donor(design)
     a, b = fit_of(design, Y, method=method, bounds=bounds), fit_of(design, spoilt, method=method, bounds=bounds)
     rest = np.arange(10) != 4
-    assert not np.array_equal(a.estimates.theta[:, 4], b.estimates.theta[:, 4])
-    for name, values in vars(a.estimates).items():
-        np.testing.assert_array_equal(values[..., rest], getattr(b.estimates, name)[..., rest], err_msg=name)
+    assert np.abs(a.estimates.theta - b.estimates.theta)[:, 4].max() > 1e-3
+    np.testing.assert_array_equal(a.niter[rest], b.niter[rest])
+    np.testing.assert_array_equal(a.status[rest], b.status[rest])
+    scale = {"theta": a.estimates.theta[-1], "coef": a.estimates.se, "se": a.estimates.se}
+    for name, unit in scale.items():
+        error = np.abs(getattr(a.estimates, name) - getattr(b.estimates, name)) / unit
+        assert error[:, rest].max() < 1e-13, name
 
 
 def test_a_constant_gene_has_a_status_and_no_numbers(design):
@@ -413,7 +439,8 @@ def test_max_iter(small):
     assert set(fit.status) == {"max_iter"}
     assert set(fit.niter) == {2.0}
     more = fit_of(design, Y, max_iter=200, epsilon=1e-10)
-    assert (more.logLik >= fit.logLik).all()
+    for y, early, late in zip(Y.T, fit.estimates.theta.T, more.estimates.theta.T, strict=True):
+        assert dense.loglik(design, y, late, "REML") > dense.loglik(design, y, early, "REML")
 
 
 def test_epsilon_bounds_the_score_before_the_last_step(small):
@@ -432,6 +459,19 @@ def test_order_of_genes_is_irrelevant(small, method):
     np.testing.assert_allclose(b.estimates.theta, a.estimates.theta[:, order], rtol=1e-12, atol=1e-13)
     np.testing.assert_array_equal(b.estimates.status, a.estimates.status[order])
     np.testing.assert_array_equal(b.estimates.niter, a.estimates.niter[order])
+
+
+@pytest.mark.parametrize("theta0", [[0.0, 0.1], [0.0, 10.0], [1.0, 0.01], [1e-6, 20.0]])
+def test_nonnegative_from_any_start(theta0, method):
+    """Far from the optimum in s_0, a component at zero must not stop the others."""
+    design = dense.DESIGNS["one_nested"]
+    Y = weak_genes(design, 30, seed=30)
+    plain = fit_of(design, Y, method=method, bounds="nonnegative")
+    moved = fit_of(design, Y, method=method, bounds="nonnegative", theta0=theta0)
+    assert plain.converged.all()
+    assert moved.converged.all(), moved.status.value_counts().to_dict()
+    se = plain.estimates.se_theta
+    np.testing.assert_array_less(np.abs(moved.estimates.theta - plain.estimates.theta) / se, 1e-4)
 
 
 @pytest.mark.parametrize("bounds", ["auto", "nonnegative"])

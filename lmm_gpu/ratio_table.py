@@ -1,0 +1,124 @@
+"""What all genes share: functions of the variance ratios alone, tabulated once.
+
+Traces, log determinants and variances of contrasts depend on a gene only through its ratios g = (g_1 .. g_k),
+and else on the design. With many genes it is cheaper to tabulate these functions on a Chebyshev grid than to
+factorise matrices per gene and iteration. In x_i = log(1 + g_i lam_i), lam_i the largest eigenvalue of effect i
+alone, they are analytic in a strip of half-width pi around the real line, so that a grid of some fifty points per
+effect is accurate to near rounding (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .arrays import Array, flag_indices, indices, like, namespace
+from .plan import blocks
+
+#: Ratios up to this are tabulated; genes beyond are evaluated exactly.
+LARGEST_RATIO = 4.0
+#: Relative interpolation error that the grid is chosen for.
+ACCURACY = 1e-12
+#: Nodes that are evaluated together.
+_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Chebyshev grid in x = log(1 + g lam) on [lo, hi]."""
+
+    lam: float
+    lo: float
+    hi: float
+    size: int
+
+    @classmethod
+    def build(cls, lam: float, lowest: float) -> Axis:
+        """Grid from 1 + g lam = `lowest` up to the largest ratio, as fine as the accuracy needs.
+
+        The nearest singularity is pi away from the real line: Bernstein's ellipse through it gives the rate.
+        """
+        lo, hi = math.log(lowest), math.log1p(LARGEST_RATIO * lam)
+        height = math.pi / (0.5 * (hi - lo))
+        rate = height + math.sqrt(1.0 + height * height)
+        return cls(lam, lo, hi, math.ceil(-math.log(ACCURACY) / math.log(rate)) + 4)
+
+    def ratios(self, reference: Array) -> Array:
+        """Ratios g (size,) at the Chebyshev nodes."""
+        xp = namespace(reference)
+        steps = like([(j + 0.5) / self.size for j in range(self.size)], reference)
+        x = 0.5 * (self.lo + self.hi) + 0.5 * (self.hi - self.lo) * xp.cos(math.pi * steps)
+        return xp.expm1(x) / self.lam
+
+    def basis(self, g: Array) -> Array:
+        """Chebyshev polynomials (b, size) at the ratios `g` (b,), which must lie inside."""
+        xp = namespace(g)
+        t = (2.0 * xp.log1p(g * self.lam) - (self.lo + self.hi)) / (self.hi - self.lo)
+        one = xp.ones_like(t)
+        angle = xp.acos(xp.minimum(xp.maximum(t, -one), one))  # (b,)
+        return xp.cos(angle[:, None] * like(list(range(self.size)), g)[None, :])
+
+    def transform(self, reference: Array) -> Array:
+        """Matrix (size, size) from values at the nodes to Chebyshev coefficients."""
+        n = self.size
+        weights = [1.0 / n] + [2.0 / n] * (n - 1)
+        rows = [[weights[m] * math.cos(m * math.pi * (j + 0.5) / n) for j in range(n)] for m in range(n)]
+        return like(rows, reference)
+
+    def covers(self, g: Array) -> Array:
+        """Whether the ratios `g` (b,) lie on the grid."""
+        A = 1.0 + g * self.lam
+        return (math.exp(self.lo) <= A) & (math.exp(self.hi) >= A)
+
+
+@dataclass(frozen=True)
+class RatioTable:
+    """w tabulated functions of the ratios of one or several effects."""
+
+    axes: tuple[Axis, ...]
+    coefficients: Array  #: (size_1, .., size_k, w)
+
+    @classmethod
+    def build(cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> RatioTable:
+        """Evaluate `functions`, from ratios (k, nodes) to values (w, nodes), on the whole grid and transform."""
+        xp = namespace(reference)
+        grids = xp.meshgrid(*[axis.ratios(reference) for axis in axes], indexing="ij")
+        g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
+        values = xp.concat([functions(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], _BLOCK)], axis=1)  # (w, nodes)
+        table = xp.reshape(values.T, (*[axis.size for axis in axes], values.shape[0]))
+        for position, axis in enumerate(axes):
+            rotated = xp.tensordot(axis.transform(reference), table, axes=((1,), (position,)))
+            table = xp.moveaxis(rotated, 0, position)
+        return cls(axes, table)
+
+    def evaluate(self, g: Array) -> Array:
+        """Values (w, b) at ratios `g` (k, b) that the grid covers."""
+        xp = namespace(g)
+        values = self.axes[0].basis(g[0, :]) @ xp.reshape(self.coefficients, (self.axes[0].size, -1))
+        for i, axis in enumerate(self.axes[1:], start=1):
+            values = xp.reshape(values, (g.shape[1], axis.size, -1))  # (b, size_i, the other axes and functions)
+            values = xp.matmul(axis.basis(g[i, :])[:, None, :], values)[:, 0, :]
+        return values.T
+
+    def covers(self, g: Array) -> Array:
+        """Whether each gene's ratios `g` (k, b) lie on the grid (b,)."""
+        inside = self.axes[0].covers(g[0, :])
+        for i, axis in enumerate(self.axes[1:], start=1):
+            inside = inside & axis.covers(g[i, :])
+        return inside
+
+
+def lookup(table: RatioTable | None, g: Array, exact: Callable[[Array], Array]) -> Array:
+    """Values (w, b) at ratios `g` (k, b): from the table where it covers them, else by `exact`."""
+    if table is None:
+        return exact(g)
+    xp, covered = namespace(g), table.covers(g)
+    inside, outside = flag_indices(covered), flag_indices(~covered)
+    if outside.size == 0:
+        return table.evaluate(g)
+    if inside.size == 0:
+        return exact(g)
+    first, second = indices(inside, g), indices(outside, g)
+    parts = [table.evaluate(xp.take(g, first, axis=1)), exact(xp.take(g, second, axis=1))]
+    return xp.take(xp.concat(parts, axis=1), xp.argsort(xp.concat([first, second], axis=0)), axis=1)
