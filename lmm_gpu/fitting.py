@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ from .threads import in_threads
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
+#: FLASHMM's default for max_iter.
+FLASHMM_ITERATIONS = 50
+#: A gene that needs more goes on for so many times max_iter.
+CONTINUED = 4
 
 
 @dataclass(frozen=True)
@@ -49,10 +53,6 @@ class FitOptions:
             raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed")
         if not self.epsilon > 0:
             raise ValueError(f"epsilon={self.epsilon!r}: the tolerance must be positive")
-
-    def rules(self, *, nonnegative: bool) -> Rules:
-        """Stopping rules of the scoring loop."""
-        return Rules(self.epsilon, self.max_iter, nonnegative)
 
 
 def fit_summary(
@@ -103,7 +103,7 @@ def fit_summary(
 def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, options: FitOptions) -> Estimates:
     """Estimate all genes of `model` from `start` (k+1, b); `coefficients` are the identity as contrasts."""
     xp = namespace(start)
-    outcome = maximise(model.likelihood, start, options.rules(nonnegative=options.bounds == "nonnegative"))
+    outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
     N = model.likelihood.residual_df
@@ -122,6 +122,26 @@ def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, opt
     )
 
 
+def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative: bool) -> Outcome:
+    """Maximise by plain Fisher scoring; genes that it leaves short of their optimum go on with relaxed steps.
+
+    Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
+    """
+    rules = Rules(options.epsilon, options.max_iter, nonnegative)
+    outcome = maximise(model.likelihood, start, rules)
+    slow = to_numpy(outcome.status) == Status.MAX_ITER
+    if options.bounds == "auto" and not nonnegative:  # where steps had to be halved there is likely no optimum
+        slow = slow & ~to_numpy(outcome.halved)
+    slow = np.flatnonzero(slow)
+    if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
+        return outcome
+    index = indices(slow, start)
+    part = model.likelihood.select(index)
+    more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
+    again = maximise(part, namespace(start).take(outcome.theta, index, axis=1), more)
+    return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
+
+
 def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:
     """Fit again, with components held at or above zero, the genes that have no valid interior optimum.
 
@@ -134,13 +154,17 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     redo = np.flatnonzero(unfinished | ~_valid(model, outcome.theta))
     if redo.size == 0:
         return outcome
-    part = model.select(indices(redo, outcome.theta)).likelihood
-    again = maximise(part, part.start(), options.rules(nonnegative=True))
-    source = np.arange(status.size)
-    source[redo] = status.size + np.arange(redo.size)  # take these genes from the second fit
+    part = model.select(indices(redo, outcome.theta))
+    return _replaced(outcome, redo, _climb(part, part.likelihood.start(), options, nonnegative=True))
+
+
+def _replaced(outcome: Outcome, genes: np.ndarray, part: Outcome) -> Outcome:
+    # `outcome` with some genes (positions) taken from another one
+    source = np.arange(outcome.status.shape[0])
+    source[genes] = source.size + np.arange(genes.size)
     xp, order = namespace(outcome.theta), indices(source, outcome.theta)
     joined = {
-        name: xp.take(xp.concat([value, getattr(again, name)], axis=-1), order, axis=value.ndim - 1)
+        name: xp.take(xp.concat([value, getattr(part, name)], axis=-1), order, axis=value.ndim - 1)
         for name, value in vars(outcome).items()
     }
     return Outcome(**joined)

@@ -21,6 +21,9 @@ from .arrays import Array, namespace
 from .ratio_table import RatioTable
 from .scoring import Evaluation
 
+#: Relative rounding error of the terms of the log-likelihood.
+ROUNDING = 1e-13
+
 L = TypeVar("L", bound="Likelihood")
 
 
@@ -34,6 +37,7 @@ class Traces:
     z: Array  #: (k, b), (Z_i' R y) . (Z_i' P0 y)
     logdet: Array  #: (b,), log det(V / s_0) up to the part of X
     ok: Array  #: (b,), bool: the covariance matrix is positive definite
+    condition: Array  #: (b,), condition number of what was solved for E and z
 
 
 class Likelihood(ABC):
@@ -107,7 +111,9 @@ class Likelihood(ABC):
         t = self.traces(g)
         quad = self.yry - xp.sum(g * t.z, axis=0)  # (b,)
         yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
-        value = -0.5 * (N * xp.log(2 * math.pi * s_0) + t.logdet + quad / s_0)
+        terms = N * xp.log(2 * math.pi * s_0), t.logdet, quad / s_0
+        value = -0.5 * (terms[0] + terms[1] + terms[2])
+        size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
 
         gT = xp.sum(g * t.T, axis=0)  # (b,)
         Bg = xp.sum(t.B * g[None, :, :], axis=1)  # (k, b)
@@ -123,6 +129,7 @@ class Likelihood(ABC):
             score=xp.concat([score, score_0[None, :]], axis=0),
             information=0.5 * F / (s_0 * s_0)[None, None, :],
             quad=quad,
+            rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * t.condition * xp.sum(xp.abs(g * t.z), axis=0) / s_0,
             ok=positive & t.ok & xp.isfinite(value),
         )
 

@@ -85,13 +85,15 @@ class MultiComponent(Likelihood):
         k, b = g.shape
         if not bool(xp.any(g != 0)):  # where every fit starts: A = I
             T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
-            return Traces(T, B, *self._squares(self.h), xp.zeros_like(g[0, :]), xp.isfinite(g[0, :]))
+            zero = xp.zeros_like(g[0, :])
+            return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
         scale = 1.0 + g * self.lam  # (k, b)
         T = shared[:k, :] / scale
         B = xp.reshape(shared[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
         v, ok = self._whitened(g)
-        return Traces(T, B, *self._squares(v), shared[-2, :], ok & (shared[-1, :] > 0.5))
+        ok = ok & (shared[-1, :] > 0.5)
+        return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
 
     def tabulate(self, function: Callable[[Array], Array]) -> RatioTable | None:
         """Table of `function` on the grid of the traces, if there is one."""

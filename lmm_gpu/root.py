@@ -233,8 +233,16 @@ def _solve_signed(F: Array, D_R: Array) -> tuple[Array, Array, Array]:
 
 
 def _downdate(F: Array, E: Array, sign: float) -> tuple[Array, Array, Array]:
-    # F - sign F E (I + sign E F E)^-1 E F, with diagonal E (b, q_R)
+    """(F^-1 + sign E^2)^-1 for diagonal E (b, q_R) at or above zero, its log determinant and validity.
+
+    Where E is not zero, F E C^-1 E^-1 with C = I + sign E F E: it does not cancel, as F - sign F E C^-1 E F does when
+    the ratios are large.
+    """
     xp = namespace(F)
     EF = E[:, :, None] * F  # (b, q_R, q_R)
     inverse, logdet, ok = inverse_and_logdet(identity(F.shape[1], F)[None, :, :] + sign * EF * E[:, None, :])
-    return F - sign * xp.matmul(xp.matrix_transpose(EF), xp.matmul(inverse, EF)), logdet, ok
+    FEC = xp.matmul(xp.matrix_transpose(EF), inverse)
+    present = (E > 0)[:, None, :]
+    divided = FEC / xp.where(present, E[:, None, :], 1.0)
+    M = xp.where(present, divided, F - sign * xp.matmul(FEC, EF))
+    return 0.5 * (M + xp.matrix_transpose(M)), logdet, ok

@@ -15,6 +15,8 @@ from typing import Protocol
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy, zeros
 from .linalg import cholesky_small, solve_small
 
+#: Relaxed steps are at most this many times Fisher's.
+LONGEST_STEP = 16.0
 #: A gene whose step has been halved this often is stuck.
 SHORTEST_STEP = 2.0**-24
 #: Share of a batch that has to be done before these genes are taken out of it.
@@ -48,12 +50,8 @@ class Evaluation:
     score: Array  #: (k+1, b), its gradient
     information: Array  #: (k+1, k+1, b), expected (Fisher) information
     quad: Array  #: (b,), y' P0 y
+    rounding: Array  #: (b,), rounding error of `value`: differences below it mean nothing
     ok: Array  #: (b,), bool: the numbers are valid
-
-    def rounding(self) -> Array:
-        """Size of the rounding error of `value` (b,): differences below it mean nothing."""
-        xp = namespace(self.value)
-        return 1e-13 * (1.0 + xp.abs(self.value))
 
 
 class Objective(Protocol):
@@ -73,6 +71,7 @@ class Rules:
     epsilon: float = 1e-5
     max_iter: int = 50
     nonnegative: bool = False
+    relaxed: bool = False  #: lengthen or shorten steps by the rate of convergence that is seen
 
 
 @dataclass(frozen=True)
@@ -136,13 +135,14 @@ def advance(state: State, objective: Objective, rules: Rules) -> State:
 
     step, decrement, score_size = _plan_step(trial, found, rules)
     niter = state.niter + xp.astype(plan, state.niter.dtype)
-    length = xp.where(plan, _longest(trial, step, rules), 0.5 * state.length)
+    full = _relaxation(state, step, found, rules) if rules.relaxed else xp.ones_like(state.length)
+    length = xp.where(plan, xp.minimum(full, _longest(trial, step, rules)), 0.5 * state.length)
     after = State(
         theta=xp.where(accept[None, :], trial, state.theta),
         step=xp.where(plan[None, :], step, state.step),
         length=length,
         value=xp.where(accept, found.value, state.value),
-        slack=xp.where(accept, found.rounding(), state.slack),
+        slack=xp.where(accept, found.rounding, state.slack),
         quad=xp.where(accept, found.quad, state.quad),
         decrement=xp.where(plan, decrement, state.decrement),
         niter=niter,
@@ -160,9 +160,9 @@ def _judge(before: State, after: State, plan: Array, score_size: Array, rules: R
     converged = plan & (score_size <= rules.epsilon) & (after.decrement <= SMALL_DECREMENT)
     rounding = plan & at_rounding & (after.decrement >= before.decrement)
     stuck = ~plan & (after.length < SHORTEST_STEP)
-    verdict = xp.where(plan & (after.niter >= rules.max_iter), int(Status.MAX_ITER), int(Status.RUNNING))
-    verdict = xp.where(stuck, xp.where(at_rounding, int(Status.CONVERGED_AT_ROUNDING), int(Status.FAILED)), verdict)
-    verdict = xp.where(rounding, int(Status.CONVERGED_AT_ROUNDING), verdict)
+    out_of_steps = plan & (after.niter >= rules.max_iter)
+    verdict = xp.where(out_of_steps, int(Status.MAX_ITER), xp.where(stuck, int(Status.FAILED), int(Status.RUNNING)))
+    verdict = xp.where(rounding | ((out_of_steps | stuck) & at_rounding), int(Status.CONVERGED_AT_ROUNDING), verdict)
     verdict = xp.where(converged, int(Status.CONVERGED), verdict)
     return xp.where(before.status == Status.RUNNING, verdict, before.status)
 
@@ -208,13 +208,28 @@ def _held(theta: Array, found: Evaluation) -> Array:
 def _longest(theta: Array, step: Array, rules: Rules) -> Array:
     # share of the step (b,) that keeps components at or above zero, 1 where they may be negative
     xp = namespace(theta)
-    one = xp.ones_like(theta[0, :])
+    limit = xp.ones_like(theta[0, :]) * LONGEST_STEP
     if not rules.nonnegative:
-        return one
+        return limit
     k = theta.shape[0] - 1
     falling = step[:k, :] < 0
-    reach = xp.where(falling, -theta[:k, :] / xp.where(falling, step[:k, :], -1.0), 1.0)  # (k, b)
-    return xp.minimum(one, xp.min(reach, axis=0))
+    reach = xp.where(falling, -theta[:k, :] / xp.where(falling, step[:k, :], -1.0), LONGEST_STEP)  # (k, b)
+    return xp.minimum(limit, xp.min(reach, axis=0))
+
+
+def _relaxation(state: State, step: Array, found: Evaluation, rules: Rules) -> Array:
+    """Length of the next step (b,) from how the last one changed it.
+
+    Scoring converges linearly, step' = rho step, with rho close to 1 or -1 where the expected information is far
+    from the observed one. A step of length a leaves the share 1 - a (1 - rho) of the error; the length 1 / (1 - rho)
+    would leave none, and a / (1 - rho') estimates it from the rho' seen at length a (Aitken's extrapolation).
+    """
+    xp = namespace(step)
+    metric = xp.sum(found.information * state.step[None, :, :], axis=1)  # (k+1, b)
+    before = xp.sum(state.step * metric, axis=0)
+    rho = xp.sum(step * metric, axis=0) / xp.where(before > 0, before, 1.0)  # (b,)
+    length = state.length / xp.maximum(1.0 - rho, like(1.0 / LONGEST_STEP, rho))
+    return xp.minimum(xp.maximum(length, like(0.5, rho)), like(LONGEST_STEP, rho))
 
 
 def _clear_rounding(state: State, trial: Array) -> Array:

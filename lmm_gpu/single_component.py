@@ -64,6 +64,7 @@ class SingleComponent(Likelihood):
             z=xp.sum(self.c * cw, axis=0)[None, :],
             logdet=-xp.sum(xp.log(w_trace), axis=0),
             ok=ok & ok_trace,
+            condition=xp.ones_like(g[0, :]),
         )
 
     def random_effects(self, g: Array) -> Array:
