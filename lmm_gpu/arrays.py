@@ -25,7 +25,7 @@ def namespace(*arrays: Array) -> Any:
 def to_numpy(x: Array) -> np.ndarray:
     """Host copy (or view) of `x` as a NumPy array, whatever its library and device."""
     if isinstance(x, np.ndarray):
-        return x
+        return np.asarray(x)  # np.matrix, which SciPy's older sparse matrices return, keeps two axes otherwise
     if hasattr(x, "get"):  # CuPy
         return x.get()
     return np.asarray(array_api_compat.to_device(x, _host_device(x)))

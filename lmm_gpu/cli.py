@@ -43,7 +43,11 @@ def fit(
     features: Annotated[Path | None, typer.Option(help="Gene names, one per line, for data that have none.")] = None,
     layer: Annotated[str | None, typer.Option(help="Layer of the .h5ad in place of X.")] = None,
     transform: Annotated[
-        str | None, typer.Option(help="log1p, log2p1 or normalize; raw counts are log2(1 + y) without it.")
+        str | None, typer.Option(help="log1p, log2p1 or normalize; without it, raw counts are fitted as log2(1 + y).")
+    ] = None,
+    is_counts: Annotated[
+        bool | None,
+        typer.Option("--counts/--no-counts", help="Whether the values are raw counts; without it, looked at."),
     ] = None,
     size_factors: Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")] = None,
     contrast: Annotated[
@@ -64,6 +68,7 @@ def fit(
         "features": features,
         "layer": layer,
         "transform": transform,
+        "is_counts": is_counts,
         "size_factors": size_factors,
         "memory": memory,
         "device": device,

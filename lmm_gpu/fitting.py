@@ -106,15 +106,14 @@ def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, opt
     outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
-    N = model.likelihood.residual_df
-    theta = xp.concat([outcome.theta[:-1, :], (outcome.quad / N)[None, :]], axis=0)  # FLASHMM's last update of s_0
+    theta = _profiled(model, outcome)
     at_theta = model.likelihood.evaluate(theta)
     spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
     return Estimates(
         theta=to_numpy(theta),
         se_theta=to_numpy(xp.stack([xp.sqrt(spread[i, i, :]) for i in range(theta.shape[0])], axis=0)),
         dlogL=to_numpy(at_theta.score),
-        logLik=to_numpy(at_theta.value + 0.5 * (at_theta.quad / theta[-1, :] - N)),
+        logLik=to_numpy(at_theta.value + 0.5 * (at_theta.quad / theta[-1, :] - model.likelihood.residual_df)),
         niter=to_numpy(outcome.niter).astype(float),
         status=_named(to_numpy(outcome.status), to_numpy(theta), options),
         coef=to_numpy(model.coefficients(theta)),
@@ -151,11 +150,17 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     """
     status, halved = to_numpy(outcome.status), to_numpy(outcome.halved)
     unfinished = (status == Status.FAILED) | ((status == Status.MAX_ITER) & halved)
-    redo = np.flatnonzero(unfinished | ~_valid(model, outcome.theta))
+    redo = np.flatnonzero(unfinished | ~_valid(model, _profiled(model, outcome)))
     if redo.size == 0:
         return outcome
     part = model.select(indices(redo, outcome.theta))
     return _replaced(outcome, redo, _climb(part, part.likelihood.start(), options, nonnegative=True))
+
+
+def _profiled(model: MixedModel, outcome: Outcome) -> Array:
+    """Theta (k+1, b) after FLASHMM's last update: s_0 = quad / N at the last ratios, the others unchanged."""
+    s_0 = outcome.quad / model.likelihood.residual_df
+    return namespace(s_0).concat([outcome.theta[:-1, :], s_0[None, :]], axis=0)
 
 
 def _replaced(outcome: Outcome, genes: np.ndarray, part: Outcome) -> Outcome:

@@ -79,14 +79,14 @@ def check_df_method(method: str) -> None:
 
 
 def _satterthwaite(model: MixedModel, theta: Array, contrasts: Contrasts, variance: Array) -> Array:
-    # 2 v^2 / (grad' W grad) (c, b), W from the expected information
+    # 2 / (grad' W grad) (c, b) with the gradient of log v, which keeps to the scale of theta alone
     xp = namespace(theta)
-    gradient = model.contrast_gradient(theta, contrasts)  # (k+1, c, b)
+    gradient = model.contrast_gradient(theta, contrasts) / variance[None, :, :]  # (k+1, c, b)
     factor, _ = cholesky_small(model.likelihood.evaluate(theta).information)
     spread = [
         xp.sum(gradient[:, i, :] * solve_small(factor, gradient[:, i, :]), axis=0) for i in range(gradient.shape[1])
     ]
-    return 2.0 * variance * variance / xp.stack(spread, axis=0)
+    return 2.0 / xp.stack(spread, axis=0)
 
 
 def _capped(df: np.ndarray, theta: np.ndarray, between_within: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,24 +25,38 @@ def read_matrix(A: Any, name: str, *, one_row: bool = False) -> tuple[Any, list[
     """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any."""
     rows = columns = None
     if isinstance(A, pd.DataFrame):
-        rows, columns = _labels(A.index), _labels(A.columns)
+        rows, columns = axis_labels(A.index), axis_labels(A.columns)
         A = _frame_values(A, name)
-    A = _on_host(A)
+    A = _on_host(A, name)
     if A.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds values of type {A.dtype}; wanted a matrix of numbers")
     if A.ndim == 1:
         A = A.reshape((1, -1) if one_row else (-1, 1))
     if A.ndim != 2:
         raise ValueError(f"{name} has {A.ndim} dimensions; wanted a matrix")
-    return A.tocsr() if scipy.sparse.issparse(A) else A, rows, columns
+    # sums over SciPy's older spmatrix are np.matrix: arrays only from here on
+    return scipy.sparse.csr_array(A) if scipy.sparse.issparse(A) else A, rows, columns
+
+
+def axis_labels(axis: pd.Index) -> list[str] | None:
+    """Labels of an axis of a DataFrame; None if pandas only numbered it."""
+    return None if isinstance(axis, pd.RangeIndex) else [str(label) for label in axis]
 
 
 def check_same_cells(labels: Mapping[str, list[str] | None]) -> None:
-    """Refuse matrices whose cells have the same names in another order: nothing here aligns them."""
-    (first, cells), *others = [(name, found) for name, found in labels.items() if found is not None] or [("", [])]
-    for name, found in others:
-        if found != cells and sorted(found) == sorted(cells):
-            raise ValueError(f"{name} has the cells of {first} in another order; sort one as the other, with .loc")
+    """Refuse tables that name their cells differently, or in another order: nothing here aligns them."""
+    named = [(name, cells) for name, cells in labels.items() if cells is not None]
+    for (first, cells), (other, found) in pairwise(named):
+        wrong = [pair for pair in zip(cells, found, strict=False) if pair[0] != pair[1]]
+        if wrong:
+            example = " / ".join(wrong[0])
+            advice = (
+                f"sort {other} like {first}, with .loc" if set(cells) == set(found) else "give those of the same cells"
+            )
+            raise ValueError(
+                f"{len(wrong)} of {len(cells)} cells have other names in {first} / in {other} ({example}): {advice}, "
+                "or drop the names with .to_numpy() if the order is right"
+            )
 
 
 def choose_labels(
@@ -140,11 +155,6 @@ def rows_of(Y: Any, lo: int, hi: int) -> Any:
     return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
 
 
-def _labels(axis: pd.Index) -> list[str] | None:
-    # pandas numbers what has no names
-    return None if isinstance(axis, pd.RangeIndex) else [str(label) for label in axis]
-
-
 def _frame_values(frame: pd.DataFrame, name: str) -> Any:
     types = list(frame.dtypes)
     texts = [str(label) for label, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
@@ -156,14 +166,17 @@ def _frame_values(frame: pd.DataFrame, name: str) -> Any:
     return values if values.dtype.kind != "O" else frame.to_numpy(float, na_value=np.nan)  # of several types
 
 
-def _on_host(A: Any) -> Any:
+def _on_host(A: Any, name: str) -> Any:
     """`A` as a NumPy array or a SciPy sparse matrix, whatever library and device it comes from."""
     if isinstance(A, np.ma.MaskedArray):
         return np.ma.filled(A.astype(float), np.nan)
     if not scipy.sparse.issparse(A) and hasattr(A, "dtype"):
         with suppress(TypeError):  # of no array library, but perhaps an array still: h5py, xarray, pandas
             A = to_numpy(A)
-    return A if scipy.sparse.issparse(A) else np.asarray(A)
+    try:
+        return A if scipy.sparse.issparse(A) else np.asarray(A)
+    except ValueError as error:  # lists of unequal length, AnnData
+        raise ValueError(f"{name} is of type {type(A).__name__}; wanted a matrix of numbers ({error})") from error
 
 
 def _whole_number(n: Any) -> int:

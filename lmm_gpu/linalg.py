@@ -144,7 +144,7 @@ def triangular_inverse(L: Array) -> Array:
     """Inverses of a stack of lower triangular matrices (b, q, q), by recursion on halves: all matmul."""
     xp = namespace(L)
     q = L.shape[1]
-    if q == 1:
+    if q <= 1:
         return 1.0 / L
     h = q // 2
     top = triangular_inverse(L[:, :h, :h])  # (b, h, h)

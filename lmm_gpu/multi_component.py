@@ -17,6 +17,9 @@ from .ratio_table import Axis, RatioTable, lookup
 from .root import Root, ranges
 from .summary import Projected
 
+#: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
+LOWEST = (0.1, 0.3, 0.55, 0.9)
+
 
 @dataclass(frozen=True)
 class MultiComponent(Likelihood):
@@ -47,7 +50,6 @@ class MultiComponent(Likelihood):
         p, genes = projected.beta_ols.shape
         xp = namespace(matrix)
         lam = xp.stack([xp.max(eigh_psd(matrix[lo:hi, lo:hi])[0]) for lo, hi in ranges(d)])  # (k,)
-        axes = _grid(root_trace, lam, genes)
         T_0, B_0, _, _ = root_trace.traces(zeros((len(d), 1), matrix))
         plain = cls(
             root=root,
@@ -55,7 +57,7 @@ class MultiComponent(Likelihood):
             T_0=T_0,
             B_0=B_0,
             lam=lam[:, None],
-            axes=axes,
+            axes=None,
             trace_table=None,
             F_table=None,
             d=d,
@@ -66,13 +68,7 @@ class MultiComponent(Likelihood):
             rank=root.mu.shape[0],
             n_components=len(d),
         )
-        if axes is None:
-            return plain
-        return replace(
-            plain,
-            trace_table=RatioTable.build(axes, plain._trace_functions, matrix),
-            F_table=RatioTable.build((axes[root.eliminated],), plain._F_function, matrix),
-        )
+        return plain._with_tables(genes)
 
     def select(self, index: Array) -> MultiComponent:
         """Return the likelihood for the genes at `index`."""
@@ -133,6 +129,23 @@ class MultiComponent(Likelihood):
         w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
         return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
 
+    def _with_tables(self, genes: int) -> MultiComponent:
+        """The same with tables, if there is a grid that is cheaper than the genes and that they are accurate on.
+
+        V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
+        """
+        xp, largest = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist()
+        for lowest in LOWEST if min(largest) > 0 and self.root.pairs is not None else ():
+            axes = tuple(Axis.build(lam, lowest) for lam in largest)
+            corner = (lowest - 1.0) / self.lam  # (k, 1)
+            if math.prod(axis.size for axis in axes) > genes or not bool(xp.all(self.root_trace.traces(corner)[3])):
+                continue
+            traces = RatioTable.build(axes, self._trace_functions, self.lam)
+            F = RatioTable.build((axes[self.root.eliminated],), self._F_function, self.lam)
+            if traces is not None and F is not None:
+                return replace(self, axes=axes, trace_table=traces, F_table=F)
+        return self
+
     def _trace_functions(self, g: Array) -> Array:
         # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
         xp = namespace(g)
@@ -148,6 +161,8 @@ class MultiComponent(Likelihood):
     def _whitened(self, g: Array) -> tuple[Array, Array]:
         # v = A^-1 h (r, b), so that Z'P0 y = K v, and validity
         g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
+        if self.F_table is None:
+            return self.root.solve(g, self.h)
         F = lookup(self.F_table, g_e, self._F_function) / (1.0 + g_e * self.lam[self.root.eliminated, :])
         return self.root.solve(g, self.h, F)
 
@@ -170,19 +185,3 @@ class MultiComponent(Likelihood):
         K = self.root.components(self.root.K_e, self.root.K_R)
         loads = xp.stack([K_i.T @ part for K_i, part in zip(K, self._parts(a), strict=True)], axis=0)  # (k, r, c)
         return xp.tensordot(loads, g, axes=((0,), (0,)))
-
-
-def _grid(root: Root, lam: Array, genes: int) -> tuple[Axis, ...] | None:
-    """Grid on which V is positive definite, or None if evaluating it would cost more than the genes do.
-
-    V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
-    """
-    xp, largest = namespace(lam), to_numpy(lam).tolist()
-    if not all(value > 0 for value in largest):
-        return None
-    for lowest in (0.1, 1.0 - 0.9 / len(largest)):  # at the second, it is for sure
-        axes = tuple(Axis.build(value, lowest) for value in largest)
-        corner = (lowest - 1.0) / lam[:, None]  # (k, 1)
-        if math.prod(axis.size for axis in axes) <= genes and bool(xp.all(root.traces(corner)[3])):
-            return axes
-    return None

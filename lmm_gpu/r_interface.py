@@ -20,6 +20,7 @@ from .contrasts import contrast_rows
 from .design import fixed_design, r_names, random_columns
 from .fitting import FitOptions, fit_summary
 from .inputs import (
+    axis_labels,
     check_same_cells,
     choose_labels,
     component_widths,
@@ -337,13 +338,18 @@ def flashmm(
     >>> flashmm(rng.normal(size=(3, 60)), "~ 0 + trt", "~ 0 + sam", cells).coef.index.tolist()
     ['trtA', 'trtB']
     """
-    cells = Y.columns if isinstance(Y, pd.DataFrame) else None
-    if cells is not None and set(cells) == set(metadata.index) and list(cells) != list(metadata.index):
-        raise ValueError("metadata has the cells of Y in another order; pass metadata.loc[Y.columns]")
+    if not isinstance(metadata, pd.DataFrame):
+        raise ValueError(f"metadata is of type {type(metadata).__name__}; wanted a DataFrame with one row per cell")
+    if isinstance(Y, pd.DataFrame):
+        check_same_cells({"Y": axis_labels(Y.columns), "metadata": axis_labels(metadata.index)})
+    formulas = [random] if isinstance(random, str) else list(random or ())
+    if not formulas or not all(isinstance(formula, str) for formula in (fixed, *formulas)):
+        raise ValueError(
+            f"got fixed={fixed!r}, random={random!r}; wanted one formula, such as '~ 0 + trt', and one or a list of "
+            "formulas, such as '~ 0 + sample'"
+        )
     X, x_names = fixed_design(fixed, metadata)
-    parts = [random_columns(formula, metadata) for formula in ([random] if isinstance(random, str) else random)]
-    if not parts:
-        raise ValueError("random is empty: give at least one random effect, such as '~ 0 + sample'")
+    parts = [random_columns(formula, metadata) for formula in formulas]
     Z = pd.DataFrame.sparse.from_spmatrix(
         scipy.sparse.hstack([part for part, _ in parts], format="csr"),
         columns=r_names([name for _, names in parts for name in names]),

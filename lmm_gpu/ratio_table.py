@@ -20,6 +20,8 @@ from .plan import blocks
 LARGEST_RATIO = 4.0
 #: Relative interpolation error that the grid is chosen for.
 ACCURACY = 1e-12
+#: Relative error between the nodes above which a table is not used.
+TOLERANCE = 1e-11
 #: Nodes that are evaluated together.
 _BLOCK = 64
 
@@ -44,12 +46,14 @@ class Axis:
         rate = height + math.sqrt(1.0 + height * height)
         return cls(lam, lo, hi, math.ceil(-math.log(ACCURACY) / math.log(rate)) + 4)
 
-    def ratios(self, reference: Array) -> Array:
-        """Ratios g (size,) at the Chebyshev nodes."""
-        xp = namespace(reference)
-        steps = like([(j + 0.5) / self.size for j in range(self.size)], reference)
-        x = 0.5 * (self.lo + self.hi) + 0.5 * (self.hi - self.lo) * xp.cos(math.pi * steps)
-        return xp.expm1(x) / self.lam
+    def nodes(self) -> list[float]:
+        """Chebyshev nodes of [-1, 1]."""
+        return [math.cos(math.pi * (j + 0.5) / self.size) for j in range(self.size)]
+
+    def ratios(self, t: list[float], reference: Array) -> Array:
+        """Ratios g at positions `t` of [-1, 1]."""
+        x = 0.5 * (self.lo + self.hi) + 0.5 * (self.hi - self.lo) * like(t, reference)
+        return namespace(reference).expm1(x) / self.lam
 
     def basis(self, g: Array) -> Array:
         """Chebyshev polynomials (b, size) at the ratios `g` (b,), which must lie inside."""
@@ -80,17 +84,23 @@ class RatioTable:
     coefficients: Array  #: (size_1, .., size_k, w)
 
     @classmethod
-    def build(cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> RatioTable:
-        """Evaluate `functions`, from ratios (k, nodes) to values (w, nodes), on the whole grid and transform."""
+    def build(cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> RatioTable | None:
+        """Tabulate `functions`, from ratios (k, nodes) to values (w, nodes).
+
+        None if the table is not accurate between its nodes: effects that overlap can bring a singularity close.
+        """
         xp = namespace(reference)
-        grids = xp.meshgrid(*[axis.ratios(reference) for axis in axes], indexing="ij")
+        grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
         g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
         values = xp.concat([functions(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], _BLOCK)], axis=1)  # (w, nodes)
-        table = xp.reshape(values.T, (*[axis.size for axis in axes], values.shape[0]))
+        coefficients = xp.reshape(values.T, (*[axis.size for axis in axes], values.shape[0]))
         for position, axis in enumerate(axes):
-            rotated = xp.tensordot(axis.transform(reference), table, axes=((1,), (position,)))
-            table = xp.moveaxis(rotated, 0, position)
-        return cls(axes, table)
+            rotated = xp.tensordot(axis.transform(reference), coefficients, axes=((1,), (position,)))
+            coefficients = xp.moveaxis(rotated, 0, position)
+        table = cls(axes, coefficients)
+        probes = xp.stack([axis.ratios(_probes(i), reference) for i, axis in enumerate(axes)], axis=0)
+        error = xp.max(xp.abs(table.evaluate(probes) - functions(probes)), axis=1)  # (w,)
+        return table if bool(xp.all(error <= TOLERANCE * xp.max(xp.abs(values), axis=1))) else None
 
     def evaluate(self, g: Array) -> Array:
         """Values (w, b) at ratios `g` (k, b) that the grid covers."""
@@ -107,6 +117,12 @@ class RatioTable:
         for i, axis in enumerate(self.axes[1:], start=1):
             inside = inside & axis.covers(g[i, :])
         return inside
+
+
+def _probes(axis: int) -> list[float]:
+    # positions of [-1, 1] that fill the grid evenly (Kronecker's sequence), the lowest corner first
+    step = (0.5 * (math.sqrt(5.0) - 1.0)) ** (axis + 1)
+    return [-1.0] + [2.0 * ((j * step) % 1.0) - 1.0 for j in range(1, _BLOCK)]
 
 
 def lookup(table: RatioTable | None, g: Array, exact: Callable[[Array], Array]) -> Array:

@@ -20,6 +20,10 @@ from .arrays import Array, indices, like, namespace
 from .linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve
 
 
+#: Bytes that the products of row pairs may take; beyond, F is formed gene by gene in one stacked product.
+LARGEST_PAIRS = 2**30
+
+
 @dataclass(frozen=True)
 class Elimination:
     """(I + K'DK)^-1 of b genes in eliminated form."""
@@ -40,7 +44,7 @@ class Root:
     K_e: Array  #: (d_e, r)
     K_R: Array  #: (q_R, r)
     inverse: Array  #: (r, q), pseudo-inverse of K, columns in the order of S
-    pairs: Array  #: (q_R (q_R + 1) / 2, r), products of the rows of K_R
+    pairs: Array | None  #: (q_R (q_R + 1) / 2, r), products of the rows of K_R, None if they would be too large
     unpack: Array  #: (q_R * q_R,), position in `pairs` of every entry of a symmetric matrix
     eliminated: int  #: which effect is eliminated
     blocks: tuple[tuple[int, int], ...]  #: rows of K_R of each remaining effect
@@ -55,17 +59,14 @@ class Root:
         K_e = K[start : start + d[e], :]
         mu, Q = eigh_psd(K_e.T @ K_e)
         K_R = xp.concat([K[:start, :], K[start + d[e] :, :]], axis=0) @ Q
-        rows = list(combinations_with_replacement(range(K_R.shape[0]), 2))
-        position = {pair: i for i, pair in enumerate(rows)}
-        square = [position[min(a, b), max(a, b)] for a in range(K_R.shape[0]) for b in range(K_R.shape[0])]
-        first, second = (indices([pair[i] for pair in rows], S) for i in (0, 1))
+        pairs, unpack = _row_pairs(K_R)
         return cls(
             mu=mu,
             K_e=K_e @ Q,
             K_R=K_R,
             inverse=Q.T @ K_inverse,
-            pairs=xp.take(K_R, first, axis=0) * xp.take(K_R, second, axis=0),
-            unpack=indices(square, S),
+            pairs=pairs,
+            unpack=unpack,
             eliminated=e,
             blocks=ranges([width for i, width in enumerate(d) if i != e]),
         )
@@ -80,16 +81,19 @@ class Root:
     def gram(self, *weights: Array) -> list[Array]:
         """K_R diag(weight) K_R' (b, q_R, q_R) for each of `weights` (r, b), in one matrix product."""
         xp, b = namespace(*weights), weights[0].shape[1]
+        if self.pairs is None:
+            return [xp.matmul(self.K_R[None, :, :] * weight.T[:, None, :], self.K_R.T) for weight in weights]
         square = self.unpacked(xp.concat([weight.T for weight in weights], axis=0) @ self.pairs.T)
         return [square[i * b : (i + 1) * b, :, :] for i in range(len(weights))]
 
     def unpacked(self, packed: Array) -> Array:
         """Symmetric matrices (b, q_R, q_R) from their upper triangles (b, pairs)."""
-        q_R = self.K_R.shape[0]
-        return namespace(packed).reshape(namespace(packed).take(packed, self.unpack, axis=1), (-1, q_R, q_R))
+        xp, q_R = namespace(packed), self.K_R.shape[0]
+        return xp.reshape(xp.take(packed, self.unpack, axis=1), (packed.shape[0], q_R, q_R))
 
     def packed_F(self, g_e: Array) -> Array:
         """Upper triangles of F (pairs, b) at ratios of the eliminated effect (1, b)."""
+        assert self.pairs is not None
         return self.pairs @ self.delta(g_e[0, :])[0]
 
     def delta(self, g_e: Array) -> tuple[Array, Array]:
@@ -114,11 +118,11 @@ class Root:
         (F,) = self.gram(delta)
         return self.eliminate(g, delta, ok, F)
 
-    def solve(self, g: Array, x: Array, packed_F: Array) -> tuple[Array, Array]:
+    def solve(self, g: Array, x: Array, packed_F: Array | None = None) -> tuple[Array, Array]:
         """(I + K'DK)^-1 x for one vector per gene, x (r, b), without any inverse; and validity (b,)."""
         g_e, D_R = self.split(g)
         delta, ok = self.delta(g_e)
-        F = self.unpacked(packed_F.T)  # (b, q_R, q_R)
+        F = self.gram(delta)[0] if packed_F is None else self.unpacked(packed_F.T)  # (b, q_R, q_R)
         scaled = delta * x  # (r, b)
         C = identity(F.shape[1], F)[None, :, :] + F * D_R[:, None, :]  # (b, q_R, q_R)
         u, solved = solve(C, (self.K_R @ scaled).T[:, :, None])  # (b, q_R, 1)
@@ -195,6 +199,19 @@ class Root:
         B.insert(e, [*B_e[:e], B_ee, *B_e[e:]])
         B_all = xp.stack([xp.stack(row, axis=0) for row in B], axis=0)  # (k, k, b)
         return xp.stack(T, axis=0), B_all, inner.logdet, inner.ok
+
+
+def _row_pairs(K_R: Array) -> tuple[Array | None, Array]:
+    # products of the rows a <= b of K_R, and where each entry (a, b) of a symmetric matrix is among them
+    q_R, r = K_R.shape
+    if 4 * q_R * (q_R + 1) * r > LARGEST_PAIRS:
+        return None, indices([], K_R)
+    rows = list(combinations_with_replacement(range(q_R), 2))
+    position = {pair: i for i, pair in enumerate(rows)}
+    square = [position[min(a, b), max(a, b)] for a in range(q_R) for b in range(q_R)]
+    first, second = (indices([pair[i] for pair in rows], K_R) for i in (0, 1))
+    xp = namespace(K_R)
+    return xp.take(K_R, first, axis=0) * xp.take(K_R, second, axis=0), indices(square, K_R)
 
 
 def ranges(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:

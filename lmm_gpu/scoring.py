@@ -129,7 +129,7 @@ def advance(state: State, objective: Objective, rules: Rules) -> State:
     if rules.nonnegative:
         trial = _clear_rounding(state, trial)
     found = objective.evaluate(trial)
-    last = state.status != Status.RUNNING
+    last = state.status != int(Status.RUNNING)
     accept = found.ok & (found.value >= state.value - state.slack) & ~state.done
     plan = accept & ~last
 
@@ -161,10 +161,11 @@ def _judge(before: State, after: State, plan: Array, score_size: Array, rules: R
     rounding = plan & at_rounding & (after.decrement >= before.decrement)
     stuck = ~plan & (after.length < SHORTEST_STEP)
     out_of_steps = plan & (after.niter >= rules.max_iter)
-    verdict = xp.where(out_of_steps, int(Status.MAX_ITER), xp.where(stuck, int(Status.FAILED), int(Status.RUNNING)))
+    verdict = xp.where(stuck, int(Status.FAILED), xp.zeros_like(after.niter))
+    verdict = xp.where(out_of_steps, int(Status.MAX_ITER), verdict)
     verdict = xp.where(rounding | ((out_of_steps | stuck) & at_rounding), int(Status.CONVERGED_AT_ROUNDING), verdict)
     verdict = xp.where(converged, int(Status.CONVERGED), verdict)
-    return xp.where(before.status == Status.RUNNING, verdict, before.status)
+    return xp.where(before.status == int(Status.RUNNING), verdict, before.status)
 
 
 def _plan_step(theta: Array, found: Evaluation, rules: Rules) -> tuple[Array, Array, Array]:
@@ -199,7 +200,7 @@ def _held(theta: Array, found: Evaluation) -> Array:
     k = theta.shape[0] - 1
     at_zero = theta <= 0
     held = at_zero & (found.score <= 0)
-    for _ in range(k - 1):
+    for _ in range(k):
         step = _fisher_step(found.information, xp.where(held, 0.0, found.score), held)
         held = held | (at_zero & (step < 0))
     return held

@@ -95,9 +95,9 @@ class _Values:
 
     def of(self, Y: Any, rows: slice, name: str) -> Any:
         """Values of a chunk whose cells are `rows`."""
-        if _any(Y) and not self.decided:
+        if not self.decided and _any(Y):
             self.transform, self.decided = recognise(Y, None), True
-        elif _any(Y) and self.looking and self.transform.name and not looks_like_counts(Y):
+        elif self.looking and self.transform.name and not looks_like_counts(Y) and _any(Y):
             raise ValueError(
                 f"{name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
                 "say which it is: is_counts=True or False, or a transform"

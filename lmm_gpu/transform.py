@@ -12,8 +12,8 @@ import scipy.sparse
 logger = logging.getLogger("lmm_gpu")
 
 TRANSFORMS = ("log1p", "log2p1", "normalize")
-#: The square of a larger number, or a sum of such squares, leaves float64.
-_LARGEST = 1e140
+#: The information squares variances: sums of the fourth powers of larger numbers leave float64.
+_LARGEST = 1e70
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Design:
     """X (n, p), and Z (n, q) whose columns belong to random effects of widths d."""
 
     X: np.ndarray
     Z: np.ndarray
     d: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        return f"Design(n={self.n}, p={self.X.shape[1]}, d={self.d})"
 
     @property
     def n(self) -> int:
@@ -111,6 +114,7 @@ def make_designs() -> dict[str, Design]:
         "one_nested": Design(X_nested, D, (9,)),
         "one_crossed": Design(X_crossed, D, (9,)),
         "two": Design(X_nested, np.hstack([D, B]), (9, 6)),
+        "two_within": Design(X_crossed, np.hstack([D, one_hot(2 * donor + batch % 2, 18)]), (9, 18)),
         "two_widest_last": Design(X_crossed, np.hstack([B, D]), (6, 9)),
         "three_widest_inside": Design(X_nested, np.hstack([P, D, B]), (4, 9, 6)),
         "slope": Design(X_nested, np.hstack([D, D * x[:, None]]), (9, 9)),

@@ -115,7 +115,7 @@ def test_cholesky_marks_what_it_cannot_factorise(bad):
     alone, _ = linalg.cholesky(A)
     spoilt = A.copy()
     for i, kind in zip(bad, np.resize(["negative", "nan", "inf"], len(bad)), strict=True):
-        spoilt[i] = {"negative": -np.eye(4), "nan": np.nan * A[i], "inf": np.inf * np.eye(4)}[kind]
+        spoilt[i] = {"negative": -np.eye(4), "nan": np.nan * A[i], "inf": np.diag([np.inf] * 4)}[kind]
     L, ok = map(np.asarray, linalg.cholesky(spoilt))
     good = np.setdiff1d(np.arange(7), bad)
     np.testing.assert_array_equal(np.flatnonzero(ok), good)

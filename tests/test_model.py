@@ -89,6 +89,22 @@ def test_contrast_gradient_is_the_slope_of_the_dense_variance(case):
         np.testing.assert_array_less(np.abs(gradient - slope) * t[-1] / variances(t), 1e-6)
 
 
+@pytest.mark.parametrize("name", ["two", "two_within", "slope"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_prepared_contrasts_of_many_genes(name, kind):
+    """What all genes share may be tabulated: the same variances and gradients as those of a few genes."""
+    design, m, few = dense.DESIGNS[name], 8000, slice(0, 300)
+    Y, theta = np.tile(dense.draw_genes(design, 8), (1, m // 8)), dense.draw_theta(design, m, kind, seed=9)
+    C = contrasts(design.X.shape[1])
+    many, some = model_of(design, Y), model_of(design, Y[:, few])
+    ready = many.prepare(C)
+    variance, wanted = many.contrast_variance(theta, ready)[:, few], some.contrast_variance(theta[:, few], C)
+    np.testing.assert_allclose(variance, wanted, rtol=1e-8)
+    gradient = many.contrast_gradient(theta, ready)[..., few]
+    error = np.abs(gradient - some.contrast_gradient(theta[:, few], C)) * theta[-1, few] / wanted
+    assert error.max() < 1e-7
+
+
 def test_variance_is_homogeneous_in_theta(case):
     """v(c theta) = c v(theta), so that theta' grad v = v (Euler)."""
     design, _, theta, model, _ = case
@@ -108,7 +124,7 @@ def test_positive_definite_is_a_statement_about_V(design, method):
     defined = np.asarray(model.likelihood.evaluate(theta).ok)
     smallest = np.array([design.smallest_eigenvalue(t, "ML") for t in theta.T])
     assert np.abs(smallest).min() > 1e-9, "too close to call"
-    assert 10 < np.count_nonzero(smallest[defined] > 0)
+    assert np.count_nonzero(smallest[defined] > 0) > 10
     found = np.asarray(model.positive_definite(theta))[defined]
     np.testing.assert_array_equal(found, smallest[defined] > 0)
 

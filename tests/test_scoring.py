@@ -18,6 +18,8 @@ from lmm_gpu.model import MixedModel
 from lmm_gpu.scoring import Evaluation, Rules, Status, maximise
 from lmm_gpu.summary import cross_products
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # a gene's trouble is a status, and silent
+
 # --- toys -----------------------------------------------------------------------------------------
 
 
@@ -33,9 +35,16 @@ class Quadratic:
 
     def evaluate(self, theta):
         error = theta - self.optimum
-        pull = np.einsum("ijb,jb->ib", self.H, error)
-        value = -0.5 * np.sum(error * pull, axis=0)
-        return Evaluation(value, self.noise - pull, self.trust * self.H, value, theta[0] <= self.highest)
+        pull = sum(self.H[:, j] * error[j] for j in range(len(error)))  # bits do not depend on the batch
+        value = -0.5 * sum(error * pull)
+        return Evaluation(
+            value=value,
+            score=self.noise - pull,
+            information=self.trust * self.H,
+            quad=value,
+            rounding=1e-13 * (1 + np.abs(value)),
+            ok=theta[0] <= self.highest,
+        )
 
     def select(self, index):
         return Quadratic(*(values[..., index] for values in vars(self).values()))
@@ -282,7 +291,7 @@ def test_nonnegative_meets_the_kkt_conditions(name, method):
     assert (theta[:-1] >= 0).all()
     held = theta == 0
     np.testing.assert_array_equal(fit.status == "boundary", held.any(axis=0))
-    assert 2 <= np.count_nonzero(held.any(axis=0))
+    assert np.count_nonzero(held.any(axis=0)) >= 2
     for gene in range(m):
         slope = dense.score(design, Y[:, gene], theta[:, gene], method)
         slope *= 1 / np.sqrt(np.diag(dense.information(design, theta[:, gene], method)))
@@ -328,7 +337,9 @@ def twice(design):
 def test_no_interior_optimum_ends_at_the_boundary(donors, widen, method):
     design = widen(sparse_design(donors))
     rng = np.random.default_rng(25)
-    Y = np.column_stack([once_in_every_donor(design), design.Z @ rng.normal(size=sum(design.d)) + rng.normal(size=design.n)])
+    Y = np.column_stack(
+        [once_in_every_donor(design), design.Z @ rng.normal(size=sum(design.d)) + rng.normal(size=design.n)]
+    )
     fit = fit_of(design, Y, method=method)
     assert fit.status.iloc[0] == "boundary"
     theta = fit.estimates.theta[:, 0]
@@ -338,18 +349,18 @@ def test_no_interior_optimum_ends_at_the_boundary(donors, widen, method):
     assert fit.logLik.iloc[0] >= best - 1e-9 * abs(best)
 
 
-@pytest.mark.parametrize("name", ORDINARY)
+@pytest.mark.parametrize("name", ["one_nested", "one_crossed", "two"])
 @pytest.mark.parametrize("seen", [1, 2, 3])
 def test_a_gene_seen_in_a_few_cells_has_an_answer(seen, name, method):
     """Whatever the likelihood does, there is an optimum inside a positive definite V or one at the bound.
 
-    Fisher scoring may be slow for such genes: the expected information is far from the observed one.
+    Plain Fisher scoring is slow for such genes: the expected information is far from the observed one.
     """
     design, rng = dense.DESIGNS[name], np.random.default_rng(seen)
     Y = np.zeros((design.n, 8))
     for y in Y.T:
         y[rng.choice(design.n, seen, replace=False)] = rng.integers(1, 4, seen)
-    fit = fit_of(design, Y, method=method, max_iter=1000)
+    fit = fit_of(design, Y, method=method)
     assert fit.converged.all(), fit.status.to_dict()
     theta = fit.estimates.theta
     assert np.isfinite(fit.estimates.se).all()
@@ -359,9 +370,11 @@ def test_a_gene_seen_in_a_few_cells_has_an_answer(seen, name, method):
 
 
 @pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
-@pytest.mark.parametrize("max_iter", [1, 2, 3, 5, 50])
-def test_no_answer_lies_where_V_is_indefinite(design, method, max_iter):
+@pytest.mark.parametrize("name", ["one_nested", "two"])
+@pytest.mark.parametrize("max_iter", [3, 50])
+def test_no_answer_lies_where_V_is_indefinite(name, method, max_iter):
     """However early a gene is stopped: what is reported of it is the estimate of some model."""
+    design = dense.DESIGNS[name]
     Y = np.zeros((design.n, 30))
     rng = np.random.default_rng(29)
     for y in Y.T:

@@ -5,6 +5,8 @@ Sums are compared relative to the norms of the two columns that are multiplied (
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import dense
 import numpy as np
 import pytest
@@ -98,8 +100,7 @@ def split(cuts, Y, **labels):
     """Summary statistics of consecutive parts of the cells."""
     bounds = [0, *cuts, DESIGN.n]
     return [
-        cross_products(DESIGN.X[lo:hi], DESIGN.Z[lo:hi], Y[lo:hi], d=DESIGN.d, **labels)
-        for lo, hi in zip(bounds[:-1], bounds[1:], strict=True)
+        cross_products(DESIGN.X[lo:hi], DESIGN.Z[lo:hi], Y[lo:hi], d=DESIGN.d, **labels) for lo, hi in pairwise(bounds)
     ]
 
 
@@ -227,7 +228,9 @@ def test_a_rank_deficient_X_is_refused_by_name():
 
 
 def test_an_empty_column_of_X_is_refused_by_name():
-    ss = cross_products(np.column_stack([DESIGN.X, np.zeros(60)]), DESIGN.Z, counts(), fixed_names=("a", "b", "c", "none"))
+    ss = cross_products(
+        np.column_stack([DESIGN.X, np.zeros(60)]), DESIGN.Z, counts(), fixed_names=("a", "b", "c", "none")
+    )
     with pytest.raises(ValueError, match="linearly dependent: none; drop"):
         project(ss)
 

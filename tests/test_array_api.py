@@ -1,0 +1,176 @@
+"""The engine on array-api-strict: nothing but the Python array API standard, on a device that is not the host.
+
+The strict library refuses everything that the standard leaves out, moves nothing between devices by itself, and
+here has no operations whose result has a shape that depends on values. The numbers are those of NumPy to 1e-10 on
+each quantity's scale.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import array_api_strict
+import dense
+import numpy as np
+import pytest
+
+import lmm_gpu
+from lmm_gpu.arrays import to_numpy
+from lmm_gpu.fitting import FitOptions, fit_summary
+from lmm_gpu.model import MixedModel
+from lmm_gpu.scoring import Rules, Status, maximise
+from lmm_gpu.summary import SummaryStats, cross_products
+
+ENGINE = ["linalg", "summary", "scoring", "likelihood", "single_component", "multi_component", "model"]
+STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
+NAMES = ["one_nested", "two", "three_widest_inside"]
+DEVICE = array_api_strict.Device("device1")
+
+
+@pytest.fixture(autouse=True)
+def strict():
+    """Neither boolean indexing nor shapes that depend on data."""
+    with array_api_strict.ArrayAPIStrictFlags(boolean_indexing=False, data_dependent_shapes=False):
+        yield
+
+
+def on_device(values):
+    return array_api_strict.asarray(np.asarray(values), device=DEVICE)
+
+
+def is_on_device(x):
+    return isinstance(x, type(on_device(0.0))) and x.device == DEVICE
+
+
+def both(name, m=4, *, spoil=None):
+    """Summary statistics in NumPy and on the strict device, and the design; gene `spoil` is constant."""
+    design = dense.DESIGNS[name]
+    Y = dense.draw_genes(design, m)
+    if spoil is not None:
+        Y[:, spoil] = 0.0
+    ss = cross_products(design.X, design.Z, Y, d=design.d)
+    strict = SummaryStats(**vars(ss) | {key: on_device(getattr(ss, key)) for key in STATISTICS})
+    return ss, strict, design
+
+
+def assert_close(found, wanted, scale=1.0):
+    assert is_on_device(found)
+    assert np.max(np.abs(to_numpy(found) - wanted) / scale) < 1e-10
+
+
+def test_the_strict_library_is_strict():
+    """Or this file tests nothing."""
+    x = on_device([1.0, 2.0])
+    with pytest.raises(RuntimeError):
+        x[x > 1]
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        np.asarray(x)
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        x + array_api_strict.asarray([1.0, 2.0])
+    with pytest.raises((RuntimeError, TypeError, ValueError)):
+        array_api_strict.unique_values(x)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cross_products(name):
+    ss, _, design = both(name)
+    Y = dense.draw_genes(design, 4)
+    found = cross_products(on_device(design.X), on_device(design.Z), on_device(Y), d=design.d)
+    for key in STATISTICS:
+        wanted = getattr(ss, key)
+        assert_close(getattr(found, key), wanted, np.abs(wanted).max())
+    assert_close((found + found).XX, 2 * ss.XX, np.abs(ss.XX).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["positive", "negative", "mixed"])
+def test_evaluate(name, kind, method):
+    ss, strict, design = both(name)
+    theta = dense.draw_theta(design, ss.m, kind)
+    wanted = MixedModel.build(ss, method).likelihood.evaluate(theta)
+    found = MixedModel.build(strict, method).likelihood.evaluate(on_device(theta))
+    sd = np.sqrt(np.einsum("iim->im", wanted.information))
+    assert_close(found.value, wanted.value, np.abs(wanted.value))
+    assert_close(found.score, wanted.score, sd)
+    assert_close(found.information, wanted.information, sd[:, None] * sd)
+    assert is_on_device(found.ok)
+    np.testing.assert_array_equal(to_numpy(found.ok), wanted.ok)
+
+
+def test_evaluate_where_some_are_indefinite(method):
+    ss, strict, design = both("three_widest_inside", m=8)
+    theta = dense.draw_theta(design, ss.m, "positive")
+    theta[0, 1::3] *= -50
+    found = MixedModel.build(strict, method).likelihood.evaluate(on_device(theta))
+    np.testing.assert_array_equal(to_numpy(found.ok), np.arange(8) % 3 != 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_model(name, method):
+    ss, strict, design = both(name)
+    theta = dense.draw_theta(design, ss.m, "mixed")
+    C = np.vstack([np.eye(design.X.shape[1]), np.ones(design.X.shape[1])])
+    ours, model = MixedModel.build(ss, method), MixedModel.build(strict, method)
+    variance = ours.contrast_variance(theta, C)
+    assert_close(model.coefficients(on_device(theta)), ours.coefficients(theta), np.sqrt(variance[:-1]))
+    assert_close(model.contrast_variance(on_device(theta), on_device(C)), variance, variance)
+    gradient = ours.contrast_gradient(theta, C)
+    assert_close(model.contrast_gradient(on_device(theta), on_device(C)), gradient, np.abs(gradient).max())
+    cov = ours.covariance(theta)
+    assert_close(model.covariance(on_device(theta)), cov, np.abs(cov).max())
+    u = ours.random_effects(theta)
+    assert_close(model.random_effects(on_device(theta)), u, np.sqrt(theta[-1]))
+    assert is_on_device(model.positive_definite(on_device(theta)))
+    assert to_numpy(model.positive_definite(on_device(theta))).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_maximise(name, nonnegative, method):
+    ss, strict, _ = both(name)
+    ours, model = MixedModel.build(ss, method).likelihood, MixedModel.build(strict, method).likelihood
+    rules = Rules(nonnegative=nonnegative)
+    wanted, found = maximise(ours, ours.start(), rules), maximise(model, model.start(), rules)
+    assert_close(found.theta, wanted.theta, wanted.theta[-1])
+    np.testing.assert_array_equal(to_numpy(found.niter), wanted.niter)
+    np.testing.assert_array_equal(to_numpy(found.status), wanted.status)
+
+
+@pytest.mark.filterwarnings("ignore:.*do not vary:UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_fit(name, method):
+    """Blocks of genes, one of them constant, to estimates and tests of contrasts, which come to the host."""
+    ss, strict, design = both(name, m=7, spoil=3)
+    options = FitOptions(method=method, block=3)
+    wanted, found = fit_summary(ss, options), fit_summary(strict, options)
+    assert all(type(values) is np.ndarray for values in vars(found.estimates).values())
+    np.testing.assert_array_equal(found.status, wanted.status)
+    fitted, a, b = np.arange(7) != 3, found.estimates, wanted.estimates
+    for key, scale in {"theta": b.theta[-1], "se_theta": b.theta[-1], "coef": b.se, "se": b.se}.items():
+        error = np.abs(getattr(a, key) - getattr(b, key)) / scale
+        assert error[:, fitted].max() < 1e-10, key
+    C = np.eye(design.X.shape[1])
+    for ddf in ("satterthwaite", "residual"):
+        ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
+        np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+
+
+def test_the_fallback_to_nonnegative():
+    """A gene without an interior optimum, and an ordinary one."""
+    design = dense.Design(np.ones((60, 1)), np.kron(np.eye(3), np.ones((20, 1))), (3,))
+    Y = np.column_stack([np.arange(60) % 21 == 0, dense.draw_genes(design, 1)[:, 0]]).astype(float)
+    found = fit_summary(cross_products(on_device(design.X), on_device(design.Z), on_device(Y), d=design.d))
+    assert found.estimates.status.tolist() == [Status.BOUNDARY, Status.CONVERGED]
+    assert found.estimates.theta[0, 0] == 0
+
+
+@pytest.mark.parametrize("module", ENGINE)
+def test_the_engine_imports_no_numpy(module):
+    """Neither NumPy nor any library of arrays: their namespace comes with the arrays."""
+    tree = ast.parse((Path(lmm_gpu.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    libraries = {name.split(".")[0] for name in imported}
+    assert not libraries & {"numpy", "cupy", "torch", "jax", "array_api_compat", "pandas"}

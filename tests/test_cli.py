@@ -1,0 +1,401 @@
+"""The command line: what it writes, and one sentence with exit code 2 for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]"')
+pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"')
+
+import lmm_gpu
+from lmm_gpu import cli, run, simuRNAseq
+
+RNG = np.random.default_rng(41)
+N = 120
+DONOR = np.arange(N) % 6
+GENES = ["g,1", 'g"2', "g/3", "é", "g 5", "zero"]
+CELLS = [f"cell{cell}" for cell in range(N)]
+OBS = pd.DataFrame(
+    {"arm": np.where(DONOR < 3, "ctrl", "stim"), "donor": [f"D{d}" for d in DONOR], "depth": RNG.uniform(0.5, 2, N)},
+    index=CELLS,
+)
+COUNTS = RNG.poisson(4.0, size=(N, 6)) * (np.array(GENES) != "zero")
+FORMULA = "~ arm + (1 | donor)"
+RESULTS = {"results.csv.gz", "genes.csv.gz", "run.json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Cells in several formats, sound and broken."""
+    place = tmp_path_factory.mktemp("cells")
+    sparse.save_npz(place / "cells.npz", sparse.csr_matrix(COUNTS))
+    OBS.to_csv(place / "obs.csv")
+    OBS[:50].to_csv(place / "short.csv")
+    (place / "genes.txt").write_text("\n".join(GENES), encoding="utf-8")
+    (place / "broken.npz").write_bytes((place / "cells.npz").read_bytes()[:200])
+    (place / "notes.txt").write_text("not cells")
+    sparse.save_npz(place / "log.npz", sparse.csr_matrix(np.where(COUNTS == 7, np.nan, np.log1p(COUNTS))))
+    return place
+
+
+@pytest.fixture(scope="module")
+def h5ad(folder) -> Path:
+    anndata = pytest.importorskip("anndata", reason='.h5ad needs: pip install ".[io]"')
+    var = pd.DataFrame(index=GENES)
+    cells = anndata.AnnData(sparse.csr_matrix(COUNTS, dtype="float32"), OBS.astype({"arm": "category"}), var)
+    cells.write_h5ad(folder / "cells.h5ad")
+    return folder / "cells.h5ad"
+
+
+@pytest.fixture
+def command(capsys, folder, monkeypatch):
+    """Run `lmm-gpu` with some arguments among the cells: exit code, standard output, standard error."""
+    monkeypatch.chdir(folder)
+
+    def run_command(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return exit_.value.code or 0, captured.out, captured.err
+
+    return run_command
+
+
+NPZ = ("cells.npz", "--obs", "obs.csv", "--features", "genes.txt")
+
+
+def python_fit(**options):
+    with pytest.warns(UserWarning, match="1 of 6 features do not vary"):
+        return lmm_gpu.fit((COUNTS, OBS), FORMULA, features=GENES, progress=False, **options)
+
+
+def assert_table(path, wanted):
+    found = pd.read_csv(path, keep_default_na=True)
+    assert found.columns.tolist() == wanted.columns.tolist()
+    for name in wanted:
+        if wanted[name].dtype == object:
+            assert found[name].tolist() == wanted[name].tolist()
+        else:
+            np.testing.assert_allclose(found[name], wanted[name], rtol=1e-7, atol=1e-12, err_msg=name)
+
+
+# --- what it writes -------------------------------------------------------------------------------
+
+
+def test_fit_writes_three_files(command, tmp_path):
+    code, out, _ = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "new" / "results")
+    assert code == 0
+    assert {path.name for path in (tmp_path / "new" / "results").iterdir()} == RESULTS
+    assert_table(tmp_path / "new" / "results" / "results.csv.gz", python_fit().test())
+    assert "6 genes, 120 cells" in out and "no_variance" in out
+    assert all(f"wrote {tmp_path}" in line for line in out.splitlines() if line.startswith("wrote"))
+
+
+def test_every_way_in_gives_the_same_table(command, tmp_path, h5ad):
+    command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "npz")
+    command("fit", h5ad, "-f", FORMULA, "-o", tmp_path / "h5ad")
+    one, other = (pd.read_csv(tmp_path / name / "results.csv.gz") for name in ("npz", "h5ad"))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-7)
+
+
+def test_table_of_genes(command, tmp_path):
+    command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
+    genes = pd.read_csv(tmp_path / "genes.csv.gz").set_index("variable")
+    fit = python_fit()
+    assert genes.index.tolist() == GENES
+    assert genes["status"].tolist() == fit.status.tolist()
+    columns = {"donor_variance": fit.theta.loc["var1"], "residual_variance": fit.theta.loc["var0"]}
+    columns |= {f"{name}_{what}": fit[what].loc[name] for name in fit.coef.index for what in ("coef", "se")}
+    columns |= {"niter": fit.niter, "logLik": fit.logLik}
+    assert set(genes.columns) == {"status", *columns}
+    for name, wanted in columns.items():
+        np.testing.assert_allclose(genes[name], wanted, rtol=1e-6, atol=1e-12)
+
+
+def test_record_of_the_run(command, tmp_path):
+    command(
+        "fit",
+        *NPZ,
+        "-f",
+        FORMULA,
+        "-o",
+        tmp_path,
+        "--transform",
+        "log1p",
+        "-c",
+        "x = arm[T.stim]/2",
+        "--df",
+        "residual",
+    )
+    record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    assert record["data"] == "cells.npz" and record["formula"] == FORMULA
+    assert record["contrasts"] == ["x = arm[T.stim]/2"] and record["df"] == "residual"
+    assert record["options"]["obs"] == "obs.csv" and record["options"]["transform"] == record["transform"] == "log1p"
+    assert (record["cells"], record["genes"], record["random_effects"]) == (N, 6, {"donor": 6})
+    assert sum(record["status"].values()) == 6 and record["status"]["no_variance"] == 1
+    assert record["versions"]["lmm_gpu"] == lmm_gpu.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fit", "test"),
+    [
+        (["-c", "arm[T.stim]"], {}, {"contrast": ["arm[T.stim]"]}),
+        (
+            ["-c", "half = arm[T.stim]/2", "-c", "Intercept"],
+            {},
+            {"contrast": {"half": "arm[T.stim]/2", "Intercept": "Intercept"}},
+        ),
+        (["--df", "residual"], {}, {"df": "residual"}),
+        (["--method", "ML", "--bounds", "nonnegative"], {"method": "ML", "bounds": "nonnegative"}, {}),
+        (["--transform", "log1p"], {"transform": "log1p"}, {}),
+        (["--no-counts"], {"is_counts": False}, {}),
+        (
+            ["--transform", "normalize", "--size-factors", "depth"],
+            {"transform": "normalize", "size_factors": "depth"},
+            {},
+        ),
+        (["--memory", "20KB", "--device", "cpu"], {}, {}),
+    ],
+)
+def test_options(command, tmp_path, arguments, fit, test):
+    code, *_ = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path, *arguments)
+    assert code == 0
+    assert_table(tmp_path / "results.csv.gz", python_fit(**fit).test(**test))
+
+
+def test_warnings_are_single_lines(command, tmp_path):
+    _, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
+    lines = err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("warning: 1 of 6 features do not vary")
+
+
+def test_only_an_intercept(command, tmp_path):
+    code, out, _ = command("fit", *NPZ, "-f", "~ 1 + (1 | donor)", "-o", tmp_path)
+    assert code == 0 and "Intercept" in out
+
+
+def test_results_are_replaced(command, tmp_path):
+    for contrast in ("arm[T.stim]", "Intercept"):
+        command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path, "-c", contrast)
+        assert set(pd.read_csv(tmp_path / "results.csv.gz")["contrast"]) == {contrast}
+    assert {path.name for path in tmp_path.iterdir()} == RESULTS
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help(command, arguments):
+    code, out, err = command(*arguments)
+    assert code == 0 and err == ""
+    assert "fit" in out and "demo" in out
+
+
+def test_version(command):
+    assert command("--version") == (0, f"lmm-gpu {lmm_gpu.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("log10_p", "text"), [(-769.86, "1e-770"), (-2.0, "0.01"), (-300.5, "1e-300"), (0.0, "1"), (np.nan, "nan")]
+)
+def test_p_values_are_printed_below_the_smallest_float(log10_p, text):
+    assert cli._power(log10_p) == text
+
+
+# --- what is wrong --------------------------------------------------------------------------------
+
+WRONG = {
+    "unknown file": (["nowhere.h5ad"], "there is no nowhere.h5ad: check the spelling"),
+    "wrong extension": (["notes.txt"], "cannot tell from its ending what notes.txt is"),
+    "folder": (["."], "cannot tell from its ending"),
+    "broken": (["broken.npz", "--obs", "obs.csv"], "cannot read broken.npz"),
+    "no obs": (["cells.npz"], "cells.npz needs a table that describes its cells"),
+    "unknown obs": (["cells.npz", "--obs", "nowhere.csv"], "there is no nowhere.csv"),
+    "obs of no table": (["cells.npz", "--obs", "cells.npz"], "cannot tell from its ending what cells.npz is"),
+    "short obs": (["cells.npz", "--obs", "short.csv"], "obs has 50 rows, but cells.npz has 120 rows"),
+    "NaN": (["log.npz", "--obs", "obs.csv"], "log.npz holds"),
+    "unknown features": (["cells.npz", "--obs", "obs.csv", "--features", "nowhere.txt"], "nowhere.txt"),
+    "layer": ([*NPZ, "--layer", "raw"], "only AnnData, .h5ad and .zarr have layers"),
+    "unknown column": ([*NPZ, "-f", "~ arm + (1 | donr)"], "obs has no column 'donr': did you mean donor?"),
+    "bad formula": ([*NPZ, "-f", "~ arm + (1 | donor"], "cannot read the random term"),
+    "no random term": ([*NPZ, "-f", "~ arm"], "has no random term"),
+    "code": ([*NPZ, "-f", "~ eval('depth') + (1 | donor)"], "a formula may hold"),
+    "unknown contrast": (
+        [*NPZ, "-c", "arm[T.Stim]"],
+        "no column is called 'arm[T.Stim]'; the closest are ['arm[T.stim]']",
+    ),
+    "empty contrast": ([*NPZ, "-c", ""], "it is empty"),
+    "contrast twice": ([*NPZ, "-c", "a = Intercept", "-c", "a = arm[T.stim]"], "got 2 contrasts with 1 names"),
+    "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of satterthwaite"),
+    "method": ([*NPZ, "--method", "reml"], "method='reml' is not known"),
+    "bounds": ([*NPZ, "--bounds", "no"], "bounds='no' is not known"),
+    "transform": ([*NPZ, "--transform", "log"], "transform='log' is not known"),
+    "size factors": ([*NPZ, "--size-factors", "depth"], "they are for transform='normalize' only"),
+    "unknown size factors": ([*NPZ, "--transform", "normalize", "--size-factors", "dp"], "obs has no column 'dp'"),
+    "device": ([*NPZ, "--device", "cuda"], "device='cuda' cannot be used"),
+    "memory": ([*NPZ, "--memory", "lots"], "memory='lots' is not an amount of memory"),
+    "too little memory": ([*NPZ, "--memory", "9"], "one cell needs 192 bytes, memory allows 9; raise memory"),
+    "output is a file": ([*NPZ, "-o", "notes.txt"], "cannot write results to notes.txt: notes.txt is a file"),
+    "output below a file": ([*NPZ, "-o", "notes.txt/results"], "cannot write results to notes.txt/results"),
+    "unknown option": ([*NPZ, "--contrasts", "x"], "No such option: --contrasts"),
+    "option without value": ([*NPZ, "--memory"], "requires an argument"),
+}
+
+
+def assert_refused(answer, message):
+    code, out, err = answer
+    assert code == 2 and out == ""
+    assert err.startswith("error: ") and message in err
+    assert err.count("\n") == 1 and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_one_sentence_and_exit_code_two(command, tmp_path, folder, name):
+    arguments, message = WRONG[name]
+    before = sorted(folder.rglob("*"))
+    defaults = [
+        *(["-f", FORMULA] if "-f" not in arguments else []),
+        *(["-o", tmp_path / "r"] if "-o" not in arguments else []),
+    ]
+    assert_refused(command("fit", *defaults, *arguments), message)
+    assert not (tmp_path / "r").exists() and sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "Missing"),
+        (["fit", "cells.npz"], "Missing option"),
+        (["fti", "cells.npz"], "No such command 'fti'"),
+        (["--nonsense"], "No such option: --nonsense"),
+        (["demo", "--cells", "many"], "Invalid value for '--cells'"),
+        (["demo", "-o", "notes.txt"], "notes.txt is a file"),
+    ],
+)
+def test_wrong_commands(command, arguments, message):
+    assert_refused(command(*arguments), message)
+
+
+def test_broken_h5ad(command, tmp_path, h5ad):
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(h5ad.read_bytes()[:3000])
+    assert_refused(command("fit", cut, "-f", FORMULA, "-o", tmp_path / "r"), f"cannot read {cut}")
+    assert not (tmp_path / "r").exists()
+
+
+def test_impossible_demonstrations(command, tmp_path):
+    for numbers, message in ((["--cells", "0"], "nCells=0"), (["--genes", "0"], "nGenes=0")):
+        code, _, err = command("demo", "-o", tmp_path / "demo", *numbers)
+        assert code == 2 and err.startswith("error: ") and message in err and err.count("\n") == 1
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
+def test_a_folder_without_permission(command, tmp_path):
+    tmp_path.chmod(0o500)
+    assert_refused(command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "r"), "no permission to write into")
+
+
+def test_a_contrast_is_checked_before_the_cells_are_read(command, tmp_path):
+    answer = command("fit", "log.npz", "--obs", "obs.csv", "-f", FORMULA, "-c", "arm", "-o", tmp_path / "r")
+    assert_refused(answer, "no column is called 'arm'")  # and not the NaN among the cells
+
+
+def test_nothing_half_written_remains(command, tmp_path):
+    command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
+    old = (tmp_path / "results.csv.gz").read_bytes()
+    (tmp_path / "results.csv.gz").unlink()
+    (tmp_path / "results.csv.gz").mkdir()  # cannot be replaced by a file
+    code, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
+    assert code == 2 and "error: Is a directory" in err and "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == RESULTS
+    assert old
+
+
+@pytest.mark.parametrize("name", ["results.csv.gz", "genes.csv.gz"])
+def test_a_full_disk_leaves_the_old_tables(command, tmp_path, monkeypatch, name):
+    command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    to_csv = pd.DataFrame.to_csv
+
+    def full(self, target, **options):
+        if name in str(target):
+            to_csv(self[:2], target, **options)
+            raise OSError(28, "No space left on device", str(target))
+        to_csv(self, target, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    code, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path, "--method", "ML")
+    assert code == 2 and "error: No space left on device" in err and "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == RESULTS
+    assert (tmp_path / name).read_bytes() == old[name] and (tmp_path / "run.json").read_bytes() == old["run.json"]
+
+
+def test_interrupting_is_no_mistake(command, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "fit_cells", interrupted)
+    code, out, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "r")
+    assert code == 130 and "Traceback" not in err + out
+    assert not (tmp_path / "r").exists()
+
+
+# --- demo and the installed script ----------------------------------------------------------------
+
+
+def test_demo_reports_what_it_found(command, tmp_path):
+    pytest.importorskip("anndata", reason='.h5ad needs: pip install ".[io]"')
+    code, out, err = command("demo", "--cells", 600, "--genes", 60, "--seed", 5, "-o", tmp_path)
+    assert code == 0 and "Traceback" not in err
+    assert {path.name for path in tmp_path.iterdir()} == RESULTS | {"cells.h5ad"}
+    truth = simuRNAseq(nGenes=60, nCells=600, nsam=24, ncls=4, ntrt=2, nDEgenes=6, seed=5).DEgenes
+    changed = {(row.gene, f"cell type {row.cluster}") for row in truth.itertuples()}
+    table = pd.read_csv(tmp_path / "results.csv.gz")
+    called = table[table["adj_p_value"] <= 0.05]
+    pairs = set(zip(called["variable"], called["contrast"], strict=True))
+    assert (
+        f"{len(pairs & changed)} of the 6 truly changed genes found; {len(pairs - changed)} of the {len(pairs)}" in out
+    )
+    assert len(table) == 4 * 60
+
+
+def test_demo_is_a_fit_of_its_cells(command, tmp_path):
+    pytest.importorskip("anndata", reason='.h5ad needs: pip install ".[io]"')
+    command("demo", "--cells", 400, "--genes", 60, "-o", tmp_path / "demo")
+    contrasts = [f"cell type {cls} = cls[{cls}]:trt[T.B]" for cls in (1, 2, 3, 4)]
+    asked = [word for contrast in contrasts for word in ("-c", contrast)]
+    code, *_ = command("fit", tmp_path / "demo" / "cells.h5ad", "-f", run.DEMO_FORMULA, *asked, "-o", tmp_path / "fit")
+    assert code == 0
+    one, other = (pd.read_csv(tmp_path / name / "results.csv.gz") for name in ("demo", "fit"))
+    pd.testing.assert_frame_equal(one, other)
+
+
+@pytest.fixture
+def script():
+    path = Path(sys.executable).with_name("lmm-gpu")
+    if not path.exists():
+        pytest.skip('the script is not installed: pip install ".[cli]"')
+    return path
+
+
+def test_the_installed_script(script, folder, tmp_path):
+    wanted = ["fit", *NPZ, "-f", FORMULA, "-c", "arm[T.stim]", "-o", str(tmp_path)]
+    done = subprocess.run([script, *wanted], cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0
+    counts, warning = done.stderr.splitlines()
+    assert counts.startswith("raw counts recognised") and warning.startswith("warning: 1 of 6 features do not vary")
+    assert_table(tmp_path / "results.csv.gz", python_fit().test("arm[T.stim]"))
+    failed = subprocess.run(
+        [script, *wanted, "--df", "kr"], cwd=folder, capture_output=True, text=True, encoding="utf-8"
+    )
+    assert_refused((failed.returncode, failed.stdout, failed.stderr), "df='kr' is not known")
