@@ -128,6 +128,10 @@ def contrast_rows(contrast: Any, names: Sequence[str]) -> tuple[np.ndarray, list
     names = _distinct(names, "column names")
     if contrast is None:
         return np.eye(len(names)), names
+    if not hasattr(contrast, "__iter__"):
+        raise ValueError(
+            f"got the contrast {contrast!r}, wanted an expression such as 'A - B', weights, or a dict of them"
+        )
     if isinstance(contrast, pd.Series):
         contrast = contrast.to_frame("contrast1" if contrast.name is None else contrast.name)
     if isinstance(contrast, pd.DataFrame):

@@ -18,7 +18,7 @@ import numpy as np
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
 from .linalg import inverse_small
 from .model import Contrasts, MixedModel
-from .plan import Shape, blocks, genes_per_block, parse_memory, workers
+from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
@@ -49,9 +49,9 @@ class FitOptions:
             raise ValueError(f"method={self.method!r} is not known; use 'REML' or 'ML'")
         if self.bounds not in BOUNDS:
             raise ValueError(f"bounds={self.bounds!r} is not known; use one of {', '.join(BOUNDS)}")
-        if not self.max_iter >= 1:
-            raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed")
-        if not self.epsilon > 0:
+        if not isinstance(self.max_iter, (int, np.integer)) or self.max_iter < 1:
+            raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed, and a whole number")
+        if not isinstance(self.epsilon, (int, float)) or not self.epsilon > 0:
             raise ValueError(f"epsilon={self.epsilon!r}: the tolerance must be positive")
 
 
@@ -90,10 +90,10 @@ def fit_summary(
         estimates.put(genes, estimate_block(block, start, coefficients, options))
         return genes.size
 
-    memory = parse_memory(options.memory)
-    budget = None if memory is None else memory // workers()
-    size = options.block or genes_per_block(Shape(model.XXinv.shape[0], summary.d), budget)
-    for done in in_threads(fit_genes, blocks(varying.size, size)):
+    shape, memory = Shape(model.XXinv.shape[0], summary.d), parse_memory(options.memory)
+    threads = threads_within(shape, memory)
+    size = options.block or genes_per_block(shape, None if memory is None else memory // threads)
+    for done in in_threads(fit_genes, blocks(varying.size, size), threads):
         if progress is not None:
             progress(done)
     _warn(estimates.status)
@@ -111,14 +111,19 @@ def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, opt
     spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
     return Estimates(
         theta=to_numpy(theta),
-        se_theta=to_numpy(xp.stack([xp.sqrt(spread[i, i, :]) for i in range(theta.shape[0])], axis=0)),
+        se_theta=_root(to_numpy(xp.stack([spread[i, i, :] for i in range(theta.shape[0])], axis=0))),
         dlogL=to_numpy(at_theta.score),
         logLik=to_numpy(at_theta.value + 0.5 * (at_theta.quad / theta[-1, :] - model.likelihood.residual_df)),
         niter=to_numpy(outcome.niter).astype(float),
         status=_named(to_numpy(outcome.status), to_numpy(theta), options),
         coef=to_numpy(model.coefficients(theta)),
-        se=np.sqrt(to_numpy(model.contrast_variance(theta, coefficients))),
+        se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
     )
+
+
+def _root(variance: np.ndarray) -> np.ndarray:
+    # standard errors; NaN where there is no positive variance, as for a component that the data do not tell
+    return np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
 def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative: bool) -> Outcome:

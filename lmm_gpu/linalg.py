@@ -166,25 +166,33 @@ def inverse_and_logdet(A: Array) -> tuple[Array, Array, Array]:
 # --- one matrix per design ------------------------------------------------------------------------
 
 
-def eigh_psd(S: Array) -> tuple[Array, Array]:
-    """Eigenvalues (q,) and eigenvectors (q, q) of a positive semi-definite matrix; rounding becomes exactly 0."""
+def eigh_psd(S: Array, scale: Array | None = None) -> tuple[Array, Array]:
+    """Eigenvalues (q,) and eigenvectors (q, q) of a positive semi-definite matrix; rounding becomes exactly 0.
+
+    Rounding is what lies below `DEPENDENT` times `scale` (0-d), the size of the numbers that S is a difference of;
+    below q * eps times the largest eigenvalue if there is none.
+    """
     xp = namespace(S)
     values, vectors = xp.linalg.eigh(0.5 * (S + S.T))
-    cut = S.shape[0] * eps(S) * xp.max(xp.abs(values))
+    cut = S.shape[0] * eps(S) * xp.max(xp.abs(values)) if scale is None else DEPENDENT * scale
     return xp.where(values > cut, values, 0.0), vectors
 
 
-def root_psd(S: Array) -> tuple[Array, Array]:
-    """Root K (q, r) with S = K K', and its pseudo-inverse (r, q); r is the numerical rank.
+def root_psd(S: Array, squares: Array) -> tuple[Array, Array]:
+    """Root K (q, r) with S = K K', and a left inverse of K (r, q); r is the numerical rank.
 
-    Eigenvalues not above q * eps * max are dropped: donors nested in a fixed effect make S singular.
+    Eigenvalues of S in units of `squares` (q,), the squared lengths of its columns before anything was projected
+    out, are dropped if they are rounding: donors nested in a fixed effect make S singular.
     """
     xp = namespace(S)
-    values, vectors = eigh_psd(S)
+    unit = xp.sqrt(xp.where(squares > 0, squares, 1.0))  # (q,)
+    values, vectors = eigh_psd(S / (unit[:, None] * unit[None, :]), xp.ones_like(unit[0]))
     first = S.shape[0] - int(to_numpy(xp.count_nonzero(values)))  # eigh sorts in ascending order
     root = xp.sqrt(values[first:])  # (r,)
     vectors = vectors[:, first:]  # (q, r)
-    return vectors * root[None, :], (vectors / root[None, :]).T
+    told = xp.sum(xp.square(vectors * root[None, :]), axis=1) > DEPENDENT  # (q,), rows that are more than rounding
+    K = xp.where(told[:, None], unit[:, None] * vectors * root[None, :], 0.0)
+    return K, (vectors / (unit[:, None] * root[None, :])).T
 
 
 def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:

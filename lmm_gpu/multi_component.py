@@ -45,8 +45,9 @@ class MultiComponent(Likelihood):
     def build(cls, projected: Projected, d: tuple[int, ...], method: str) -> MultiComponent:
         """Decompose the design once and rotate all genes."""
         matrix = projected.S if method == "REML" else projected.ZZ
-        root = Root.build(projected.S, d)
-        root_trace = root if method == "REML" else Root.build(projected.ZZ, d)
+        squares = namespace(matrix).linalg.diagonal(projected.ZZ)
+        root = Root.build(projected.S, squares, d)
+        root_trace = root if method == "REML" else Root.build(projected.ZZ, squares, d)
         p, genes = projected.beta_ols.shape
         xp = namespace(matrix)
         lam = xp.stack([xp.max(eigh_psd(matrix[lo:hi, lo:hi])[0]) for lo, hi in ranges(d)])  # (k,)
@@ -84,7 +85,7 @@ class MultiComponent(Likelihood):
             zero = xp.zeros_like(g[0, :])
             return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
-        scale = 1.0 + g * self.lam  # (k, b)
+        scale = self._scale(g)  # (k, b)
         T = shared[:k, :] / scale
         B = xp.reshape(shared[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
         v, ok = self._whitened(g)
@@ -150,20 +151,26 @@ class MultiComponent(Likelihood):
         # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
         xp = namespace(g)
         T, B, logdet, ok = self.root_trace.traces(g)
-        scale = 1.0 + g * self.lam  # (k, b)
+        scale = self._scale(g)  # (k, b)
         B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (-1, g.shape[1]))
         return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
 
+    def _scale(self, g: Array, effect: int | None = None) -> Array:
+        # 1 + g lam (k, b) of all effects, or (1, b) of one; 1 where it is not positive, which is not valid anyhow
+        xp = namespace(g)
+        scale = 1.0 + g * (self.lam if effect is None else self.lam[effect, :])
+        return xp.where(scale > 0, scale, 1.0)
+
     def _F_function(self, g_e: Array) -> Array:
         # upper triangle of F (pairs, b), scaled likewise
-        return self.root.packed_F(g_e) * (1.0 + g_e * self.lam[self.root.eliminated, :])
+        return self.root.packed_F(g_e) * self._scale(g_e, self.root.eliminated)
 
     def _whitened(self, g: Array) -> tuple[Array, Array]:
         # v = A^-1 h (r, b), so that Z'P0 y = K v, and validity
         g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
         if self.F_table is None:
             return self.root.solve(g, self.h)
-        F = lookup(self.F_table, g_e, self._F_function) / (1.0 + g_e * self.lam[self.root.eliminated, :])
+        F = lookup(self.F_table, g_e, self._F_function) / self._scale(g_e, self.root.eliminated)
         return self.root.solve(g, self.h, F)
 
     def _squares(self, v: Array) -> tuple[Array, Array]:

@@ -16,7 +16,7 @@ CACHE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model: p fixed columns, widths d of the random effects, largest number c of contrasts at once."""
+    """Sizes of a model: p fixed columns, and the widths d of the random effects."""
 
     p: int
     d: tuple[int, ...]
@@ -43,6 +43,11 @@ def genes_per_block(shape: Shape, memory: int | None) -> int:
     if need > memory:
         raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
     return min(1024, memory // need)
+
+
+def threads_within(shape: Shape, memory: int | None) -> int:
+    """Threads that a budget has room for, each with a block of at least one gene; at most one per processor."""
+    return workers() if memory is None else max(1, min(workers(), memory // shape.bytes_per_gene()))
 
 
 def blocks(m: int, size: int) -> Iterator[tuple[int, int]]:

@@ -240,7 +240,7 @@ class LMMFit:
         C, labels = contrast_rows(contrast, self.summary.fixed_names)
         tested = self.contrast_test(C, df)
         mean = self.summary.mean()
-        names = [*self.summary.component_names, "residual"]
+        names = self.summary.variance_names
         return tidy(
             tested,
             self.summary.features,

@@ -19,7 +19,6 @@ from itertools import combinations_with_replacement
 from .arrays import Array, indices, like, namespace
 from .linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve
 
-
 #: Bytes that the products of row pairs may take; beyond, F is formed gene by gene in one stacked product.
 LARGEST_PAIRS = 2**30
 
@@ -50,10 +49,13 @@ class Root:
     blocks: tuple[tuple[int, int], ...]  #: rows of K_R of each remaining effect
 
     @classmethod
-    def build(cls, S: Array, d: tuple[int, ...]) -> Root:
-        """Decompose S (q, q) twice: its root, and the eliminated effect's part of it."""
+    def build(cls, S: Array, squares: Array, d: tuple[int, ...]) -> Root:
+        """Decompose S (q, q) twice: its root, and the eliminated effect's part of it.
+
+        `squares` (q,) are the squared lengths of the columns of Z: what is small against them is rounding.
+        """
         xp = namespace(S)
-        K, K_inverse = root_psd(S)
+        K, K_inverse = root_psd(S, squares)
         e = max(range(len(d)), key=lambda i: d[i])
         start = sum(d[:e])
         K_e = K[start : start + d[e], :]

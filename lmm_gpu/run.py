@@ -95,7 +95,7 @@ def fit_to_folder(
 def gene_table(fit: LMMFit) -> pd.DataFrame:
     """One row per gene: status, niter, logLik, variance components, coefficients and standard errors."""
     frame = pd.DataFrame({"status": fit.status, "niter": fit.niter, "logLik": fit.logLik})
-    names = [*fit.summary.component_names, "residual"]
+    names = fit.summary.variance_names
     parts = [frame, fit.theta.T.set_axis([f"{name}_variance" for name in names], axis=1)]
     parts += [fit.coef.T.add_suffix("_coef"), fit.se.T.add_suffix("_se")]
     return pd.concat(parts, axis=1).rename_axis("variable").reset_index().set_index("variable")

@@ -32,7 +32,7 @@ class SingleComponent(Likelihood):
     def build(cls, projected: Projected, method: str) -> SingleComponent:
         """Decompose the design once and rotate all genes."""
         xp = namespace(projected.S)
-        lam, U = eigh_psd(projected.S)
+        lam, U = eigh_psd(projected.S, xp.max(xp.linalg.diagonal(projected.ZZ)))
         p = projected.XXinv.shape[0]
         return cls(
             lam=lam,

@@ -87,6 +87,8 @@ class SummaryStats:
 
     def __add__(self, other: SummaryStats) -> SummaryStats:
         """Statistics of the cells of both; genes, model and transform must be the same."""
+        if not isinstance(other, SummaryStats):
+            return NotImplemented
         for name in ("d", "features", "fixed_names", "random_names", "formula", "transform"):
             if getattr(self, name) != getattr(other, name):
                 raise ValueError(
@@ -95,6 +97,12 @@ class SummaryStats:
         total = {name: getattr(self, name) + getattr(other, name) for name in self.keys()}
         sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
         return replace(self, **total, Ysum=sums)
+
+    @property
+    def variance_names(self) -> tuple[str, ...]:
+        """Labels of the rows of theta: the random effects, and the residual."""
+        residual = "residual" if "residual" not in self.component_names else "residual_error"
+        return (*self.component_names, residual)
 
     def mean(self) -> Array | None:
         """Mean of each gene over the cells (m,), None if the sums were not recorded."""

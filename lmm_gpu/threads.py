@@ -14,17 +14,17 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_threads(function: Callable[[T], R], tasks: Iterable[T]) -> Iterator[R]:
-    """Yield ``function(task)`` for every task, in order, computed on one thread per processor.
+def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | None = None) -> Iterator[R]:
+    """Yield ``function(task)`` for every task, in order, computed on `threads`; by default one per processor.
 
     The linear algebra library is held at one thread meanwhile: its threads and ours would fight for processors.
 
     >>> list(in_threads(abs, [-1, 2]))
     [1, 2]
     """
-    tasks = list(tasks)
-    if len(tasks) < 2 or workers() < 2:
+    tasks, threads = list(tasks), threads or workers()
+    if len(tasks) < 2 or threads < 2:
         yield from map(function, tasks)
         return
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(workers()) as pool:
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, tasks)

@@ -110,6 +110,44 @@ def test_many_genes_are_ok_where_few_are(name, method):
     np.testing.assert_array_equal(found[:500], wanted)
 
 
+# --- many cells -----------------------------------------------------------------------------------
+
+
+def repeated(summary, doublings):
+    """Statistics of every cell 2^doublings times."""
+    for _ in range(doublings):
+        summary = summary + summary
+    return summary
+
+
+@pytest.mark.parametrize("name", ["one_nested", "two", "three_widest_inside", "slope"])
+@pytest.mark.parametrize("kind", [*KINDS, "large"])
+@pytest.mark.parametrize("doublings", [6, 12])
+def test_a_quarter_million_cells(name, kind, method, doublings):
+    """Every cell r times: r^1/2 of its mean has covariance s_0 I + sum r s_i Z_i Z_i', and nothing varies within.
+
+    So the n r cells have the dense likelihood of n, and n (r - 1) zeros of variance s_0. "large" keeps the ratios as
+    they are while r grows, up to eigenvalues of some 10^5 in V / s_0; elsewhere they shrink with it.
+    """
+    design, r = dense.DESIGNS[name], 2**doublings
+    Y, within = dense.draw_genes(design, GENES), design.n * (r - 1)
+    units = np.append(np.full(len(design.d), float(r)), 1.0)  # from theta of the cells to theta of their means
+    of_means = dense.draw_theta(design, GENES, "positive" if kind == "large" else kind)
+    of_means *= units[:, None] if kind == "large" else 1.0
+    summary = repeated(cross_products(design.X, design.Z, Y, d=design.d), doublings)
+    found = MixedModel.build(summary, method).likelihood.evaluate(of_means / units[:, None])
+    assert found.ok.all()
+    for i, (y, t) in enumerate(zip(np.sqrt(r) * Y.T, of_means.T, strict=True)):
+        value = dense.loglik(design, y, t, method) - 0.5 * within * np.log(2 * np.pi * t[-1])
+        np.testing.assert_allclose(found.value[i], value, rtol=1e-11)
+        score = dense.score(design, y, t, method) * units
+        score[-1] -= 0.5 * within / t[-1]
+        F = dense.information(design, t, method) * units[:, None] * units
+        F[-1, -1] += 0.5 * within / t[-1] ** 2
+        np.testing.assert_array_less(np.abs(found.score[:, i] - score) / (deviations(F) + np.abs(score)), 1e-8)
+        assert_information(found.information[..., i], F, 1e-8)
+
+
 # --- identities -----------------------------------------------------------------------------------
 
 
@@ -215,12 +253,12 @@ def wild(request, design, method):
 
 def test_ok_nowhere_but_where_the_matrix_is_positive_definite(wild):
     ok, positive_definite = wild
-    assert not np.any(ok & ~positive_definite)
+    assert np.flatnonzero(ok & ~positive_definite).tolist() == []
 
 
 def test_ok_wherever_the_matrix_is_positive_definite(wild):
     ok, positive_definite = wild
-    assert not np.any(~ok & positive_definite)
+    assert np.flatnonzero(~ok & positive_definite).tolist() == []
 
 
 @pytest.mark.parametrize("residual", [0.0, -1.0, np.nan])
