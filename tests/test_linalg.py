@@ -183,17 +183,35 @@ def test_eigh_psd(rank):
 @pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
 @pytest.mark.parametrize("rank", [1, 4, 7])
 def test_root_psd(rank, scale):
-    """S = K K', and the second is the Moore-Penrose inverse of the first, whatever the unit of S."""
+    """S = K K', and the second is a left inverse of the first, whatever the units of S."""
     S = scale * semi_definite(7, rank)
-    K, inverse = map(np.asarray, linalg.root_psd(S))
+    K, inverse = map(np.asarray, linalg.root_psd(S, np.diagonal(S)))
     assert K.shape == (7, rank)
     np.testing.assert_allclose(K @ K.T, S, atol=1e-13 * np.abs(S).max())
     np.testing.assert_allclose(inverse @ K, np.eye(rank), atol=1e-12)
-    np.testing.assert_allclose(K @ inverse, (K @ inverse).T, atol=1e-12)
+    np.testing.assert_allclose(K @ inverse @ S, S, atol=1e-12 * np.abs(S).max())
+
+
+def test_rank_of_a_root_does_not_depend_on_units():
+    """What is left of a difference of large numbers is rounding, in columns of any size."""
+    S, units = semi_definite(7, 4), np.logspace(-6, 6, 7)
+    noise = 1e-13 * np.random.default_rng(2).normal(size=(7, 7))
+    noisy = (S + noise + noise.T) * units[:, None] * units
+    K, _ = map(np.asarray, linalg.root_psd(noisy, np.diagonal(S) * units**2))
+    assert K.shape == (7, 4)
+
+
+def test_rows_that_are_rounding_are_zero():
+    """A random effect that the fixed effects explain leaves nothing, and no noise either."""
+    S = np.zeros((5, 5))
+    S[:3, :3], S[3:, 3:] = positive_definite(1, 3)[0], 1e-15
+    K, _ = map(np.asarray, linalg.root_psd(S, np.ones(5)))
+    assert K.shape == (5, 3)
+    assert (K[3:] == 0).all()
 
 
 def test_root_of_zero_has_no_columns():
-    K, inverse = linalg.root_psd(np.zeros((3, 3)))
+    K, inverse = linalg.root_psd(np.zeros((3, 3)), np.ones(3))
     assert K.shape == (3, 0)
     assert inverse.shape == (0, 3)
 
