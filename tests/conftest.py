@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dense
 import pytest
+from threadpoolctl import threadpool_limits
 
 
 @pytest.fixture(params=dense.DESIGNS)
@@ -15,3 +16,10 @@ def design(request):
 @pytest.fixture(params=["REML", "ML"])
 def method(request):
     return request.param
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_blas_thread():
+    """Small dense references: on a busy machine the threads of a linear algebra library mostly wait for each other."""
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield

@@ -1,0 +1,157 @@
+"""Designs and genes at which FLASHMM's own code stops or returns nonsense: an answer or an honest reason for each."""
+
+import warnings
+
+import dense
+import numpy as np
+import pytest
+import scipy.optimize
+
+import lmm_gpu
+
+
+def optimum(design, y, method):
+    """Largest log-likelihood with components at or above zero, by L-BFGS-B on the dense likelihood."""
+    k = len(design.d)
+    found = [
+        scipy.optimize.minimize(
+            lambda theta: -dense.loglik(design, y, theta, method),
+            np.append(np.full(k, size), y.var()),
+            jac=lambda theta: -dense.score(design, y, theta, method),
+            bounds=[(0, None)] * k + [(1e-3, None)],
+            options={"ftol": 1e-15, "gtol": 1e-8},
+        ).fun
+        for size in (1e-3, 0.5)
+    ]
+    return -min(found)
+
+
+def check(design, Y, method="REML", bounds="nonnegative"):
+    """Every gene ends at an optimum, with a finite standard error for every coefficient."""
+    fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, design.d, method=method, bounds=bounds)
+    assert fit.converged.all(), fit.status.to_dict()
+    assert np.isfinite(fit.estimates.se).all()
+    assert np.isfinite(fit.p.to_numpy()).all()
+    for y, logLik in zip(Y.T, fit.logLik, strict=True):
+        best = optimum(design, y, method)
+        assert logLik >= best - 1e-8 * abs(best)
+    return fit
+
+
+def design_of(X, *Z):
+    return dense.Design(np.column_stack([np.ones(len(Z[0])), *X]), np.hstack(Z), tuple(block.shape[1] for block in Z))
+
+
+def draw(design, m=6, seed=1):
+    rng = np.random.default_rng(seed)
+    return design.Z @ rng.normal(scale=0.7, size=(design.Z.shape[1], m)) + rng.normal(size=(design.Z.shape[0], m))
+
+
+def test_constant_and_zero_genes(method):
+    cell = np.arange(60)
+    design = design_of([cell / 60], dense.one_hot(cell % 6, 6))
+    Y = np.column_stack([draw(design, 2), np.full(design.n, 3.0), np.zeros(design.n)])
+    with pytest.warns(UserWarning, match="2 of 4 features do not vary"):
+        fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, method=method, is_counts=False)
+    assert fit.status.tolist()[2:] == ["no_variance", "no_variance"]
+    assert fit.converged.tolist() == [True, True, False, False]
+    for name in ("coef", "se", "t", "p", "theta", "logLik", "niter", "dlogL"):
+        values = np.atleast_2d(np.asarray(fit[name]))
+        assert np.isnan(values[:, 2:]).all(), name
+        assert np.isfinite(values[:, :2]).all(), name
+
+
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_duplicated_donor_columns(method, bounds):
+    """The same effect twice: only the sum of the two variances is told, and it is that of the effect alone."""
+    Z = dense.one_hot(np.arange(60) % 6, 6)
+    once, twice = design_of([], Z), design_of([], Z, Z)
+    Y = draw(once)
+    alone = lmm_gpu.lmmfit(Y.T, once.X, Z, method=method, bounds=bounds)
+    both = lmm_gpu.lmmfit(Y.T, twice.X, twice.Z, twice.d, method=method, bounds=bounds)
+    assert both.converged.all()
+    np.testing.assert_allclose(both.theta.iloc[:2].sum(), alone.theta.iloc[0], rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(both.coef, alone.coef, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(both.logLik, alone.logLik, rtol=1e-10)
+
+
+def test_a_donor_with_one_cell(method):
+    donor = np.repeat(np.arange(6), [1, 1, 20, 20, 9, 9])
+    design = design_of([(donor % 2).astype(float)], dense.one_hot(donor, 6))
+    check(design, draw(design), method)
+
+
+def test_more_random_effects_than_cells_leave_room_for():
+    """30 donors of two cells each and as many batches: q = 60 of n = 60."""
+    cell = np.arange(60)
+    design = design_of([cell / 60], dense.one_hot(cell // 2, 30), dense.one_hot((7 * cell) % 30, 30))
+    assert design.Z.shape[1] == 60
+    check(design, draw(design))
+
+
+def test_more_random_effects_than_cells():
+    rng, n = np.random.default_rng(3), 24
+    blocks = [dense.one_hot(rng.permutation(np.arange(n) % 16), 16) for _ in range(2)]
+    design = design_of([], *blocks)
+    assert design.Z.shape[1] > n
+    check(design, draw(design))
+
+
+def test_an_effect_that_the_fixed_effects_explain():
+    """Two donors, one per arm: nothing is left of the donors, and no test of the arms."""
+    arm = np.repeat([0.0, 1.0], 30)
+    design = design_of([arm], dense.one_hot(arm.astype(int), 2), dense.one_hot(np.arange(60) % 5, 5))
+    Y = draw(design)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, design.d)
+    assert fit.converged.all()
+    assert (fit.theta.loc["var1"] == 0).all()
+    assert fit.se_theta.loc["var1"].isna().all()
+    without = lmm_gpu.lmmfit(Y.T, design.X, design.Z[:, 2:])
+    np.testing.assert_allclose(fit.logLik, without.logLik, rtol=1e-10)
+    np.testing.assert_allclose(fit.theta.loc["var2"], without.theta.loc["var1"], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("seen", [1, 2, 5, 20])
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_genes_seen_in_a_few_cells(seen, bounds):
+    """Sparse counts of seven animals, a few cells each not zero."""
+    rng, n = np.random.default_rng(seen), 280
+    animal, batch = np.repeat(np.arange(7), 40), np.arange(n) % 4
+    design = design_of([(animal % 2).astype(float)], dense.one_hot(animal, 7), dense.one_hot(batch, 4))
+    Y = np.zeros((n, 20))
+    for y in Y.T:
+        y[rng.choice(n, seen, replace=False)] = np.log2(1 + rng.integers(1, 6, seen))
+    fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, design.d, bounds=bounds)
+    assert fit.converged.all(), fit.status.value_counts().to_dict()
+    assert np.isfinite(fit.p.to_numpy()).all()
+    for theta in fit.estimates.theta.T:
+        assert design.smallest_eigenvalue(theta, "ML") > 0
+
+
+def test_sixty_columns_and_an_uncentred_library_size():
+    """Against a QR-based generalised least squares at the same theta."""
+    rng, n, p = np.random.default_rng(5), 2000, 60
+    library = np.log(rng.lognormal(9.0, 0.3, n))
+    group, donor = rng.integers(0, p - 1, n), rng.integers(0, 12, n)
+    X, Z = np.column_stack([library, dense.one_hot(group, p - 1)]), dense.one_hot(donor, 12)
+    design = dense.Design(X, Z, (12,))
+    Y = draw(design, 4) + 0.3 * library[:, None]
+    fit = lmm_gpu.lmmfit(Y.T, X, Z)
+    for y, theta, coef, se in zip(Y.T, fit.estimates.theta.T, fit.coef.to_numpy().T, fit.se.to_numpy().T, strict=True):
+        L = np.linalg.cholesky(theta[1] * np.eye(n) + theta[0] * Z @ Z.T)
+        Q, R = np.linalg.qr(np.linalg.solve(L, X))
+        np.testing.assert_allclose(coef, np.linalg.solve(R, Q.T @ np.linalg.solve(L, y)), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(se, np.linalg.norm(np.linalg.inv(R), axis=1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("units", [1e-6, 1e6])
+def test_columns_in_any_units(units):
+    design = dense.DESIGNS["two"]
+    Y, scale = draw(design, 4), np.array([units, *np.ones(design.X.shape[1] - 2), 1 / units])
+    plain = lmm_gpu.lmmfit(Y.T, design.X, design.Z, design.d)
+    scaled = lmm_gpu.lmmfit(Y.T, design.X * scale, design.Z, design.d)
+    np.testing.assert_allclose(scaled.coef * scale[:, None], plain.coef, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(scaled.t, plain.t, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(scaled.theta, plain.theta, rtol=1e-6, atol=1e-9)
