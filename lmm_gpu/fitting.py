@@ -22,7 +22,7 @@ from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
-from .threads import in_threads
+from .threads import in_threads, quiet_blas
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
@@ -76,6 +76,11 @@ def fit_summary(
     ValueError
         For a rank-deficient X, or options that do not fit the model. A gene's own trouble is a status.
     """
+    with quiet_blas(summary.ZZ.shape[0]):
+        return _fit(summary, options, progress)
+
+
+def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
     model = MixedModel.build(summary, options.method)
     theta0 = _start_values(options.theta0, model, summary.m)
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)

@@ -91,8 +91,11 @@ class Likelihood(ABC):
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
 
-    def tabulate(self, function: Callable[[Array], Array]) -> RatioTable | None:
-        """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay."""
+    def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
+        """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay.
+
+        Its errors are to be small against the values and `size` (w,).
+        """
         return None
 
     def start(self) -> Array:

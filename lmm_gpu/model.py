@@ -14,7 +14,7 @@ from .arrays import Array, namespace
 from .likelihood import Likelihood
 from .linalg import cholesky, eigh_psd, inverse_and_logdet
 from .multi_component import MultiComponent
-from .ratio_table import RatioTable, lookup
+from .ratio_table import LARGEST_RATIO, RatioTable, lookup
 from .single_component import SingleComponent
 from .summary import SummaryStats, project, varies
 
@@ -79,13 +79,12 @@ class MixedModel:
 
     def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
         """Contrasts in the rows of `C` (c, p) for many genes: their variances tabulated where that pays."""
-        plain = self._contrasts(C)
-        table = self.likelihood.tabulate
-        return replace(
-            plain,
-            variance=table(lambda g: self.likelihood.variance_form(g, plain.a)),
-            gradient=table(lambda g: self._gradient_rows(g, plain)) if gradient else None,
-        )
+        plain, table = self._contrasts(C), self.likelihood.tabulate
+        variance = table(lambda g: self.likelihood.variance_form(g, plain.a), plain.ols)
+        if not gradient:
+            return replace(plain, variance=variance)
+        steepest = namespace(C).concat([plain.ols / LARGEST_RATIO] * self.likelihood.n_components)  # (k * c,)
+        return replace(plain, variance=variance, gradient=table(lambda g: self._gradient_rows(g, plain), steepest))
 
     def _contrasts(self, C: Array) -> Contrasts:
         return Contrasts(C, a=(C @ self.xxz).T, ols=namespace(C).sum((C @ self.XXinv) * C, axis=1))

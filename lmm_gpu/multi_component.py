@@ -92,9 +92,9 @@ class MultiComponent(Likelihood):
         ok = ok & (shared[-1, :] > 0.5)
         return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
 
-    def tabulate(self, function: Callable[[Array], Array]) -> RatioTable | None:
+    def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
         """Table of `function` on the grid of the traces, if there is one."""
-        return None if self.axes is None else RatioTable.build(self.axes, function, self.lam)
+        return None if self.axes is None else RatioTable.build(self.axes, function, self.lam, size)
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""

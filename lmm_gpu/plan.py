@@ -10,8 +10,8 @@ from dataclasses import dataclass
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 #: Share of the free memory that a computation may take when nothing is said.
 DEFAULT_SHARE = 0.25
-#: Blocks that stay in the processor's cache are faster than the largest that fit memory.
-CACHE_BYTES = 16 * 2**20
+#: Bytes of a block when no budget is given: more genes at once would not be faster.
+BLOCK_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Shape:
 
 
 def genes_per_block(shape: Shape, memory: int | None) -> int:
-    """Largest block of genes that the memory budget (bytes) allows; None fits the processor's cache.
+    """Largest block of genes that the memory budget (bytes) allows; None is a moderate budget.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def genes_per_block(shape: Shape, memory: int | None) -> int:
     """
     need = shape.bytes_per_gene()
     if memory is None:
-        return max(1, min(1024, CACHE_BYTES // need))
+        return max(1, min(1024, BLOCK_BYTES // need))
     if need > memory:
         raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
     return min(1024, memory // need)

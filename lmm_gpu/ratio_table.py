@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from .arrays import Array, flag_indices, indices, like, namespace
 from .plan import blocks
+from .threads import in_threads
 
 #: Ratios up to this are tabulated; genes beyond are evaluated exactly.
 LARGEST_RATIO = 4.0
 #: Relative interpolation error that the grid is chosen for.
 ACCURACY = 1e-12
 #: Relative error between the nodes above which a table is not used.
-TOLERANCE = 1e-11
+TOLERANCE = 2e-11
 #: Nodes that are evaluated together.
 _BLOCK = 64
 
@@ -84,15 +85,19 @@ class RatioTable:
     coefficients: Array  #: (size_1, .., size_k, w)
 
     @classmethod
-    def build(cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> RatioTable | None:
+    def build(
+        cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array, size: Array | None = None
+    ) -> RatioTable | None:
         """Tabulate `functions`, from ratios (k, nodes) to values (w, nodes).
 
         None if the table is not accurate between its nodes: effects that overlap can bring a singularity close.
+        Errors are judged against the largest value of each function, and against `size` (w,), what is added to it.
         """
         xp = namespace(reference)
         grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
         g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
-        values = xp.concat([functions(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], _BLOCK)], axis=1)  # (w, nodes)
+        parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
+        values = xp.concat(list(parts), axis=1)  # (w, nodes)
         coefficients = xp.reshape(values.T, (*[axis.size for axis in axes], values.shape[0]))
         for position, axis in enumerate(axes):
             rotated = xp.tensordot(axis.transform(reference), coefficients, axes=((1,), (position,)))
@@ -100,7 +105,8 @@ class RatioTable:
         table = cls(axes, coefficients)
         probes = xp.stack([axis.ratios(_probes(i), reference) for i, axis in enumerate(axes)], axis=0)
         error = xp.max(xp.abs(table.evaluate(probes) - functions(probes)), axis=1)  # (w,)
-        return table if bool(xp.all(error <= TOLERANCE * xp.max(xp.abs(values), axis=1))) else None
+        largest = xp.max(xp.abs(values), axis=1) if size is None else size + xp.max(xp.abs(values), axis=1)
+        return table if bool(xp.all(error <= TOLERANCE * largest)) else None
 
     def evaluate(self, g: Array) -> Array:
         """Values (w, b) at ratios `g` (k, b) that the grid covers."""

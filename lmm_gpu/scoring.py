@@ -163,7 +163,8 @@ def _judge(before: State, after: State, plan: Array, score_size: Array, rules: R
     out_of_steps = plan & (after.niter >= rules.max_iter)
     verdict = xp.where(stuck, int(Status.FAILED), xp.zeros_like(after.niter))
     verdict = xp.where(out_of_steps, int(Status.MAX_ITER), verdict)
-    verdict = xp.where(rounding | ((out_of_steps | stuck) & at_rounding), int(Status.CONVERGED_AT_ROUNDING), verdict)
+    nothing_to_gain = at_rounding & (~plan | out_of_steps)  # a step that is refused, or the last one
+    verdict = xp.where(rounding | nothing_to_gain, int(Status.CONVERGED_AT_ROUNDING), verdict)
     verdict = xp.where(converged, int(Status.CONVERGED), verdict)
     return xp.where(before.status == int(Status.RUNNING), verdict, before.status)
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
 from .plan import workers
 
+#: Matrices of more rows than this gain from the threads of the linear algebra library.
+FEW_ROWS = 1000
+
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def quiet_blas(size: int) -> AbstractContextManager:
+    """Context that holds the linear algebra library at one thread for matrices of `size` rows, if that is few.
+
+    Its threads wait for each other by spinning: on a processor that others use too, an eigen-decomposition of a few
+    hundred rows takes eight times as long on two threads as on one.
+    """
+    return threadpool_limits(limits=1, user_api="blas") if size <= FEW_ROWS else nullcontext()
 
 
 def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | None = None) -> Iterator[R]:
