@@ -96,7 +96,13 @@ def demo(
 
 def _show(run: Run) -> None:
     """Print statuses, the strongest genes, and what was written."""
-    statuses = Table("status", "genes", title=f"{run.fit.summary.m:,} genes, {run.fit.summary.n:,} cells")
+    statuses = Table(
+        "status",
+        "genes",
+        title_justify="left",
+        min_width=40,
+        title=f"{run.fit.summary.m:,} genes, {run.fit.summary.n:,} cells",
+    )
     for word, count in run.fit.status.value_counts().items():
         statuses.add_row(str(word), f"{count:,}")
     strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")

@@ -209,7 +209,7 @@ def _write_h5ad(data: SimulatedCounts, path: Path) -> None:
     cells = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
     part = path.with_name(f".{path.name}.part")
     try:
-        cells.write_h5ad(part)
+        cells.write_h5ad(part, compression="lzf")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ iterates are those of plain Fisher scoring.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol
 
@@ -114,7 +114,7 @@ def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
     while alive.shape[0] > 0:
         state = advance(state, objective, rules)
         done = to_numpy(state.done)
-        if done.sum() < min(WORTH_LEAVING * done.shape[0], done.shape[0]):
+        if done.sum() < WORTH_LEAVING * done.shape[0]:
             continue
         left.append((alive[done], _take(state, indices(flag_indices(done), start))))
         stay = indices(flag_indices(~done), start)
@@ -150,7 +150,7 @@ def advance(state: State, objective: Objective, rules: Rules) -> State:
         status=state.status,
         done=last,
     )
-    return _with_status(after, _judge(state, after, plan, score_size, rules))
+    return replace(after, status=_judge(state, after, plan, score_size, rules))
 
 
 def _judge(before: State, after: State, plan: Array, score_size: Array, rules: Rules) -> Array:
@@ -208,7 +208,7 @@ def _held(theta: Array, found: Evaluation) -> Array:
 
 
 def _longest(theta: Array, step: Array, rules: Rules) -> Array:
-    # share of the step (b,) that keeps components at or above zero, 1 where they may be negative
+    # longest share of the step (b,) that is allowed: where components must not be negative, up to the first at zero
     xp = namespace(theta)
     limit = xp.ones_like(theta[0, :]) * LONGEST_STEP
     if not rules.nonnegative:
@@ -263,10 +263,6 @@ def _begin(start: Array) -> State:
         status=count,
         done=no,
     )
-
-
-def _with_status(state: State, status: Array) -> State:
-    return State(**{**vars(state), "status": status})
 
 
 def _take(state: State, index: Array) -> State:

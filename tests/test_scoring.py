@@ -425,15 +425,32 @@ def test_a_constant_gene_has_a_status_and_no_numbers(design):
             assert np.isfinite(values[..., [0, 2]]).all(), name
 
 
-def test_random_effects_in_the_span_of_X_leave_least_squares():
-    """Every donor its own fixed effect: nothing is left of Z, and theta_1 has no say."""
+@pytest.mark.parametrize("effects", [1, 2])
+def test_random_effects_in_the_span_of_X_leave_least_squares(effects):
+    """Every donor its own fixed effect: nothing is left of the donors, nor of groups of them, and theta has no say."""
     donors = dense.DESIGNS["one_nested"].Z
+    groups = donors @ np.kron(np.eye(3), np.ones((3, 1)))
+    Z, d = (donors, (9,)) if effects == 1 else (np.hstack([donors, groups]), (9, 3))
     rng = np.random.default_rng(27)
     y = donors @ rng.normal(size=9) + rng.normal(size=60)
-    fit = fit_summary(cross_products(donors, donors, y[:, None]))
+    fit = fit_summary(cross_products(donors, Z, y[:, None], d=d))
     assert fit.converged.all()
     means = (donors.T @ y) / donors.sum(axis=0)
     np.testing.assert_allclose(fit.estimates.coef[:, 0], means, rtol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
+@pytest.mark.parametrize("seed", [1, 9])
+def test_what_converged_has_a_residual_variance(seed, method):
+    """More random effects than cells can explain a gene completely: whatever that is called, not converged."""
+    rng, n = np.random.default_rng(seed), 12
+    Z = [rng.normal(size=(n, 5)), dense.one_hot(rng.permutation(np.arange(n) % 7), 7), rng.normal(size=(n, 5))]
+    design = dense.Design(np.ones((n, 1)), np.hstack(Z), (5, 7, 5))
+    fit = fit_of(design, dense.draw_genes(design, 200, seed), method=method)
+    converged = fit.converged.to_numpy()
+    assert np.count_nonzero(converged) > 100
+    assert np.flatnonzero(converged & ~(fit.estimates.theta[-1] > 0)).tolist() == []
+    assert np.isfinite(fit.estimates.se[:, converged]).all()
 
 
 # --- options --------------------------------------------------------------------------------------
