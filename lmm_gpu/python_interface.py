@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .arrays import resolve_device
 from .design import build_design
@@ -189,8 +188,5 @@ def _factors(source: Source, size_factors: Any, memory: int | None, progress: bo
 @contextmanager
 def _bar(what: str, total: int, unit: str, progress: bool) -> Iterator[Callable[[int], object]]:
     # disable=None: silent unless standard error is a terminal
-    with (
-        logging_redirect_tqdm(),
-        tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if progress else True) as bar,
-    ):
+    with tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if progress else True) as bar:
         yield bar.update
