@@ -26,6 +26,8 @@ from .threads import in_threads, quiet_blas
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
+#: y'Ry below this share of y'y has lost ten of its sixteen digits.
+FEW_DIGITS = 1e-10
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
 #: A gene that needs more goes on for so many times max_iter.
@@ -102,6 +104,7 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
         if progress is not None:
             progress(done)
     _warn(estimates.status)
+    _warn_of_lost_digits(summary, model)
     return LMMFit(estimates, summary, model, options.method, options.epsilon)
 
 
@@ -213,6 +216,19 @@ def _warn(status: np.ndarray) -> None:
     if short:
         what = ", ".join(f"{number} {word}" for word, number in short.items())
         warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=3)
+
+
+def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
+    """Warn of features whose residual sum of squares y'Ry is a small difference of large numbers."""
+    left, whole = to_numpy(model.likelihood.yry), to_numpy(summary.Ynorm)
+    lost = np.flatnonzero(to_numpy(model.varies) & (left < FEW_DIGITS * whole))
+    if lost.size:
+        named = ", ".join(summary.features[gene] for gene in lost[:3])
+        warnings.warn(
+            f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero "
+            "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
+            stacklevel=4,
+        )
 
 
 def _start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:

@@ -155,3 +155,18 @@ def test_columns_in_any_units(units):
     np.testing.assert_allclose(scaled.coef * scale[:, None], plain.coef, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(scaled.t, plain.t, rtol=1e-6, atol=1e-9)
     np.testing.assert_allclose(scaled.theta, plain.theta, rtol=1e-6, atol=1e-9)
+
+
+def test_values_far_from_zero():
+    """A mean of 10^3 times the spread costs nothing that matters; of 10^6 times, it is said."""
+    cell = np.arange(120)
+    design = design_of([cell / 120], dense.one_hot(cell % 6, 6))
+    Y = draw(design, 4)
+    plain = lmm_gpu.lmmfit(Y.T, design.X, design.Z)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved = lmm_gpu.lmmfit(Y.T + 1e3, design.X, design.Z)
+    np.testing.assert_allclose(moved.t.iloc[1], plain.t.iloc[1], rtol=1e-6)
+    np.testing.assert_allclose(moved.theta / plain.theta.iloc[-1], plain.theta / plain.theta.iloc[-1], atol=1e-6)
+    with pytest.warns(UserWarning, match=r"4 of 4 features \(Gene1, Gene2, Gene3, \.\.\.\) lie so far from zero"):
+        lmm_gpu.lmmfit(Y.T + 1e6, design.X, design.Z)
