@@ -22,7 +22,7 @@ from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
-from .threads import in_threads, quiet_blas
+from .threads import in_threads
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
@@ -78,11 +78,6 @@ def fit_summary(
     ValueError
         For a rank-deficient X, or options that do not fit the model. A gene's own trouble is a status.
     """
-    with quiet_blas(summary.ZZ.shape[0]):
-        return _fit(summary, options, progress)
-
-
-def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
     model = MixedModel.build(summary, options.method)
     theta0 = _start_values(options.theta0, model, summary.m)
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
@@ -227,7 +222,7 @@ def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
         warnings.warn(
             f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero "
             "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from .arrays import Array, namespace, to_numpy, zeros
 from .likelihood import Likelihood, Traces
-from .linalg import eigh_psd
+from .linalg import largest_eigenvalue
 from .ratio_table import Axis, RatioTable, lookup
 from .root import Root, ranges
 from .summary import Projected
@@ -50,7 +50,7 @@ class MultiComponent(Likelihood):
         root_trace = root if method == "REML" else Root.build(projected.ZZ, squares, d)
         p, genes = projected.beta_ols.shape
         xp = namespace(matrix)
-        lam = xp.stack([xp.max(eigh_psd(matrix[lo:hi, lo:hi])[0]) for lo, hi in ranges(d)])  # (k,)
+        lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
         T_0, B_0, _, _ = root_trace.traces(zeros((len(d), 1), matrix))
         plain = cls(
             root=root,

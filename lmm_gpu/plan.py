@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .threads import workers
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 #: Share of the free memory that a computation may take when nothing is said.
 DEFAULT_SHARE = 0.25
@@ -82,14 +84,6 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     if size <= 0:
         raise ValueError(f"memory={memory!r} is not an amount of memory; give bytes or a string such as '2GB'")
     return size
-
-
-def workers() -> int:
-    """Processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on every platform
-        return os.cpu_count() or 1
 
 
 def default_memory() -> int:

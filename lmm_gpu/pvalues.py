@@ -10,6 +10,8 @@ from .threads import in_threads
 #: Where p itself still has all its digits; below, only its logarithm does.
 _SMALLEST_P = 1e-290
 
+#: Degrees of freedom from which on Hill's expansion is exact to rounding.
+_MANY_DF = 1e4
 #: Entries per thread and task.
 _CHUNK = 32_768
 
@@ -45,13 +47,34 @@ def t_pvalue(t: np.ndarray, df: np.ndarray | float, alternative: str = "two-side
 
 def _lower_tail(df: np.ndarray | float, t: np.ndarray) -> np.ndarray:
     # Student's t distribution function; large tables in chunks on threads
-    df, t = np.broadcast_arrays(df, t)
+    df, t = np.broadcast_arrays(np.asarray(df, dtype=float), np.asarray(t, dtype=float))
     if t.size <= _CHUNK:
-        return special.stdtr(df, t)
+        return _student(df, t)
     pieces = range(0, t.size, _CHUNK)
     df, flat = df.reshape(-1), t.reshape(-1)
-    parts = in_threads(lambda lo: special.stdtr(df[lo : lo + _CHUNK], flat[lo : lo + _CHUNK]), pieces)
+    parts = in_threads(lambda lo: _student(df[lo : lo + _CHUNK], flat[lo : lo + _CHUNK]), pieces)
     return np.concatenate(list(parts)).reshape(t.shape)
+
+
+def _student(df: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Distribution function of Student's t: cells give degrees of freedom so many that the normal one does."""
+    if not (df >= _MANY_DF).all():
+        return special.stdtr(df, t)
+    return special.ndtr(np.copysign(_normal_equivalent(df, t), t))
+
+
+def _normal_equivalent(df: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """|z| with the same tail as t, by Hill's expansion; exact to rounding for ten thousand degrees of freedom.
+
+    References
+    ----------
+    Hill (1970), Algorithm 395: Student's t-distribution, Communications of the ACM 13, 617-619.
+    """
+    a = df - 0.5
+    b = 48.0 * a * a
+    z2 = np.minimum(a * np.log1p(t * t / df), 1e12)  # an infinite t too has a tail: none
+    correction = (((-0.4 * z2 - 3.3) * z2 - 24.0) * z2 - 85.5) / (0.8 * z2 * z2 + 100.0 + b)
+    return np.sqrt(z2) * (1.0 + (z2 + 3.0 + correction) / b)
 
 
 def t_log10_pvalue(t: np.ndarray, df: np.ndarray | float, alternative: str = "two-sided") -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -9,13 +10,19 @@ from typing import TypeVar
 
 from threadpoolctl import threadpool_limits
 
-from .plan import workers
-
 #: Matrices of more rows than this gain from the threads of the linear algebra library.
 FEW_ROWS = 1000
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def workers() -> int:
+    """Processors that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every platform
+        return os.cpu_count() or 1
 
 
 def quiet_blas(size: int) -> AbstractContextManager:

@@ -10,8 +10,8 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
-    {"arrays", "formula", "plan", "readers"},
-    {"linalg", "design", "io", "simulation", "threads", "transform"},
+    {"arrays", "formula", "readers", "threads"},
+    {"linalg", "design", "io", "simulation", "plan", "transform"},
     {"summary", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
     {"likelihood", "inputs"},
     {"single_component", "multi_component"},

@@ -439,19 +439,6 @@ def test_random_effects_in_the_span_of_X_leave_least_squares(effects):
     np.testing.assert_allclose(fit.estimates.coef[:, 0], means, rtol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore:.*did not converge:UserWarning")
-def test_what_converged_has_a_residual_variance(method):
-    """More random effects than cells can explain a gene completely: whatever that is called, not converged."""
-    rng, n = np.random.default_rng(9), 12
-    Z = [rng.normal(size=(n, 5)), dense.one_hot(rng.permutation(np.arange(n) % 7), 7), rng.normal(size=(n, 5))]
-    design = dense.Design(np.ones((n, 1)), np.hstack(Z), (5, 7, 5))
-    fit = fit_of(design, dense.draw_genes(design, 200, seed=9)[:, 90:110], method=method)
-    converged = fit.converged.to_numpy()
-    assert 5 < np.count_nonzero(converged) < 20
-    assert np.flatnonzero(converged & ~(fit.estimates.theta[-1] > 0)).tolist() == []
-    assert np.isfinite(fit.estimates.se[:, converged]).all()
-
-
 # --- options --------------------------------------------------------------------------------------
 
 
