@@ -32,7 +32,8 @@ class MultiComponent(Likelihood):
     lam: Array  #: (k, 1), largest eigenvalue of every effect alone
     axes: tuple[Axis, ...] | None  #: grid of the tables, if there are enough genes
     trace_table: RatioTable | None
-    F_table: RatioTable | None
+    F_table: RatioTable | None  #: the part of F that depends on the ratio of the eliminated effect
+    F_rest: Array | None  #: (pairs, 1), the rest of F
     d: tuple[int, ...]
     h: Array  #: (r, b), Z'Ry = K h
     yry: Array  #: (b,)
@@ -61,6 +62,7 @@ class MultiComponent(Likelihood):
             axes=None,
             trace_table=None,
             F_table=None,
+            F_rest=None,
             d=d,
             h=root.inverse @ projected.zry,
             yry=projected.yry,
@@ -144,7 +146,7 @@ class MultiComponent(Likelihood):
             traces = RatioTable.build(axes, self._trace_functions, self.lam)
             F = RatioTable.build((axes[self.root.eliminated],), self._F_function, self.lam)
             if traces is not None and F is not None:
-                return replace(self, axes=axes, trace_table=traces, F_table=F)
+                return replace(self, axes=axes, trace_table=traces, F_table=F, F_rest=self.root.packed_F_rest())
         return self
 
     def _trace_functions(self, g: Array) -> Array:
@@ -162,7 +164,7 @@ class MultiComponent(Likelihood):
         return xp.where(scale > 0, scale, 1.0)
 
     def _F_function(self, g_e: Array) -> Array:
-        # upper triangle of F (pairs, b), scaled likewise
+        # upper triangle of the part of F that falls with the ratio (pairs, b), scaled likewise
         return self.root.packed_F(g_e) * self._scale(g_e, self.root.eliminated)
 
     def _whitened(self, g: Array) -> tuple[Array, Array]:
@@ -170,8 +172,8 @@ class MultiComponent(Likelihood):
         g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
         if self.F_table is None:
             return self.root.solve(g, self.h)
-        F = lookup(self.F_table, g_e, self._F_function) / self._scale(g_e, self.root.eliminated)
-        return self.root.solve(g, self.h, F)
+        falling = lookup(self.F_table, g_e, self._F_function) / self._scale(g_e, self.root.eliminated)
+        return self.root.solve(g, self.h, falling + self.F_rest)
 
     def _squares(self, v: Array) -> tuple[Array, Array]:
         """E and z (k, b) from v = A^-1 h (r, b)."""

@@ -149,7 +149,10 @@ class LMMFit:
 
     @property
     def logLik(self) -> pd.Series:
-        """Log-likelihood (restricted for REML); lme4's REML value is this less half of log det X'X."""
+        """Log-likelihood (restricted for REML); lme4's REML value is this less half of log det X'X.
+
+        As FLASHMM reports it, with quad / s_0 = N: that of theta at an optimum, not for a feature stopped by max_iter.
+        """
         return self._by_feature(self.estimates.logLik)
 
     @property

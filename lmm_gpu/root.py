@@ -94,9 +94,15 @@ class Root:
         return xp.reshape(xp.take(packed, self.unpack, axis=1), (packed.shape[0], q_R, q_R))
 
     def packed_F(self, g_e: Array) -> Array:
-        """Upper triangles of F (pairs, b) at ratios of the eliminated effect (1, b)."""
+        """Upper triangles of the part of F (pairs, b) that depends on the eliminated effect's ratio (1, b)."""
         assert self.pairs is not None
-        return self.pairs @ self.delta(g_e[0, :])[0]
+        return self.pairs @ namespace(g_e).where(self.mu[:, None] > 0, self.delta(g_e[0, :])[0], 0.0)
+
+    def packed_F_rest(self) -> Array:
+        """Upper triangle of the rest of F (pairs, 1): directions that the eliminated effect has no part in."""
+        xp = namespace(self.mu)
+        assert self.pairs is not None
+        return self.pairs @ xp.astype(self.mu == 0, self.mu.dtype)[:, None]
 
     def delta(self, g_e: Array) -> tuple[Array, Array]:
         """1 / (1 + g_e mu) (r, b), and whether all of it is positive (b,)."""

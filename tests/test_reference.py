@@ -376,7 +376,7 @@ def test_lmm_from_the_summary_statistics_of_r(case):
     assert list(found.coef.index) == list(case["fit_coef.names0"])
 
 
-BLOCKED = ["counts_k1_ml", "counts_k2_reml", "counts_slope_reml"]
+BLOCKED = ["counts_k1_ml", "counts_k2_reml"]
 
 
 def assert_same_rows(found, case):
