@@ -22,7 +22,7 @@ from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
-from .threads import in_threads
+from .threads import in_threads, quiet_blas
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
@@ -78,6 +78,11 @@ def fit_summary(
     ValueError
         For a rank-deficient X, or options that do not fit the model. A gene's own trouble is a status.
     """
+    with quiet_blas(summary.ZZ.shape[0]):
+        return _fit(summary, options, progress)
+
+
+def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
     model = MixedModel.build(summary, options.method)
     theta0 = _start_values(options.theta0, model, summary.m)
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
@@ -206,11 +211,11 @@ def _warn(status: np.ndarray) -> None:
     m, count = status.size, {word: int(np.count_nonzero(status == word)) for word in Status}
     if count[Status.NO_VARIANCE]:
         what = "do not vary once X is taken out: NaN everywhere, status no_variance"
-        warnings.warn(f"{count[Status.NO_VARIANCE]} of {m} features {what}", stacklevel=3)
+        warnings.warn(f"{count[Status.NO_VARIANCE]} of {m} features {what}", stacklevel=4)
     short = {word.word: count[word] for word in (Status.MAX_ITER, Status.FAILED) if count[word]}
     if short:
         what = ", ".join(f"{number} {word}" for word, number in short.items())
-        warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=3)
+        warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=4)
 
 
 def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
@@ -222,7 +227,7 @@ def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
         warnings.warn(
             f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero "
             "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Callable
 
 from .arrays import Array, like, namespace, to_numpy, zeros
-from .threads import quiet_blas
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10
@@ -176,8 +175,7 @@ def eigh_psd(S: Array, scale: Array | None = None) -> tuple[Array, Array]:
     xp = namespace(S)
     if S.shape[0] == 0:
         return zeros((0,), S), S
-    with quiet_blas(S.shape[0]):
-        values, vectors = xp.linalg.eigh(0.5 * (S + S.T))
+    values, vectors = xp.linalg.eigh(0.5 * (S + S.T))
     cut = S.shape[0] * eps(S) * xp.max(xp.abs(values)) if scale is None else DEPENDENT * scale
     return xp.where(values > cut, values, 0.0), vectors
 
@@ -185,8 +183,7 @@ def eigh_psd(S: Array, scale: Array | None = None) -> tuple[Array, Array]:
 def largest_eigenvalue(S: Array) -> Array:
     """Largest eigenvalue (0-d) of a symmetric matrix."""
     xp = namespace(S)
-    with quiet_blas(S.shape[0]):
-        return xp.max(xp.linalg.eigvalsh(0.5 * (S + S.T)))
+    return xp.max(xp.linalg.eigvalsh(0.5 * (S + S.T)))
 
 
 def root_psd(S: Array, squares: Array) -> tuple[Array, Array]:

@@ -18,7 +18,7 @@ from .pvalues import t_pvalue
 from .scoring import Status
 from .summary import SummaryStats
 from .table import tidy
-from .threads import in_threads
+from .threads import in_threads, quiet_blas
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ class LMMFit:
         """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
         check_df_method(method)
         between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
-        contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
+        with quiet_blas(len(self.summary.random_names)):
+            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
 
         def test_block(genes: np.ndarray) -> ContrastTest:
             return contrast_test(*self._of(genes), contrasts, method, between_within)

@@ -28,8 +28,8 @@ def workers() -> int:
 def quiet_blas(size: int) -> AbstractContextManager:
     """Context that holds the linear algebra library at one thread for matrices of `size` rows, if that is few.
 
-    Its threads wait for each other by spinning: on a processor that others use too, an eigen-decomposition of a few
-    hundred rows takes eight times as long on two threads as on one.
+    Its threads wait for each other by spinning: on processors that are in use, an eigen-decomposition of a few hundred
+    rows was seen to take eight times as long on two threads as on one, and a fit half as long again.
     """
     return threadpool_limits(limits=1, user_api="blas") if size <= FEW_ROWS else nullcontext()
 
