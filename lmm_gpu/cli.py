@@ -107,7 +107,7 @@ def _show(run: Run) -> None:
         statuses.add_row(str(word), f"{count:,}")
     strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")
     for row in run.strongest(10).itertuples():
-        numbers = [f"{row.log_fc:.3f}", f"{row.se:.3f}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
+        numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
         strongest.add_row(
             str(row.variable), str(row.contrast), *numbers, _power(row.log10_p_value), f"{row.adj_p_value:.2g}"
         )
