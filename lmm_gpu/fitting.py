@@ -87,7 +87,6 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
     theta0 = _start_values(options.theta0, model, summary.m)
     estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
     varying = flag_indices(model.varies)  # (genes to fit,)
-
     coefficients = model.prepare(like(np.eye(model.XXinv.shape[0]), model.XXinv), gradient=False)
 
     def fit_genes(bounds: tuple[int, int]) -> int:

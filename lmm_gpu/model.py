@@ -15,6 +15,7 @@ from .likelihood import Likelihood
 from .linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from .multi_component import MultiComponent
 from .ratio_table import LARGEST_RATIO, RatioTable, lookup
+from .root import ranges
 from .single_component import SingleComponent
 from .summary import SummaryStats, project, varies
 
@@ -149,6 +150,4 @@ class MixedModel:
 def _largest_eigenvalues(summary: SummaryStats) -> Array:
     # of each Z_i'Z_i (k,)
     xp = namespace(summary.ZZ)
-    ends = [sum(summary.d[: i + 1]) for i in range(len(summary.d))]
-    parts = [summary.ZZ[hi - width : hi, hi - width : hi] for width, hi in zip(summary.d, ends, strict=True)]
-    return xp.stack([largest_eigenvalue(part) for part in parts])
+    return xp.stack([largest_eigenvalue(summary.ZZ[lo:hi, lo:hi]) for lo, hi in ranges(summary.d)])
