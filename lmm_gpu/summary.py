@@ -13,10 +13,6 @@ from typing import Any
 import scipy.sparse
 
 from .arrays import Array, like, namespace, to_numpy
-from .linalg import inverse_spd
-
-#: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
-NO_VARIANCE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,12 @@ class SummaryStats:
         sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
         return replace(self, **total, Ysum=sums)
 
+    def select(self, genes: slice) -> SummaryStats:
+        """Return the statistics of some of the genes: no copies."""
+        parts = {name: getattr(self, name)[:, genes] for name in ("XY", "ZY")}
+        sums = None if self.Ysum is None else self.Ysum[genes]
+        return replace(self, **parts, Ynorm=self.Ynorm[genes], Ysum=sums, features=self.features[genes])
+
     @property
     def variance_names(self) -> tuple[str, ...]:
         """Labels of the rows of theta: the random effects, and the residual."""
@@ -155,60 +157,6 @@ def assemble(design: Mapping[str, Any], genes: Mapping[str, Array], **labels: An
 def default_names(prefix: str, count: int) -> tuple[str, ...]:
     """`prefix`1 .. `prefix`count."""
     return tuple(f"{prefix}{i + 1}" for i in range(count))
-
-
-@dataclass(frozen=True)
-class Projected:
-    """What is left of the random effects and the genes once X is projected out; R = I - X XXinv X'."""
-
-    n: int
-    XXinv: Array  #: (p, p)
-    xxz: Array  #: (p, q), XXinv X'Z
-    S: Array  #: (q, q), Z'RZ
-    ZZ: Array  #: (q, q)
-    beta_ols: Array  #: (p, m)
-    zry: Array  #: (q, m), Z'Ry
-    yry: Array  #: (m,), y'Ry
-
-
-def project(summary: SummaryStats) -> Projected:
-    """Project the fixed effects out of the random effects and the genes.
-
-    Raises
-    ------
-    ValueError
-        If X is rank deficient (with the columns involved) or there are not more cells than columns.
-    """
-    ss = summary
-    p = ss.XX.shape[0]
-    if ss.n <= p:
-        raise ValueError(
-            f"the model has {p} fixed-effect columns but only {ss.n} cells: no residual is left; drop terms"
-        )
-    XXinv, dependent = inverse_spd(ss.XX)
-    if XXinv is None:
-        names = ", ".join(ss.fixed_names[i] for i in dependent)
-        raise ValueError(
-            f"X is rank deficient (not full column rank, XX is not positive definite): these columns are zero or "
-            f"linearly dependent: {names}; drop one of them, or the term that they repeat"
-        )
-    xxz = XXinv @ ss.ZX.T  # (p, q)
-    beta_ols = XXinv @ ss.XY  # (p, m)
-    return Projected(
-        n=ss.n,
-        XXinv=XXinv,
-        xxz=xxz,
-        S=ss.ZZ - ss.ZX @ xxz,
-        ZZ=ss.ZZ,
-        beta_ols=beta_ols,
-        zry=ss.ZY - ss.ZX @ beta_ols,
-        yry=ss.Ynorm - namespace(ss.XY).sum(ss.XY * beta_ols, axis=0),
-    )
-
-
-def varies(summary: SummaryStats, projected: Projected) -> Array:
-    """Whether each gene has variance left after X (m,); all-zero and constant genes have none."""
-    return projected.yry > NO_VARIANCE * summary.Ynorm
 
 
 def _as_float64(A: Any) -> Any:

@@ -13,7 +13,7 @@ LAYERS = [
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "design", "io", "simulation", "plan", "transform"},
     {"summary", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
-    {"likelihood", "inputs"},
+    {"likelihood", "inputs", "projection", "spectra"},
     {"single_component", "multi_component"},
     {"model"},
     {"inference"},
