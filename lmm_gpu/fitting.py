@@ -18,7 +18,7 @@ import numpy as np
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
 from .linalg import inverse_small
 from .model import Contrasts, MixedModel
-from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
+from .plan import Shape, blocks, even_blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
@@ -101,8 +101,12 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
 
     shape, memory = Shape(shared.XXinv.shape[0], summary.d), parse_memory(options.memory)
     threads = threads_within(shape, memory)
-    size = options.block or genes_per_block(shape, None if memory is None else memory // threads)
-    for done in in_threads(fit_genes, blocks(summary.m, size), threads):
+    if options.block is None:
+        size = genes_per_block(shape, None if memory is None else memory // threads)
+        ranges = even_blocks(summary.m, size, threads)
+    else:
+        ranges = blocks(summary.m, options.block)
+    for done in in_threads(fit_genes, ranges, threads):
         if progress is not None:
             progress(done)
     _warn(estimates.status)
