@@ -93,10 +93,6 @@ class MultiComponent(Likelihood):
         """T, B, E, z and log det at the ratios `g` (k, b)."""
         xp = namespace(g)
         k, b = g.shape
-        if not bool(xp.any(g != 0)):  # where every fit starts: A = I
-            T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
-            zero = xp.zeros_like(g[0, :])
-            return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
         scale = self._scale(g)  # (k, b)
         T = shared[:k, :] / scale
@@ -104,6 +100,13 @@ class MultiComponent(Likelihood):
         v, ok = self._whitened(g)
         ok = ok & (shared[-1, :] > 0.5)
         return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
+
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: A = I."""
+        xp, k, b = namespace(self.h), self.n_components, self.h.shape[1]
+        T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
+        zero = xp.zeros_like(self.yry)
+        return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
 
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form`, if there is a grid."""
