@@ -81,7 +81,10 @@ def fit_summary(
 
 
 def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
-    shared = MixedModel.decompose(summary, options.method)
+    memory = parse_memory(options.memory)
+    if memory is not None and len(summary.d) > 1:
+        memory = memory // 2  # half for what all genes share, half for their blocks
+    shared = MixedModel.decompose(summary, options.method, memory)
     theta0 = _start_values(options.theta0, shared, summary.m)
     estimates = Estimates.empty(summary.m, shared.XXinv.shape[0], len(summary.d) + 1)
     few_digits = np.zeros(summary.m, dtype=bool)
@@ -99,7 +102,7 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
             estimates.put(genes, estimate_block(block, start, coefficients, options))
         return bounds[1] - bounds[0]
 
-    shape, memory = Shape(shared.XXinv.shape[0], summary.d), parse_memory(options.memory)
+    shape = Shape(shared.XXinv.shape[0], summary.d)
     threads = threads_within(shape, memory)
     if options.block is None:
         size = genes_per_block(shape, None if memory is None else memory // threads)

@@ -11,7 +11,7 @@ from lmm_gpu.plan import parse_memory
 from lmm_gpu.summary import cross_products
 
 
-@pytest.fixture(scope="module", params=[(60,), (60, 25)], ids=["one", "two"])
+@pytest.fixture(scope="module", params=[(60,), (60, 25), (60, 60)], ids=["one", "two", "as wide"])
 def summary(request):
     rng, n, m = np.random.default_rng(8), 1500, 3000
     Z = np.hstack([dense.one_hot(rng.integers(0, width, n), width) for width in request.param])
