@@ -262,7 +262,8 @@ def asarray(obj, /, *, dtype=None, device=None, copy=None) -> Array:
         return _new("host to device", lambda: np.array(obj, dtype=dtype), device=device)
     if obj.device != device:
         obj = _transferred(obj, device)
-    return obj if not copy and dtype in (None, obj.dtype) else astype(obj, dtype or obj.dtype)
+    dtype = obj.dtype if dtype is None else dtype
+    return astype(obj, dtype, copy=bool(copy))
 
 
 def astype(x: Array, dtype, /, *, copy: bool = True, device=None) -> Array:
