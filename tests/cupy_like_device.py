@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 #: The memory pool rounds every allocation up to this many bytes.
 ROUND = 512
 #: Frames that are not the caller of an operation.
-_BEHIND = ("cupy_like", "array_api_compat", "arrays.py")
+_BEHIND = ("/cupy_like", "/array_api_compat", "/lmm_gpu/arrays.py")
 
 
 class OutOfMemoryError(MemoryError):

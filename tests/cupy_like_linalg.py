@@ -65,7 +65,9 @@ def eigh(A: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     _square(A)
     q = A.shape[-1]
     both = _each(
-        lambda a: np.concatenate([part[..., None, :] if part.ndim < a.ndim else part for part in np.linalg.eigh(a)], -2),
+        lambda a: np.concatenate(
+            [part[..., None, :] if part.ndim < a.ndim else part for part in np.linalg.eigh(a)], -2
+        ),
         lambda: np.concatenate([np.sort(garbage((q,)))[None, :], garbage((q, q))]),
         A,
     )
