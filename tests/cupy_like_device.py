@@ -107,7 +107,7 @@ class Buffer:
     def __init__(self, nbytes: int, device: Device | None = None):
         self.size = 0  # what __del__ gives back if taking it fails
         self.device = current_device() if device is None else device
-        size = -(-nbytes // ROUND) * ROUND
+        size = 0 if getattr(_thread, "fusing", None) is not None else -(-nbytes // ROUND) * ROUND
         if size:
             MEMORIES[self.device.id].take(size)
         self.size = size
@@ -193,10 +193,24 @@ def no_synchronisation():
 
 def record(name: str, launches: int, nbytes: int) -> None:
     """Report an operation."""
+    if getattr(_thread, "fusing", None) is not None:
+        if name not in _thread.fusing:
+            raise TypeError(f"cupy.fuse cannot take in {name}")
+        return
     if _counts and launches:
         operation = Operation(name, launches, nbytes, _site())
         for count in list(_counts):
             count.operations.append(operation)
+
+
+@contextlib.contextmanager
+def one_kernel(allowed):
+    """While a function is traced into one kernel: it may use `allowed` operations, which take no memory."""
+    _thread.fusing = allowed
+    try:
+        yield
+    finally:
+        _thread.fusing = None
 
 
 def synchronise(name: str) -> None:

@@ -13,6 +13,8 @@ import numpy as np
 
 #: Larger systems are solved one after the other (`cupy.cublas.get_batched_gesv_limit`).
 BATCHED_SOLVE_LIMIT = 256
+#: Nobody here knows what CUDA does with more matrices in one call.
+MOST_MATRICES = 65_535
 
 
 def garbage(shape: tuple[int, ...]) -> np.ndarray:
@@ -86,6 +88,12 @@ def _square(A: np.ndarray) -> None:
         raise np.linalg.LinAlgError(f"last two dimensions of {A.shape} must be square")
     if A.dtype != np.float64:
         raise TypeError(f"float64 throughout: got {A.dtype}")
+    _few(A)
+
+
+def _few(A: np.ndarray) -> None:
+    if prod(A.shape[:-2]) > MOST_MATRICES:
+        raise AssertionError(f"{prod(A.shape[:-2]):,} matrices in one call; at most {MOST_MATRICES:,} are safe")
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int, int]:
@@ -98,6 +106,8 @@ def matmul(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, int, int]:
         raise TypeError(f"float64 throughout, cast first: got {a.dtype} and {b.dtype}")
     result = np.asarray(np.matmul(a, b))
     stack = max(a.ndim, b.ndim) > 2
+    if stack:
+        _few(result)
     copied = [x for x in (a, b) if not (x.flags.c_contiguous or (x.flags.f_contiguous and not stack))]
     pointers = 3 if stack and a.shape[:-2] != b.shape[:-2] else 0
     return result, 1 + pointers + len(copied), sum(x.size * x.itemsize for x in copied)

@@ -177,7 +177,7 @@ def test_maximise(case, rules):
     np.testing.assert_array_equal(to_numpy(found.niter), wanted.niter)
 
 
-@pytest.mark.filterwarnings("ignore:.*do not vary:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(do not vary|did not converge):UserWarning")
 @pytest.mark.parametrize("bounds", BOUNDS)
 def test_whole_fit(case, bounds):
     """Blocks of genes, one of them constant, to estimates and tests of contrasts, which come to the host."""
