@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cupy_like_device as cuda
 import dense
 import numpy as np
@@ -26,9 +28,7 @@ def launches(function, *args, **options) -> int:
 
 
 RESIDUAL = "linalg.cholesky and linalg.solve trust finite numbers: `ok` needs the residual, and what was finite before"
-ON_CURRENT = (
-    "arrays.zeros and xp.eye, xp.zeros_like, xp.ones_like allocate on the current device: enter the array's own"
-)
+ON_CURRENT = "CuPy computes and allocates on the current device of the thread: enter the device of the arrays"
 TRACES_SYNC = "MultiComponent.traces asks bool(any(g != 0)); lookup asks for positions: four waits"
 TOO_MANY = "171 to 976 launches where 80 and 160 are wanted: stack less, fuse what is elementwise"
 PROPORTIONAL = "linalg.triangular_inverse halves down to 1 x 1: launches grow with q"
@@ -91,6 +91,8 @@ def test_a_fit_on_the_second_device(name):
     arrays = (asarray(values, device=SECOND) for values in (design.X, design.Z, dense.draw_genes(design, 4)))
     fit = fit_summary(cross_products(*arrays, d=design.d), FitOptions(block=2))
     assert (fit.estimates.status == Status.CONVERGED).all()
+    for asked_later in (fit.contrast_test(np.eye(3), "satterthwaite").df, fit.cov, fit.FIM_beta, fit.FIM_theta, fit.RE):
+        assert np.isfinite(asked_later).all()
 
 
 @pytest.mark.parametrize("name", ["one_nested", "two", "three_widest_inside"])
@@ -192,3 +194,21 @@ def test_memory_runs_out_without_a_trace():
                 failed = True
         assert failed
         assert cuda.MEMORIES[0].live == live
+
+
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        (np.int64(60), FitOptions()),
+        (60, FitOptions(max_iter=np.int64(50))),
+        (60, FitOptions(epsilon=np.float64(1e-5))),
+    ],
+    ids=["n", "max_iter", "epsilon"],
+)
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="FitOptions and SummaryStats keep NumPy's scalars: int, float")
+def test_options_and_sizes_may_be_numpys(n, options):
+    """NumPy's scalars promote on CuPy and others refuse them: what the caller gives becomes Python's numbers."""
+    design = dense.DESIGNS["one_nested"]
+    stats = cross_products(*map(asarray, (design.X, design.Z, dense.draw_genes(design, 4))), d=design.d)
+    fit = fit_summary(replace(stats, n=n), options)
+    assert (fit.estimates.status == Status.CONVERGED).all()
