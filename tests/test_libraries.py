@@ -46,9 +46,16 @@ def asarray_of(name):
     return library.asarray if name == "torch" else library.numpy.asarray
 
 
-#: Library, design and method; JAX compiles every operation for every shape anew: one case, and always four genes.
-CASES = [(*case, method) for case in product(("cupy_like", "torch"), NAMES) for method in ("REML", "ML")]
+#: Library, design and method: all of them where CuPy is at stake. JAX compiles every operation for every shape anew.
+CASES = [("cupy_like", *case) for case in product(NAMES, ("REML", "ML"))]
+CASES += [("torch", "one_nested", "REML"), ("torch", "two", "ML"), ("torch", "three_widest_inside", "REML")]
 CASES += [("jax", "one_nested", "REML")]
+#: With bounds: every one of them where it takes little time.
+FITS = [
+    (case, bounds)
+    for case, bounds in product(CASES, BOUNDS)
+    if bounds == "auto" or (case[0] != "jax" and case[1] != NAMES[-1])
+]
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +185,7 @@ def test_maximise(case, rules):
 
 
 @pytest.mark.filterwarnings("ignore:.*(do not vary|did not converge):UserWarning")
-@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize(("case", "bounds"), FITS, indirect=["case"])
 def test_whole_fit(case, bounds):
     """Blocks of genes, one of them constant, to estimates and tests of contrasts, which come to the host."""
     asarray, name, method = case
@@ -273,10 +280,10 @@ def test_an_iteration_under_jit(name, nonnegative):
 
 
 @iteration
-def test_an_iteration_on_meta(name, nonnegative, method):
+def test_an_iteration_on_meta(name, nonnegative):
     """Shapes of 100,000 genes without their numbers: nothing can be read, and nothing else mixes with them."""
     asarray, m, rules = asarray_of("torch"), 100_000, Rules(nonnegative=nonnegative)
-    likelihood, state = begun(name, method)
+    likelihood, state = begun(name, "REML")
     likelihood, state = (moved(thing, lambda x: asarray(x).to("meta")) for thing in (likelihood, state))
     genes = {key: x.new_empty((*x.shape[:-1], m)) for key, x in vars(likelihood).items() if key in ("c", "h", "yry")}
     state = moved(state, lambda x: x.new_empty((*x.shape[:-1], m)))
