@@ -219,13 +219,14 @@ def _warn(status: np.ndarray) -> None:
 
 def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
     """Warn of features whose residual sum of squares y'Ry is a small difference of large numbers."""
-    left, whole = to_numpy(model.likelihood.yry), to_numpy(summary.Ynorm)
+    left, whole = to_numpy(model.likelihood.yry), to_numpy((summary.centred or summary).Ynorm)
     lost = np.flatnonzero(to_numpy(model.varies) & (left < FEW_DIGITS * whole))
     if lost.size:
         named = ", ".join(summary.features[gene] for gene in lost[:3])
         warnings.warn(
-            f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero "
-            "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
+            f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero, "
+            "or along a fixed effect, for their spread that fewer than six digits are left of it: subtract a constant, "
+            "or that effect, from their values first",
             stacklevel=4,
         )
 

@@ -10,13 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import scipy.sparse
-
-from .arrays import Array, like, namespace, to_numpy
-from .linalg import inverse_spd
+from .arrays import Array, flag_indices, namespace
+from .linalg import eps, inverse_spd
+from .products import Centred, centred_products, constant_of, design_products, moved, shared_constant
 
 #: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
 NO_VARIANCE = 1e-13
+#: A spread of so many rounding units of the values themselves is rounding too.
+_ROUNDED = 4
+#: Sums about zero and about a centre are of the same cells if they agree to this.
+_AGREE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class SummaryStats:
         Sums of y, for mean expression.
     formula, transform : str, optional
         What the design and the values came from.
+    centred : Centred, optional
+        XY, ZY, Ynorm and Ysum of y - centre, where a gene lies far from zero for its spread: its digits are in these.
 
     Examples
     --------
@@ -67,6 +72,7 @@ class SummaryStats:
     Ysum: Array | None = None
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
+    centred: Centred | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         _check_shapes(self)
@@ -96,7 +102,7 @@ class SummaryStats:
                 )
         total = {name: getattr(self, name) + getattr(other, name) for name in self.keys()}
         sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
-        return replace(self, **total, Ysum=sums)
+        return replace(self, **total, Ysum=sums, centred=_added_about_centre(self, other))
 
     @property
     def variance_names(self) -> tuple[str, ...]:
@@ -114,32 +120,25 @@ def cross_products(X: Any, Z: Any, Y: Any, **labels: Any) -> SummaryStats:
 
     `labels` are the remaining fields of `SummaryStats`; by default one random effect and numbered names.
     """
-    return assemble(design_products(X, Z), gene_products(X, Z, Y), **labels)
+    constant = constant_of(X)
+    return assemble(design_products(X, Z), centred_products(X, Z, Y, constant), constant, **labels)
 
 
-def design_products(X: Any, Z: Any) -> dict[str, Any]:
-    """n, X'X, Z'X and Z'Z of the design of some cells."""
-    X, Z = _as_float64(X), _as_float64(Z)
-    return {"n": X.shape[0], "XX": _dense(X.T @ X), "ZX": _dense(Z.T @ X), "ZZ": _dense(Z.T @ Z)}
+def assemble(
+    design: Mapping[str, Any],
+    genes: Mapping[str, Any],
+    constant: Array | None = None,
+    **labels: Any,
+) -> SummaryStats:
+    """Summary statistics from products, with numbered names where `labels` has none.
 
-
-def gene_products(X: Any, Z: Any, Y: Any) -> dict[str, Array]:
-    """X'Y, Z'Y, y'y and the sum of y of some genes in some cells; Y is (n, m)."""
-    X, Z, Y = _as_float64(X), _as_float64(Z), _as_float64(Y)
-    squares = Y.multiply(Y) if scipy.sparse.issparse(Y) else Y * Y
-    return {"XY": _dense(X.T @ Y), "ZY": _dense(Z.T @ Y), "Ynorm": _column_sums(squares), "Ysum": _column_sums(Y)}
-
-
-def join_genes(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Concatenate `gene_products` of consecutive genes."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    xp = namespace(parts[0]["XY"])
-    return {name: xp.concat([part[name] for part in parts], axis=-1) for name in parts[0]}
-
-
-def assemble(design: Mapping[str, Any], genes: Mapping[str, Array], **labels: Any) -> SummaryStats:
-    """Summary statistics from products, with numbered names where `labels` has none."""
+    `genes` are about their "centre" (m,), if they have one, which the `constant` (p,) moves back.
+    """
+    genes, centred = dict(genes), None
+    centre = genes.pop("centre", None)
+    if constant is not None and centre is not None and flag_indices(centre).size:
+        centred = Centred(centre, constant, **genes)
+        genes = moved(genes, design, constant, -centre)
     (p, m), q = genes["XY"].shape, design["ZZ"].shape[0]
     defaults = {
         "d": (q,),
@@ -149,7 +148,7 @@ def assemble(design: Mapping[str, Any], genes: Mapping[str, Array], **labels: An
     }
     labels = {**defaults, **{name: value for name, value in labels.items() if value is not None}}
     labels.setdefault("component_names", default_names("var", len(labels["d"])))
-    return SummaryStats(**design, **genes, **labels)
+    return SummaryStats(**design, **genes, centred=centred, **labels)
 
 
 def default_names(prefix: str, count: int) -> tuple[str, ...]:
@@ -192,39 +191,39 @@ def project(summary: SummaryStats) -> Projected:
             f"X is rank deficient (not full column rank, XX is not positive definite): these columns are zero or "
             f"linearly dependent: {names}; drop one of them, or the term that they repeat"
         )
+    genes = ss.centred or ss
     xxz = XXinv @ ss.ZX.T  # (p, q)
-    beta_ols = XXinv @ ss.XY  # (p, m)
+    beta = XXinv @ genes.XY  # (p, m), without what the centre adds
     return Projected(
         n=ss.n,
         XXinv=XXinv,
         xxz=xxz,
         S=ss.ZZ - ss.ZX @ xxz,
         ZZ=ss.ZZ,
-        beta_ols=beta_ols,
-        zry=ss.ZY - ss.ZX @ beta_ols,
-        yry=ss.Ynorm - namespace(ss.XY).sum(ss.XY * beta_ols, axis=0),
+        beta_ols=beta if ss.centred is None else beta + ss.centred.constant[:, None] * ss.centred.centre[None, :],
+        zry=genes.ZY - ss.ZX @ beta,
+        yry=genes.Ynorm - namespace(beta).sum(genes.XY * beta, axis=0),
     )
 
 
 def varies(summary: SummaryStats, projected: Projected) -> Array:
     """Whether each gene has variance left after X (m,); all-zero and constant genes have none."""
-    return projected.yry > NO_VARIANCE * summary.Ynorm
+    if summary.centred is None:
+        return projected.yry > NO_VARIANCE * summary.Ynorm
+    xp, centre = namespace(projected.yry), summary.centred.centre
+    rounding = summary.n * xp.square(_ROUNDED * eps(centre) * centre)  # (m,)
+    return projected.yry > xp.maximum(NO_VARIANCE * summary.centred.Ynorm, rounding)
 
 
-def _as_float64(A: Any) -> Any:
-    if scipy.sparse.issparse(A):
-        return A.astype("float64")
-    return like(A, A, dtype=namespace(A).float64)
-
-
-def _dense(A: Any) -> Array:
-    return A.toarray() if scipy.sparse.issparse(A) else A
-
-
-def _column_sums(A: Any) -> Array:
-    if scipy.sparse.issparse(A):
-        return to_numpy(A.sum(axis=0)).reshape(-1)
-    return namespace(A).sum(A, axis=0)
+def _added_about_centre(a: SummaryStats, b: SummaryStats) -> Centred | None:
+    # about the centre of `a`; sums about zero have no more digits to give than they have already
+    if a.n == 0 or b.n == 0:
+        return b.centred if a.n == 0 else a.centred
+    if a.centred is None or b.centred is None or (constant := shared_constant(a, b)) is None:
+        return None
+    theirs = moved(vars(b.centred), vars(b), b.centred.constant, a.centred.centre - b.centred.centre)
+    total = {name: getattr(a.centred, name) + theirs[name] for name in theirs}
+    return Centred(a.centred.centre, constant, **total)
 
 
 def _check_shapes(ss: SummaryStats) -> None:
@@ -237,6 +236,18 @@ def _check_shapes(ss: SummaryStats) -> None:
                 f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
             )
     check_components(ss.d, q)
+    _check_centred(ss)
+
+
+def _check_centred(ss: SummaryStats) -> None:
+    """Refuse sums about a centre that are of other cells than those about zero, as after replacing only one of them."""
+    if ss.centred is None:
+        return
+    xp = namespace(ss.XY)
+    wanted = moved(vars(ss.centred), vars(ss), ss.centred.constant, -ss.centred.centre)
+    unit = xp.sqrt(xp.linalg.diagonal(ss.XX))[:, None] * xp.sqrt(wanted["Ynorm"])[None, :]  # (p, m)
+    if bool(xp.any(xp.abs(wanted["XY"] - ss.XY) > _AGREE * unit)):
+        raise ValueError("centred is of other cells or genes than XY: replace both, or give centred=None")
 
 
 def check_components(d: Sequence[int], q: int) -> None:

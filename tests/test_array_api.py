@@ -22,7 +22,7 @@ from lmm_gpu.model import MixedModel
 from lmm_gpu.scoring import Rules, Status, maximise
 from lmm_gpu.summary import SummaryStats, cross_products
 
-ENGINE = ["linalg", "summary", "scoring", "likelihood", "single_component", "multi_component", "model"]
+ENGINE = ["linalg", "products", "summary", "scoring", "likelihood", "single_component", "multi_component", "model"]
 STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 NAMES = ["one_nested", "two", "three_widest_inside"]
 DEVICE = array_api_strict.Device("device1")
@@ -81,6 +81,20 @@ def test_cross_products(name):
         wanted = getattr(ss, key)
         assert_close(getattr(found, key), wanted, np.abs(wanted).max())
     assert_close((found + found).XX, 2 * ss.XX, np.abs(ss.XX).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_far_from_zero(name):
+    """Summed up about a centre, added up about different ones, and fitted."""
+    design, halves = dense.DESIGNS[name], (slice(0, 25), slice(25, None))
+    Y = dense.draw_genes(design, 4)
+    X, Z, far = on_device(design.X), on_device(design.Z), on_device(Y + np.array([1e6, 1e3, -1e5, 0.0]))
+    a, b = (cross_products(X[half, :], Z[half, :], far[half, :], d=design.d) for half in halves)
+    assert is_on_device(a.centred.centre) and is_on_device(a.centred.constant)
+    wanted, found = fit_summary(cross_products(design.X, design.Z, Y, d=design.d)), fit_summary(a + b)
+    np.testing.assert_array_equal(found.status, wanted.status)
+    np.testing.assert_allclose((found.theta / wanted.theta.iloc[-1]), wanted.theta / wanted.theta.iloc[-1], atol=1e-6)
+    np.testing.assert_allclose(found.se, wanted.se, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,9 +12,9 @@ import lmm_gpu
 LAYERS = [
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "design", "io", "simulation", "plan", "transform"},
-    {"summary", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
-    {"likelihood", "inputs"},
-    {"single_component", "multi_component"},
+    {"products", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
+    {"summary", "likelihood"},
+    {"single_component", "multi_component", "inputs"},
     {"model"},
     {"inference"},
     {"table"},

@@ -12,17 +12,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from lmm_gpu.summary import (
-    SummaryStats,
-    assemble,
-    check_components,
-    cross_products,
-    default_names,
-    design_products,
-    gene_products,
-    join_genes,
-    project,
-)
+from lmm_gpu.products import design_products, gene_products, join_genes
+from lmm_gpu.summary import SummaryStats, assemble, check_components, cross_products, default_names, project
 
 DESIGN = dense.DESIGNS["two"]
 FORMATS = ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"]
