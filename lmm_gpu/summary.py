@@ -6,10 +6,13 @@ concatenate over genes. Everything is accumulated in float64 whatever the input 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from .alignment import at_genes, at_levels, check_same, check_same_columns, gene_order, join_levels
 from .arrays import Array, flag_indices, namespace
 from .linalg import eps, inverse_spd
 from .products import Centred, centred_products, constant_of, design_products, moved, shared_constant
@@ -92,17 +95,37 @@ class SummaryStats:
         return getattr(self, name)
 
     def __add__(self, other: SummaryStats) -> SummaryStats:
-        """Statistics of the cells of both; genes, model and transform must be the same."""
+        """Statistics of the cells of both; genes and model must be the same.
+
+        Genes are aligned by name, to the order of the left. So are random levels, within their component: the left's,
+        then those that only the right has.
+
+        Raises
+        ------
+        ValueError
+            For genes that only one side has, and for another model or transform, with what differs.
+        """
         if not isinstance(other, SummaryStats):
             return NotImplemented
-        for name in ("d", "features", "fixed_names", "random_names", "formula", "transform"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"cannot add summary statistics: {name} differ; both sides need the same genes and model"
-                )
-        total = {name: getattr(self, name) + getattr(other, name) for name in self.keys()}
-        sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
-        return replace(self, **total, Ysum=sums, centred=_added_about_centre(self, other))
+        a, b = _aligned(self, other)
+        total = {name: getattr(a, name) + getattr(b, name) for name in self.keys()}
+        sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
+        return replace(a, **total, Ysum=sums, centred=_added_about_centre(a, b))
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of formula, fixed columns, random effects and transform: the same where statistics may add.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> ones = np.ones((4, 1))
+        >>> a, b = (cross_products(ones, ones, ones, random_names=[donor]) for donor in "AB")
+        >>> a.fingerprint == b.fingerprint != cross_products(ones, ones, ones, transform="log1p").fingerprint
+        True
+        """
+        model = (self.formula, self.fixed_names, self.component_names, self.transform)
+        return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:12]
 
     @property
     def variance_names(self) -> tuple[str, ...]:
@@ -215,6 +238,38 @@ def varies(summary: SummaryStats, projected: Projected) -> Array:
     return projected.yry > xp.maximum(NO_VARIANCE * summary.centred.Ynorm, rounding)
 
 
+def _aligned(a: SummaryStats, b: SummaryStats) -> tuple[SummaryStats, SummaryStats]:
+    """Both with the genes of `a` and the random levels of either, refused if they are of different models."""
+    try:
+        for name in ("component_names", "fixed_names", "formula", "transform"):
+            check_same(name, getattr(a, name), getattr(b, name))
+        check_same_columns(a.formula)
+        order = gene_order(a.features, b.features)
+        if order is not None:
+            b = _placed(b, {"features": a.features}, lambda arrays: at_genes(arrays, order))
+        if (a.random_names, a.d) == (b.random_names, b.d):
+            return a, b
+        if any(ss.random_names == default_names("Z", sum(ss.d)) for ss in (a, b)):
+            raise ValueError(
+                f"random_names differ (d = {a.d} and {b.d}), but some are mere numbers; name the columns of Z, so that "
+                "a level has the same name on both sides"
+            )
+        levels = join_levels(a.random_names, a.d, b.random_names, b.d)
+    except ValueError as error:
+        raise ValueError(f"cannot add summary statistics: {error}") from None
+    labels = {"random_names": levels.names, "d": levels.d}
+    return (
+        _placed(a, labels, lambda arrays: at_levels(arrays, levels.left)),
+        _placed(b, labels, lambda arrays: at_levels(arrays, levels.right)),
+    )
+
+
+def _placed(ss: SummaryStats, labels: Mapping[str, Any], place: Callable[[Mapping], dict[str, Any]]) -> SummaryStats:
+    # other labels, and the statistics and those about a centre at other places
+    centred = ss.centred and replace(ss.centred, **place(vars(ss.centred)))
+    return replace(ss, **labels, **place(vars(ss)), centred=centred)
+
+
 def _added_about_centre(a: SummaryStats, b: SummaryStats) -> Centred | None:
     # about the centre of `a`; sums about zero have no more digits to give than they have already
     if a.n == 0 or b.n == 0:
@@ -236,6 +291,8 @@ def _check_shapes(ss: SummaryStats) -> None:
                 f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
             )
     check_components(ss.d, q)
+    if len(ss.component_names) != len(ss.d):
+        raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
     _check_centred(ss)
 
 

@@ -22,7 +22,17 @@ from lmm_gpu.model import MixedModel
 from lmm_gpu.scoring import Rules, Status, maximise
 from lmm_gpu.summary import SummaryStats, cross_products
 
-ENGINE = ["linalg", "products", "summary", "scoring", "likelihood", "single_component", "multi_component", "model"]
+ENGINE = [
+    "linalg",
+    "alignment",
+    "products",
+    "summary",
+    "scoring",
+    "likelihood",
+    "single_component",
+    "multi_component",
+    "model",
+]
 STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 NAMES = ["one_nested", "two", "three_widest_inside"]
 DEVICE = array_api_strict.Device("device1")
@@ -81,6 +91,25 @@ def test_cross_products(name):
         wanted = getattr(ss, key)
         assert_close(getattr(found, key), wanted, np.abs(wanted).max())
     assert_close((found + found).XX, 2 * ss.XX, np.abs(ss.XX).max())
+
+
+def test_aligned_sums():
+    """Genes and random levels in other orders, and levels of one side only."""
+    ss, strict, design = both("two")
+    turned = [*range(8, -1, -1), *range(9, 15)]
+    labels = {"random_names": [f"u{j}" for j in turned], "features": ("g2", "g1", "g4", "g3"), "d": design.d}
+    ours = {"random_names": [f"u{j}" for j in range(15)], "features": ("g1", "g2", "g3", "g4")}
+    Z, Y = on_device(design.Z[:, turned]), on_device(dense.draw_genes(design, 4)[:, [1, 0, 3, 2]])
+    left = SummaryStats(**vars(strict) | {name: tuple(values) for name, values in ours.items()})
+    total = left + cross_products(on_device(design.X), Z, Y, **{name: tuple(v) for name, v in labels.items()})
+    assert (total.features, total.random_names) == (left.features, left.random_names)
+    for key in STATISTICS:
+        assert_close(getattr(total, key), 2 * getattr(ss, key), np.abs(getattr(ss, key)).max())
+    new = SummaryStats(**vars(left) | {"random_names": tuple(f"v{j}" for j in range(15))})
+    total = left + new
+    assert total.d == (18, 12)
+    assert_close(total.ZZ[:9, :9], ss.ZZ[:9, :9])
+    assert_close(total.ZZ[:9, 9:18], 0 * ss.ZZ[:9, :9])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ import lmm_gpu
 
 LAYERS = [
     {"arrays", "formula", "readers", "threads"},
-    {"linalg", "design", "io", "simulation", "plan", "transform"},
+    {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
     {"summary", "likelihood"},
     {"single_component", "multi_component", "inputs"},
