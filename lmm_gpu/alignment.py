@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from .arrays import Array, indices, namespace, zeros
 
@@ -16,6 +17,10 @@ _LEVELS = {"ZX": (0,), "ZY": (0,), "ZZ": (0, 1)}
 _OF_ALL_CELLS = re.compile(r"\b(bs|cc|center|cr|cs|poly|scale|standardize)\s*\(")
 #: Labels named in a message.
 _SHOWN = 3
+#: Designs are of the same cells if their products agree to this: they may have been added up in another order.
+_SAME = 1e-12
+
+Stats = TypeVar("Stats", bound=Any)
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,67 @@ class Levels:
     right: list[int]
 
 
+def default_names(prefix: str, count: int) -> tuple[str, ...]:
+    """`prefix`1 .. `prefix`count."""
+    return tuple(f"{prefix}{i + 1}" for i in range(count))
+
+
+def aligned(a: Stats, b: Stats) -> tuple[Stats, Stats]:
+    """Both with the genes of `a` and the random levels of either, refused if they are of different models.
+
+    `a` and `b` are `SummaryStats`.
+    """
+    try:
+        for name in ("component_names", "fixed_names", "formula", "transform"):
+            check_same(name, getattr(a, name), getattr(b, name))
+        check_same_columns(a.formula)
+        order = gene_order(a.features, b.features)
+        if order is not None:
+            b = _placed(b, {"features": a.features}, lambda arrays: at_genes(arrays, order))
+        if (a.random_names, a.d) == (b.random_names, b.d):
+            return a, b
+        if any(ss.random_names == default_names("Z", sum(ss.d)) for ss in (a, b)):
+            raise ValueError(
+                f"random_names differ (d = {a.d} and {b.d}), but some are mere numbers; name the columns of Z, so that "
+                "a level has the same name on both sides"
+            )
+        levels = join_levels(a.random_names, a.d, b.random_names, b.d)
+    except ValueError as error:
+        raise ValueError(f"cannot add summary statistics: {error}") from None
+    labels = {"random_names": levels.names, "d": levels.d}
+    return (
+        _placed(a, labels, lambda arrays: at_levels(arrays, levels.left)),
+        _placed(b, labels, lambda arrays: at_levels(arrays, levels.right)),
+    )
+
+
+def check_same_cells(a: Any, b: Any) -> None:
+    """Refuse statistics that are not of the same cells and model; XX, ZX and ZZ may differ by rounding."""
+    for name in ("component_names", "d", "fixed_names", "random_names", "formula", "transform", "n"):
+        check_same(name, getattr(a, name), getattr(b, name))
+    for name in ("XX", "ZX", "ZZ"):
+        ours, theirs = getattr(a, name), getattr(b, name)
+        xp = namespace(ours)
+        if float(xp.max(xp.abs(ours - theirs))) > _SAME * float(xp.max(xp.abs(ours))):
+            raise ValueError(
+                f"{name} differ: wanted other genes of the same cells; other cells of the same genes add, a + b"
+            )
+
+
 def check_same(what: str, left: Any, right: Any) -> None:
     """Refuse labels that differ, and name them."""
     if left == right:
         return
-    if isinstance(left, tuple) and isinstance(right, tuple):
+    if what.endswith("names"):
         raise ValueError(f"{what} differ: {difference(left, right)}")
     raise ValueError(f"{what} differ: {left!r} on the left, {right!r} on the right")
+
+
+def check_unique(what: str, names: Sequence[str]) -> None:
+    """Refuse names that appear more than once."""
+    if len(set(names)) < len(names):
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        raise ValueError(f"{what} appear more than once: {_some(twice)}; rename them, or keep one of each")
 
 
 def check_same_columns(formula: str | None) -> None:
@@ -120,6 +179,12 @@ def at_levels(arrays: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
             A = _take_or_zero(A, rows, axis)
         found[name] = A
     return found
+
+
+def _placed(ss: Stats, labels: Mapping[str, Any], place: Callable[[Mapping], dict[str, Any]]) -> Stats:
+    # other labels, and the statistics and those about a centre at other places
+    centred = ss.centred and replace(ss.centred, **place(vars(ss.centred)))
+    return replace(ss, **labels, **place(vars(ss)), centred=centred)
 
 
 def _take_or_zero(A: Array, rows: list[int], axis: int) -> Array:

@@ -139,6 +139,32 @@ def _solved_constant(X: Any) -> Array | None:
     return None
 
 
+def add_centred(a: Any, b: Any) -> Centred | None:
+    """Add the sums of two `SummaryStats` about the centre of the left; None if one has only those about zero."""
+    if a.n == 0 or b.n == 0:
+        return b.centred if a.n == 0 else a.centred
+    if a.centred is None or b.centred is None or (constant := shared_constant(a, b)) is None:
+        return None
+    theirs = moved(vars(b.centred), vars(b), b.centred.constant, a.centred.centre - b.centred.centre)
+    total = {name: getattr(a.centred, name) + theirs[name] for name in theirs}
+    return Centred(a.centred.centre, constant, **total)
+
+
+def join_centred(parts: Sequence[Any]) -> Centred | None:
+    """Join the sums about centres of `SummaryStats` of consecutive genes; zero is the centre of those without."""
+    centred = [part.centred for part in parts if part.centred is not None]
+    if not centred or any(part.Ysum is None for part in parts):
+        return None
+    about = [part.centred or _about_zero(part, centred[0].constant) for part in parts]
+    names = ("centre", "XY", "ZY", "Ynorm", "Ysum")
+    return Centred(constant=centred[0].constant, **join_genes([{n: vars(part)[n] for n in names} for part in about]))
+
+
+def _about_zero(ss: Any, constant: Array) -> Centred:
+    assert ss.Ysum is not None
+    return Centred(zeros((ss.m,), ss.XY), constant, XY=ss.XY, ZY=ss.ZY, Ynorm=ss.Ynorm, Ysum=ss.Ysum)
+
+
 def shared_constant(a: Any, b: Any) -> Array | None:
     """Coefficients that make the constant in the cells of both of two `SummaryStats`, None if that is not sure.
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .alignment import at_genes, at_levels, check_same, check_same_columns, gene_order, join_levels
+from .alignment import aligned, check_same_cells, check_unique, default_names
 from .arrays import Array, flag_indices, namespace
 from .linalg import eps, inverse_spd
-from .products import Centred, centred_products, constant_of, design_products, moved, shared_constant
+from .products import (
+    Centred,
+    add_centred,
+    centred_products,
+    constant_of,
+    design_products,
+    join_centred,
+    join_genes,
+    moved,
+)
 
 #: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
 NO_VARIANCE = 1e-13
@@ -107,10 +116,41 @@ class SummaryStats:
         """
         if not isinstance(other, SummaryStats):
             return NotImplemented
-        a, b = _aligned(self, other)
+        a, b = aligned(self, other)
         total = {name: getattr(a, name) + getattr(b, name) for name in self.keys()}
         sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
-        return replace(a, **total, Ysum=sums, centred=_added_about_centre(a, b))
+        return replace(a, **total, Ysum=sums, centred=add_centred(a, b))
+
+    @classmethod
+    def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:
+        """Statistics of the genes of all `parts`, in order; their cells and design must be the same.
+
+        Raises
+        ------
+        ValueError
+            For other cells or another model, with what differs, and for genes that appear more than once, by name.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> parts = [cross_products(X, Z, Y[:, [gene]], features=(f"g{gene}",)) for gene in (0, 1)]
+        >>> SummaryStats.concat(parts).ZY.tolist()
+        [[2.0, 4.0], [10.0, 12.0]]
+        """
+        parts = list(parts)
+        if not parts or not all(isinstance(part, SummaryStats) for part in parts):
+            raise ValueError("SummaryStats.concat wants a list of SummaryStats of the same cells, at least one")
+        features = tuple(name for part in parts for name in part.features)
+        try:
+            for part in parts[1:]:
+                check_same_cells(parts[0], part)
+            check_unique("features", features)
+        except ValueError as error:
+            raise ValueError(f"cannot concatenate summary statistics: {error}") from None
+        wanted = [name for name in ("XY", "ZY", "Ynorm", "Ysum") if all(vars(part)[name] is not None for part in parts)]
+        genes = join_genes([{name: vars(part)[name] for name in wanted} for part in parts])
+        return replace(parts[0], **{"Ysum": None} | genes, features=features, centred=join_centred(parts))
 
     @property
     def fingerprint(self) -> str:
@@ -174,11 +214,6 @@ def assemble(
     return SummaryStats(**design, **genes, centred=centred, **labels)
 
 
-def default_names(prefix: str, count: int) -> tuple[str, ...]:
-    """`prefix`1 .. `prefix`count."""
-    return tuple(f"{prefix}{i + 1}" for i in range(count))
-
-
 @dataclass(frozen=True)
 class Projected:
     """What is left of the random effects and the genes once X is projected out; R = I - X XXinv X'."""
@@ -236,49 +271,6 @@ def varies(summary: SummaryStats, projected: Projected) -> Array:
     xp, centre = namespace(projected.yry), summary.centred.centre
     rounding = summary.n * xp.square(_ROUNDED * eps(centre) * centre)  # (m,)
     return projected.yry > xp.maximum(NO_VARIANCE * summary.centred.Ynorm, rounding)
-
-
-def _aligned(a: SummaryStats, b: SummaryStats) -> tuple[SummaryStats, SummaryStats]:
-    """Both with the genes of `a` and the random levels of either, refused if they are of different models."""
-    try:
-        for name in ("component_names", "fixed_names", "formula", "transform"):
-            check_same(name, getattr(a, name), getattr(b, name))
-        check_same_columns(a.formula)
-        order = gene_order(a.features, b.features)
-        if order is not None:
-            b = _placed(b, {"features": a.features}, lambda arrays: at_genes(arrays, order))
-        if (a.random_names, a.d) == (b.random_names, b.d):
-            return a, b
-        if any(ss.random_names == default_names("Z", sum(ss.d)) for ss in (a, b)):
-            raise ValueError(
-                f"random_names differ (d = {a.d} and {b.d}), but some are mere numbers; name the columns of Z, so that "
-                "a level has the same name on both sides"
-            )
-        levels = join_levels(a.random_names, a.d, b.random_names, b.d)
-    except ValueError as error:
-        raise ValueError(f"cannot add summary statistics: {error}") from None
-    labels = {"random_names": levels.names, "d": levels.d}
-    return (
-        _placed(a, labels, lambda arrays: at_levels(arrays, levels.left)),
-        _placed(b, labels, lambda arrays: at_levels(arrays, levels.right)),
-    )
-
-
-def _placed(ss: SummaryStats, labels: Mapping[str, Any], place: Callable[[Mapping], dict[str, Any]]) -> SummaryStats:
-    # other labels, and the statistics and those about a centre at other places
-    centred = ss.centred and replace(ss.centred, **place(vars(ss.centred)))
-    return replace(ss, **labels, **place(vars(ss)), centred=centred)
-
-
-def _added_about_centre(a: SummaryStats, b: SummaryStats) -> Centred | None:
-    # about the centre of `a`; sums about zero have no more digits to give than they have already
-    if a.n == 0 or b.n == 0:
-        return b.centred if a.n == 0 else a.centred
-    if a.centred is None or b.centred is None or (constant := shared_constant(a, b)) is None:
-        return None
-    theirs = moved(vars(b.centred), vars(b), b.centred.constant, a.centred.centre - b.centred.centre)
-    total = {name: getattr(a.centred, name) + theirs[name] for name in theirs}
-    return Centred(a.centred.centre, constant, **total)
 
 
 def _check_shapes(ss: SummaryStats) -> None:

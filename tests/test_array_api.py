@@ -112,6 +112,17 @@ def test_aligned_sums():
     assert_close(total.ZZ[:9, 9:18], 0 * ss.ZZ[:9, :9])
 
 
+def test_concat():
+    design = dense.DESIGNS["two"]
+    X, Z, Y = (on_device(A) for A in (design.X, design.Z, dense.draw_genes(design, 4) + np.array([0, 0, 1e6, 0])))
+    parts = [cross_products(X, Z, Y[:, c], features=names) for c, names in ((slice(0, 2), "ab"), (slice(2, 4), "cd"))]
+    joined, whole = SummaryStats.concat(parts), cross_products(X, Z, Y)
+    for key in STATISTICS:
+        wanted = to_numpy(getattr(whole, key))
+        assert_close(getattr(joined, key), wanted, np.abs(wanted).max())
+    assert_close(joined.centred.centre, to_numpy(whole.centred.centre))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_values_far_from_zero(name):
     """Summed up about a centre, added up about different ones, and fitted."""

@@ -298,6 +298,84 @@ def test_genes_join():
     np.testing.assert_array_equal(alone["XY"], gene_products(DESIGN.X, DESIGN.Z, Y)["XY"])
 
 
+# --- genes of the same cells ----------------------------------------------------------------------
+
+
+def of_genes(Y, names, **labels):
+    return cross_products(DESIGN.X, DESIGN.Z, Y, d=DESIGN.d, features=tuple(names), **labels)
+
+
+@pytest.mark.parametrize("mean", [[0.0] * 5, [0, 0, 0, 1e6, 0], [1e6, 0, 1e3, 0, -1e6]])
+@pytest.mark.parametrize("cuts", [[], [2], [1, 4], [1, 2, 3, 4]])
+def test_genes_concatenate(cuts, mean):
+    """Also those with a centre to those without."""
+    Y = dense.draw_genes(DESIGN, 5) + mean
+    whole = of_genes(Y, "abcde")
+    parts = [of_genes(Y[:, lo:hi], "abcde"[lo:hi]) for lo, hi in pairwise([0, *cuts, 5])]
+    found = SummaryStats.concat(parts)
+    assert (found.features, found.n, found.m) == (tuple("abcde"), DESIGN.n, 5)
+    assert (found.centred is None) == (not any(mean))
+    for name in (*STATISTICS, "Ysum"):
+        np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-6)
+    Q = DESIGN.error_contrasts()
+    np.testing.assert_allclose(project(found).yry, ((Q.T @ (Y - mean)) ** 2).sum(axis=0), rtol=1e-8)
+
+
+def test_cells_and_genes_commute():
+    """The sum of joined genes is the join of summed genes, to rounding of the design too."""
+    Y, cells = dense.draw_genes(DESIGN, 4), (slice(0, 20), slice(20, 60))
+    parts = [
+        [
+            cross_products(DESIGN.X[c], DESIGN.Z[c], Y[c, g : g + 2], features=("g" + str(g), "h" + str(g)))
+            for c in cells
+        ]
+        for g in (0, 2)
+    ]
+    (a, b), (c, d) = parts
+    first, then = SummaryStats.concat([a + b, d + c]), SummaryStats.concat([a, c]) + SummaryStats.concat([b, d])
+    assert first.features == then.features == ("g0", "h0", "g2", "h2")
+    for name in STATISTICS:
+        np.testing.assert_allclose(getattr(first, name), getattr(then, name), rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_without_sums_leaves_the_join_without():
+    a, b = of_genes(dense.draw_genes(DESIGN, 2), "ab"), of_genes(dense.draw_genes(DESIGN, 2) + 1e6, "cd")
+    joined = SummaryStats.concat([SummaryStats(**vars(a) | {"Ysum": None}), b])
+    assert joined.mean() is None and joined.centred is None
+    np.testing.assert_array_equal(joined.XY[:, 2:], b.XY)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": ("a", "x", "b", "y")}, "features appear more than once: a, b; rename them"),
+        ({"n": 61}, "n differ: 60 on the left, 61 on the right"),
+        (
+            {"XX": 1.000001 * (DESIGN.X.T @ DESIGN.X)},
+            "XX differ: wanted other genes of the same cells; other cells",
+        ),
+        ({"ZX": np.zeros((15, 3))}, "ZX differ"),
+        ({"ZZ": np.eye(15)}, "ZZ differ"),
+        ({"d": (10, 5)}, r"d differ: \(9, 6\) on the left, \(10, 5\) on the right"),
+        ({"random_names": default_names("U", 15)}, "random_names differ: only on the left: Z1, Z2, Z3 and 12 more"),
+        ({"fixed_names": ("X1", "X2", "x")}, "fixed_names differ: only on the left: X3; only on the right: x"),
+        ({"component_names": ("donor", "var2")}, "component_names differ"),
+        ({"formula": "~ x"}, "formula differ"),
+        ({"transform": "log1p"}, "transform differ"),
+    ],
+)
+def test_other_cells_do_not_concatenate(change, message):
+    a, b = of_genes(counts(), "abcd"), of_genes(counts(), "efgh")
+    with pytest.raises(ValueError, match=f"cannot concatenate summary statistics: {message}"):
+        SummaryStats.concat([a, SummaryStats(**vars(b) | change)])
+
+
+@pytest.mark.parametrize("parts", [[], [1, 2]])
+def test_nothing_to_concatenate(parts):
+    with pytest.raises(ValueError, match="wants a list of SummaryStats of the same cells, at least one"):
+        SummaryStats.concat(parts)
+
+
 # --- access and labels ----------------------------------------------------------------------------
 
 
