@@ -10,10 +10,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from .alignment import aligned, check_same_cells, check_unique, default_names
-from .arrays import Array, flag_indices, namespace
+from .archive import read_archive, write_archive
+from .arrays import Array, flag_indices, indices, namespace, to_numpy
 from .linalg import eps, inverse_spd
 from .products import (
     Centred,
@@ -32,6 +34,13 @@ NO_VARIANCE = 1e-13
 _ROUNDED = 4
 #: Sums about zero and about a centre are of the same cells if they agree to this.
 _AGREE = 1e-6
+#: What a file says that it holds, and under which names.
+_KIND = "lmm_gpu summary statistics"
+_ADVICE = "take a fresh copy of the file, or sum up the cells again and save that"
+_ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
+_LABELS = ("features", "fixed_names", "random_names", "component_names")
+_ATTRIBUTES = ("n", "formula", "transform")
+_CENTRED = "centred/"
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,58 @@ class SummaryStats:
         wanted = [name for name in ("XY", "ZY", "Ynorm", "Ysum") if all(vars(part)[name] is not None for part in parts)]
         genes = join_genes([{name: vars(part)[name] for name in wanted} for part in parts])
         return replace(parts[0], **{"Ysum": None} | genes, features=features, centred=join_centred(parts))
+
+    def save(self, path: str | Path) -> None:
+        """Write to one HDF5 file; a file at `path` is replaced once all of it is written.
+
+        Arrays lie under their names as fields, those about a centre in the group ``centred``, labels are texts, and
+        ``n``, ``formula``, ``transform`` and ``fingerprint`` are attributes; `lmm_gpu.archive` describes the rest.
+
+        Raises
+        ------
+        ValueError
+            If h5py is not installed.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cross_products(X, Z, Y).save(f"{folder}/site1.h5")
+        ...     SummaryStats.load(f"{folder}/site1.h5").ZY.tolist()
+        [[2.0, 4.0], [10.0, 12.0]]
+        """
+        arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
+        arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
+        if self.Ysum is not None:
+            arrays["Ysum"] = to_numpy(self.Ysum)
+        if self.centred is not None:
+            arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
+        labels = {name: getattr(self, name) for name in _LABELS}
+        attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
+        write_archive(path, _KIND, arrays, labels, attributes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SummaryStats:
+        """Read what `save` wrote: the same numbers to the bit, on the host.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is truncated, altered, or something else, or h5py is not installed.
+        """
+        arrays, labels, attributes = read_archive(path, _KIND, _ADVICE)
+        centred = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
+        try:
+            fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            fields |= {name: tuple(labels[name]) for name in _LABELS}
+            fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
+            fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
+            return cls(**fields, centred=Centred(**centred) if centred else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"cannot use {path}: what it holds does not fit together ({error}); {_ADVICE}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -292,10 +353,10 @@ def _check_centred(ss: SummaryStats) -> None:
     """Refuse sums about a centre that are of other cells than those about zero, as after replacing only one of them."""
     if ss.centred is None:
         return
-    xp = namespace(ss.XY)
-    wanted = moved(vars(ss.centred), vars(ss), ss.centred.constant, -ss.centred.centre)
-    unit = xp.sqrt(xp.linalg.diagonal(ss.XX))[:, None] * xp.sqrt(wanted["Ynorm"])[None, :]  # (p, m)
-    if bool(xp.any(xp.abs(wanted["XY"] - ss.XY) > _AGREE * unit)):
+    xp, about = namespace(ss.XY), ss.centred
+    wanted = about.XY + (ss.XX @ about.constant)[:, None] * about.centre[None, :]  # (p, m)
+    unit = xp.sqrt(xp.linalg.diagonal(ss.XX))[:, None] * xp.sqrt(ss.Ynorm)[None, :]
+    if bool(xp.any(xp.abs(wanted - ss.XY) > _AGREE * unit)):
         raise ValueError("centred is of other cells or genes than XY: replace both, or give centred=None")
 
 

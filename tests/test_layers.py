@@ -12,7 +12,7 @@ import lmm_gpu
 LAYERS = [
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
-    {"products", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
+    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
     {"summary", "likelihood"},
     {"single_component", "multi_component", "inputs"},
     {"model"},
