@@ -165,6 +165,11 @@ def join_levels(left: Sequence[str], left_d: Sequence[int], right: Sequence[str]
     return Levels(tuple(name for names in joined for name in names), tuple(map(len, joined)), ours, theirs)
 
 
+def sliced(arrays: Mapping[str, Any], genes: slice) -> dict[str, Any]:
+    """Those of `arrays` that have genes, with some of them: no copies."""
+    return {name: arrays[name][..., genes] for name in _GENES if arrays.get(name) is not None}
+
+
 def at_genes(arrays: Mapping[str, Any], order: list[int]) -> dict[str, Any]:
     """Those of `arrays` that have genes, with the genes at the positions `order`."""
     found = {name: arrays[name] for name in _GENES if arrays.get(name) is not None}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -64,6 +63,10 @@ class Likelihood(ABC):
     yry: Array
 
     @abstractmethod
+    def with_genes(self: L, zry: Array, yry: Array) -> L:
+        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+
+    @abstractmethod
     def select(self: L, index: Array) -> L:
         """Return the same likelihood for the genes at `index` (integers) only."""
 
@@ -91,11 +94,15 @@ class Likelihood(ABC):
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
 
-    def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
-        """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay.
+    def variance_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `variance_form` (c, b) for the columns of `a` (q, c), or None where it would not pay.
 
-        Its errors are to be small against the values and `size` (w,).
+        Its errors are to be small against the values and `size` (c,).
         """
+        return None
+
+    def gradient_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `gradient_form` as rows (k * c, b), likewise; `size` (k * c,)."""
         return None
 
     def start(self) -> Array:

@@ -264,27 +264,30 @@ class LMMFit:
         with quiet_blas(len(self.summary.random_names)):
             contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
 
-        def test_block(genes: np.ndarray) -> ContrastTest:
-            return contrast_test(*self._of(genes), contrasts, method, between_within)
+        def test_block(bounds: tuple[int, int]) -> tuple[np.ndarray, ContrastTest]:
+            genes, model, theta = self._of(bounds)
+            return genes, contrast_test(model, theta, contrasts, method, between_within)
 
         estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
-        blocks = self._blocks()
-        for genes, part in zip(blocks, in_threads(test_block, blocks), strict=True):
+        for genes, part in in_threads(test_block, self._blocks()):
             estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
         return ContrastTest(estimate, se, df)
 
     # --- plumbing ---
 
-    def _blocks(self) -> list[np.ndarray]:
-        """Positions of the estimated features, block by block."""
-        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Ranges of features, block by block."""
         size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
+        return list(blocks(self.summary.m, size))
 
-    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
-        """Model and theta of some features."""
-        reference = self.model.beta_ols
-        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
+    def _of(self, bounds: tuple[int, int]) -> tuple[np.ndarray, MixedModel, Array]:
+        """Positions, model and theta of the estimated features of a range."""
+        theta = self.estimates.theta[:, slice(*bounds)]
+        fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
+        model = self.model.with_genes(self.summary.select(slice(*bounds)))
+        if fitted.size < theta.shape[1]:
+            model = model.select(indices(fitted, model.beta_ols))
+        return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)
 
     def _formed(
         self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]
@@ -292,8 +295,9 @@ class LMMFit:
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for genes in self._blocks():
-            result[..., genes] = form(*self._of(genes))
+        for bounds in self._blocks():
+            genes, model, theta = self._of(bounds)
+            result[..., genes] = form(model, theta)
         return result
 
     def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:

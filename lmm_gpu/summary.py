@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .alignment import aligned, check_same_cells, check_unique, default_names
+from .alignment import aligned, check_same_cells, check_unique, default_names, sliced
 from .archive import read_archive, write_archive
 from .arrays import Array, flag_indices, indices, namespace, to_numpy
-from .linalg import eps, inverse_spd
 from .products import (
     Centred,
     add_centred,
@@ -28,10 +27,6 @@ from .products import (
     moved,
 )
 
-#: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
-NO_VARIANCE = 1e-13
-#: A spread of so many rounding units of the values themselves is rounding too.
-_ROUNDED = 4
 #: Sums about zero and about a centre are of the same cells if they agree to this.
 _AGREE = 1e-6
 #: What a file says that it holds, and under which names.
@@ -228,6 +223,11 @@ class SummaryStats:
         model = (self.formula, self.fixed_names, self.component_names, self.transform)
         return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:12]
 
+    def select(self, genes: slice) -> SummaryStats:
+        """Return the statistics of some of the genes: no copies."""
+        centred = self.centred and replace(self.centred, **sliced(vars(self.centred), genes))
+        return replace(self, **sliced(vars(self), genes), features=self.features[genes], centred=centred)
+
     @property
     def variance_names(self) -> tuple[str, ...]:
         """Labels of the rows of theta: the random effects, and the residual."""
@@ -273,65 +273,6 @@ def assemble(
     labels = {**defaults, **{name: value for name, value in labels.items() if value is not None}}
     labels.setdefault("component_names", default_names("var", len(labels["d"])))
     return SummaryStats(**design, **genes, centred=centred, **labels)
-
-
-@dataclass(frozen=True)
-class Projected:
-    """What is left of the random effects and the genes once X is projected out; R = I - X XXinv X'."""
-
-    n: int
-    XXinv: Array  #: (p, p)
-    xxz: Array  #: (p, q), XXinv X'Z
-    S: Array  #: (q, q), Z'RZ
-    ZZ: Array  #: (q, q)
-    beta_ols: Array  #: (p, m)
-    zry: Array  #: (q, m), Z'Ry
-    yry: Array  #: (m,), y'Ry
-
-
-def project(summary: SummaryStats) -> Projected:
-    """Project the fixed effects out of the random effects and the genes.
-
-    Raises
-    ------
-    ValueError
-        If X is rank deficient (with the columns involved) or there are not more cells than columns.
-    """
-    ss = summary
-    p = ss.XX.shape[0]
-    if ss.n <= p:
-        raise ValueError(
-            f"the model has {p} fixed-effect columns but only {ss.n} cells: no residual is left; drop terms"
-        )
-    XXinv, dependent = inverse_spd(ss.XX)
-    if XXinv is None:
-        names = ", ".join(ss.fixed_names[i] for i in dependent)
-        raise ValueError(
-            f"X is rank deficient (not full column rank, XX is not positive definite): these columns are zero or "
-            f"linearly dependent: {names}; drop one of them, or the term that they repeat"
-        )
-    genes = ss.centred or ss
-    xxz = XXinv @ ss.ZX.T  # (p, q)
-    beta = XXinv @ genes.XY  # (p, m), without what the centre adds
-    return Projected(
-        n=ss.n,
-        XXinv=XXinv,
-        xxz=xxz,
-        S=ss.ZZ - ss.ZX @ xxz,
-        ZZ=ss.ZZ,
-        beta_ols=beta if ss.centred is None else beta + ss.centred.constant[:, None] * ss.centred.centre[None, :],
-        zry=genes.ZY - ss.ZX @ beta,
-        yry=genes.Ynorm - namespace(beta).sum(genes.XY * beta, axis=0),
-    )
-
-
-def varies(summary: SummaryStats, projected: Projected) -> Array:
-    """Whether each gene has variance left after X (m,); all-zero and constant genes have none."""
-    if summary.centred is None:
-        return projected.yry > NO_VARIANCE * summary.Ynorm
-    xp, centre = namespace(projected.yry), summary.centred.centre
-    rounding = summary.n * xp.square(_ROUNDED * eps(centre) * centre)  # (m,)
-    return projected.yry > xp.maximum(NO_VARIANCE * summary.centred.Ynorm, rounding)
 
 
 def _check_shapes(ss: SummaryStats) -> None:

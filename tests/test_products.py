@@ -12,7 +12,8 @@ import scipy.sparse
 
 from lmm_gpu.arrays import to_numpy
 from lmm_gpu.products import centre_of, centred_products, constant_of, design_products, join_genes, moved
-from lmm_gpu.summary import SummaryStats, cross_products, project
+from lmm_gpu.projection import Projection
+from lmm_gpu.summary import SummaryStats, cross_products
 
 DESIGN = dense.DESIGNS["two"]
 N = DESIGN.n
@@ -24,6 +25,10 @@ def far(m=3, mean=1e6, seed=0):
     """Genes (n, m) at `mean` with a spread of 1, and how they vary, exactly: multiples of 2^-20."""
     Y = np.round(dense.draw_genes(DESIGN, m, seed) * 2**20) / 2**20
     return Y + mean, Y
+
+
+def project(ss):
+    return Projection.build(ss).genes(ss)
 
 
 # --- what makes the constant ----------------------------------------------------------------------

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.products import design_products, gene_products, join_genes
-from lmm_gpu.summary import SummaryStats, assemble, check_components, cross_products, default_names, project
+from lmm_gpu.projection import Projection
+from lmm_gpu.summary import SummaryStats, assemble, check_components, cross_products, default_names
 
 DESIGN = dense.DESIGNS["two"]
 FORMATS = ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"]
@@ -43,6 +44,10 @@ def assert_close(found, wanted):
         assert np.max(np.abs(getattr(found, name) - wanted[name]) / scale) < 1e-14, name
     np.testing.assert_allclose(found.Ynorm, wanted["Ynorm"], rtol=1e-14)
     np.testing.assert_allclose(found.Ysum, wanted["Ysum"], atol=1e-14 * np.abs(wanted["Ynorm"]).max() * found.n)
+
+
+def project(ss):
+    return Projection.build(ss).genes(ss)
 
 
 def is_float64(ss):
@@ -435,45 +440,3 @@ def test_components_must_add_up_to_the_columns_of_Z(d):
         check_components(d, 15)
     with pytest.raises(ValueError, match=r"sum\(d\) must equal"):
         cross_products(DESIGN.X, DESIGN.Z, counts(), d=d)
-
-
-def test_a_rank_deficient_X_is_refused_by_name():
-    X = np.column_stack([DESIGN.X, DESIGN.X[:, 1] - 2 * DESIGN.X[:, 0]])
-    names = ("(Intercept)", "trt", "age", "again")
-    ss = cross_products(X, DESIGN.Z, counts(), fixed_names=names)
-    with pytest.raises(ValueError, match=r"X is rank deficient .*: \(Intercept\), trt, again; drop one of them"):
-        project(ss)
-
-
-def test_an_empty_column_of_X_is_refused_by_name():
-    ss = cross_products(
-        np.column_stack([DESIGN.X, np.zeros(60)]), DESIGN.Z, counts(), fixed_names=("a", "b", "c", "none")
-    )
-    with pytest.raises(ValueError, match="linearly dependent: none; drop"):
-        project(ss)
-
-
-@pytest.mark.parametrize("n", [2, 3])
-def test_no_more_cells_than_fixed_effects(n):
-    ss = cross_products(DESIGN.X[:n], DESIGN.Z[:n], counts()[:n])
-    with pytest.raises(ValueError, match=f"3 fixed-effect columns but only {n} cells: no residual is left"):
-        project(ss)
-
-
-# --- projection -----------------------------------------------------------------------------------
-
-
-def test_projection(design):
-    """X is taken out of Z and Y as the dense residual maker does it."""
-    Y = dense.draw_genes(design, 3)
-    Q = design.error_contrasts()
-    RZ, RY = Q.T @ design.Z, Q.T @ Y
-    found = project(cross_products(design.X, design.Z, Y, d=design.d))
-    ols = np.linalg.lstsq(design.X, Y, rcond=None)[0]
-    np.testing.assert_allclose(found.S, RZ.T @ RZ, atol=1e-12 * design.n)
-    np.testing.assert_allclose(found.zry, RZ.T @ RY, atol=1e-12 * design.n * np.abs(Y).max())
-    np.testing.assert_allclose(found.yry, (RY**2).sum(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(found.beta_ols, ols, atol=1e-12)
-    np.testing.assert_allclose(found.xxz, np.linalg.lstsq(design.X, design.Z, rcond=None)[0], atol=1e-12)
-    np.testing.assert_allclose(found.XXinv @ design.X.T @ design.X, np.eye(design.X.shape[1]), atol=1e-12)
-    assert found.n == design.n
