@@ -50,8 +50,8 @@ def write_archive(
     h5py = require("h5py", "writing summary statistics")
     numbers = {name: _little_endian(A) for name, A in arrays.items() if A is not None}
     texts = {name: [str(label) for label in names] for name, names in labels.items()}
-    about = {"format": kind, "format_version": VERSION}
-    about |= {name: value for name, value in attributes.items() if value is not None}
+    about: dict[str, Any] = {"format": kind, "format_version": VERSION}
+    about |= {name: _plain(value) for name, value in attributes.items() if value is not None}
     # this version of the format puts checksums on its own metadata, too
     with replacing(path) as part, h5py.File(part, "w", libver=("v110", "v110")) as file:
         for name, A in numbers.items():

@@ -111,7 +111,7 @@ class SummaryStats:
         """Statistics of the cells of both; genes and model must be the same.
 
         Genes are aligned by name, to the order of the left. So are random levels, within their component: the left's,
-        then those that only the right has.
+        then those that only the right has. Components have to be known by then: `sslmm` needs its `d`.
 
         Raises
         ------
