@@ -242,6 +242,20 @@ def test_foreign_hdf5(tmp_path):
         SummaryStats.load(tmp_path / "a.h5ad")
 
 
+def test_a_size_that_is_not_there(saved):
+    """HDF5 keeps no bytes for what was never written, and would have them made up on reading."""
+    with h5py.File(saved, "r+") as file:
+        file.create_dataset("huge", shape=(10**12,), dtype="f8")
+    with pytest.raises(ValueError, match=r"cannot use .*: huge is larger than the file; take a fresh copy"):
+        SummaryStats.load(saved)
+
+
+def test_the_format_checks_its_own_metadata(content):
+    """Since version 2 of its superblock: damage to the structure of the file does not get as far as the checksum."""
+    assert content[:8] == b"\x89HDF\r\n\x1a\n"
+    assert content[8] >= 2
+
+
 def test_a_newer_version(saved):
     with h5py.File(saved, "r+") as file:
         file.attrs["format_version"] = 2
