@@ -81,7 +81,10 @@ def fit_summary(
 
 
 def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
-    shared = MixedModel.decompose(summary, options.method)
+    memory = parse_memory(options.memory)
+    if memory is not None and len(summary.d) > 1:
+        memory = memory // 2  # half for what all genes share, half for their blocks
+    shared = MixedModel.decompose(summary, options.method, memory)
     theta0 = _start_values(options.theta0, shared, summary.m)
     estimates = Estimates.empty(summary.m, shared.XXinv.shape[0], len(summary.d) + 1)
     few_digits = np.zeros(summary.m, dtype=bool)
@@ -95,11 +98,11 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
             block = block.select(indices(varying, block.beta_ols))
         genes = bounds[0] + varying
         if genes.size:
-            start = block.likelihood.start() if theta0 is None else like(theta0[:, genes], block.beta_ols)
+            start = None if theta0 is None else like(theta0[:, genes], block.beta_ols)
             estimates.put(genes, estimate_block(block, start, coefficients, options))
         return bounds[1] - bounds[0]
 
-    shape, memory = Shape(shared.XXinv.shape[0], summary.d), parse_memory(options.memory)
+    shape = Shape(shared.XXinv.shape[0], summary.d)
     threads = threads_within(shape, memory)
     if options.block is None:
         size = genes_per_block(shape, None if memory is None else memory // threads)
@@ -114,9 +117,9 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
     return LMMFit(estimates, summary, shared, options.method, options.epsilon)
 
 
-def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, options: FitOptions) -> Estimates:
-    """Estimate all genes of `model` from `start` (k+1, b); `coefficients` are the identity as contrasts."""
-    xp = namespace(start)
+def estimate_block(model: MixedModel, start: Array | None, coefficients: Contrasts, options: FitOptions) -> Estimates:
+    """Estimate all genes of `model` from `start` (k+1, b), or FLASHMM's; `coefficients` are those of the identity."""
+    xp = namespace(model.beta_ols)
     outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
@@ -140,7 +143,7 @@ def _root(variance: np.ndarray) -> np.ndarray:
     return np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
-def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative: bool) -> Outcome:
+def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonnegative: bool) -> Outcome:
     """Maximise by plain Fisher scoring; genes that it leaves short of their optimum go on with relaxed steps.
 
     Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
@@ -153,10 +156,10 @@ def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative:
     slow = np.flatnonzero(slow)
     if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
         return outcome
-    index = indices(slow, start)
+    index = indices(slow, outcome.theta)
     part = model.likelihood.select(index)
     more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
-    again = maximise(part, namespace(start).take(outcome.theta, index, axis=1), more)
+    again = maximise(part, namespace(index).take(outcome.theta, index, axis=1), more)
     return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
 
 
@@ -173,7 +176,7 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     if redo.size == 0:
         return outcome
     part = model.select(indices(redo, outcome.theta))
-    return _replaced(outcome, redo, _climb(part, part.likelihood.start(), options, nonnegative=True))
+    return _replaced(outcome, redo, _climb(part, None, options, nonnegative=True))
 
 
 def _profiled(model: MixedModel, outcome: Outcome) -> Array:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from .arrays import Array, namespace
@@ -75,6 +75,10 @@ class Likelihood(ABC):
         """Reduce the data at the variance ratios `g` (k, b)."""
 
     @abstractmethod
+    def traces_at_zero(self) -> Traces:
+        """Reduce the data without random effects, where all ratios are zero."""
+
+    @abstractmethod
     def random_effects(self, g: Array) -> Array:
         """BLUPs u = D e (q, b)."""
 
@@ -111,14 +115,23 @@ class Likelihood(ABC):
         s_0 = self.yry / self.default_df
         return xp.stack([xp.zeros_like(s_0)] * self.n_components + [s_0], axis=0)
 
+    def begin(self) -> tuple[Array, Evaluation]:
+        """FLASHMM's start (k+1, b), and the evaluation there, which needs no factorisation."""
+        theta = self.start()
+        return theta, self._composed(theta[-1, :], self.ratios(theta), self.traces_at_zero())
+
     def evaluate(self, theta: Array) -> Evaluation:
         """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
-        xp = namespace(theta)
-        k, N = self.n_components, self.residual_df
+        k = self.n_components
         positive = theta[k, :] > 0
-        s_0 = xp.where(positive, theta[k, :], 1.0)  # (b,)
+        s_0 = namespace(theta).where(positive, theta[k, :], 1.0)  # (b,)
         g = theta[:k, :] / s_0[None, :]  # (k, b)
-        t = self.traces(g)
+        traces = self.traces(g)
+        return self._composed(s_0, g, replace(traces, ok=traces.ok & positive))
+
+    def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
+        """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
+        xp, N = namespace(g), self.residual_df
         quad = self.yry - xp.sum(g * t.z, axis=0)  # (b,)
         yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
         terms = N * xp.log(2 * math.pi * s_0), t.logdet, quad / s_0
@@ -140,7 +153,7 @@ class Likelihood(ABC):
             information=0.5 * F / (s_0 * s_0)[None, None, :],
             quad=quad,
             rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * t.condition * xp.sum(xp.abs(g * t.z), axis=0) / s_0,
-            ok=positive & t.ok & xp.isfinite(value),
+            ok=t.ok & xp.isfinite(value),
         )
 
     def ratios(self, theta: Array) -> Array:

@@ -49,18 +49,21 @@ class MixedModel:
         return cls.decompose(summary, method).with_genes(summary)
 
     @classmethod
-    def decompose(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
-        """Project X out and decompose the random effects: what all genes share, and no gene yet."""
+    def decompose(cls, summary: SummaryStats, method: str = "REML", memory: int | None = None) -> MixedModel:
+        """Project X out and decompose the random effects: what all genes share, and no gene yet.
+
+        Tables of what depends on the variance ratios alone may take `memory` (bytes).
+        """
         projection, none = Projection.build(summary), summary.select(slice(0))
-        genes, likelihood = projection.genes(none), cls._likelihood(projection, summary, method)
+        genes, likelihood = projection.genes(none), cls._likelihood(projection, summary, method, memory)
         largest = _largest_eigenvalues(summary)
         return cls(projection, likelihood, largest, genes.beta_ols, genes.varies, genes.few_digits)
 
     @staticmethod
-    def _likelihood(projection: Projection, summary: SummaryStats, method: str) -> Likelihood:
+    def _likelihood(projection: Projection, summary: SummaryStats, method: str, memory: int | None) -> Likelihood:
         if len(summary.d) == 1:
             return SingleComponent.decompose(projection, method)
-        return MultiComponent.decompose(projection, summary.d, method, summary.m)
+        return MultiComponent.decompose(projection, summary.d, method, summary.m, memory)
 
     def with_genes(self, summary: SummaryStats) -> MixedModel:
         """Return the model of the genes of `summary`, some or all of those of the design."""

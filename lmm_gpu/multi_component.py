@@ -13,17 +13,17 @@ from dataclasses import dataclass, replace
 from .arrays import Array, namespace, to_numpy, zeros
 from .likelihood import Likelihood, Traces
 from .linalg import largest_eigenvalue
-from .plan import blocks
+from .plan import blocks, table_bytes
 from .projection import Projection
 from .ratio_table import Axis, RatioTable, lookup, on_grid
 from .root import Root, ranges
-from .spectra import Spectra
+from .spectra import NODES, Spectra
 from .threads import in_threads
 
-#: Nodes of the eliminated effect that are tabulated together.
-_NODES = 4
 #: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
 LOWEST = (0.1, 0.3, 0.55, 0.9)
+#: Bytes that the tables may take when nothing is said.
+LARGEST_TABLES = 2**31
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,13 @@ class MultiComponent(Likelihood):
     n_components: int
 
     @classmethod
-    def decompose(cls, projection: Projection, d: tuple[int, ...], method: str, genes: int = 0) -> MultiComponent:
-        """Decompose the design once, with tables if they pay for so many genes; no genes yet."""
+    def decompose(
+        cls, projection: Projection, d: tuple[int, ...], method: str, genes: int = 0, memory: int | None = None
+    ) -> MultiComponent:
+        """Decompose the design once; no genes yet.
+
+        With tables if they pay for that many `genes`, and take no more than `memory` (bytes).
+        """
         matrix = projection.S if method == "REML" else projection.ZZ
         squares = namespace(matrix).linalg.diagonal(projection.ZZ)
         root = Root.build(projection.S, squares, d)
@@ -78,7 +83,7 @@ class MultiComponent(Likelihood):
             rank=root.mu.shape[0],
             n_components=len(d),
         )
-        return plain._with_tables(genes)
+        return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
 
     def with_genes(self, zry: Array, yry: Array) -> MultiComponent:
         """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
@@ -93,10 +98,6 @@ class MultiComponent(Likelihood):
         """T, B, E, z and log det at the ratios `g` (k, b)."""
         xp = namespace(g)
         k, b = g.shape
-        if not bool(xp.any(g != 0)):  # where every fit starts: A = I
-            T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
-            zero = xp.zeros_like(g[0, :])
-            return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
         scale = self._scale(g)  # (k, b)
         T = shared[:k, :] / scale
@@ -104,6 +105,13 @@ class MultiComponent(Likelihood):
         v, ok = self._whitened(g)
         ok = ok & (shared[-1, :] > 0.5)
         return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
+
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: A = I."""
+        xp, k, b = namespace(self.h), self.n_components, self.h.shape[1]
+        T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
+        zero = xp.zeros_like(self.yry)
+        return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
 
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form`, if there is a grid."""
@@ -153,17 +161,18 @@ class MultiComponent(Likelihood):
         w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
         return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
 
-    def _with_tables(self, genes: int) -> MultiComponent:
-        """The same with tables, if there is a grid that is cheaper than the genes and that they are accurate on.
+    def _with_tables(self, genes: int, memory: int) -> MultiComponent:
+        """The same with tables, if there is a grid that they are accurate on, cheaper than the genes and not too large.
 
         V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
         """
         xp, largest, e = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist(), self.root.eliminated
-        for lowest in LOWEST if min(largest) > 0 and self.root.pairs is not None else ():
+        for lowest in LOWEST if min(largest) > 0 else ():
             axes = tuple(Axis.build(lam, lowest) for lam in largest)
             nodes = axes[e].size if len(axes) == 2 else math.prod(axis.size for axis in axes)
             corner = (lowest - 1.0) / self.lam  # (k, 1)
-            if nodes > genes or not bool(xp.all(self.root_trace.traces(corner)[3])):
+            too_large = table_bytes(axes[e].size, self.root.K_R.shape[0]) > memory
+            if nodes > genes or too_large or not bool(xp.all(self.root_trace.traces(corner)[3])):
                 continue
             g_e = axes[e].ratios(axes[e].nodes(), self.lam)  # (J,)
             grid = replace(self, axes=axes, spectra=Spectra.build(self.root, g_e) if len(axes) == 2 else None)
@@ -191,7 +200,7 @@ class MultiComponent(Likelihood):
             return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
         e, spectra = self.root.eliminated, self.spectra
         g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
-        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, _NODES))
+        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES))
         values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
         return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
 

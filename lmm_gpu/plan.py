@@ -30,7 +30,12 @@ class Shape:
         q, k, p = sum(self.d), len(self.d), self.p
         rest = q - max(self.d) if k > 1 else 0
         vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
-        return 8 * (vectors + 4 * rest * p + 12 * rest * rest)
+        return 8 * (vectors + rest * (q + 4 * p + 12 * rest))
+
+
+def table_bytes(nodes: int, q_R: int) -> int:
+    """Bytes that the tables of a design take while they are built: a few matrices (q_R, q_R) per node of an effect."""
+    return 8 * 5 * nodes * q_R * q_R
 
 
 def genes_per_block(shape: Shape, memory: int | None) -> int:

@@ -23,8 +23,10 @@ LARGEST_RATIO = 4.0
 ACCURACY = 1e-12
 #: Relative error between the nodes above which a table is not used.
 TOLERANCE = 2e-11
-#: Nodes that are evaluated together.
-_BLOCK = 64
+#: Points that a table is tried at.
+_PROBES = 64
+#: Points that are evaluated together.
+_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class RatioTable:
             coefficients = xp.moveaxis(rotated, 0, position)
         table = cls(axes, coefficients)
         probes = xp.stack([axis.ratios(_probes(i), values) for i, axis in enumerate(axes)], axis=0)
-        error = xp.max(xp.abs(table.evaluate(probes) - functions(probes)), axis=1)  # (w,)
+        error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes)), axis=1)  # (w,)
         largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], -1))), axis=1)
         largest = largest if size is None else size + largest
         return table if bool(xp.all(error <= TOLERANCE * largest)) else None
@@ -128,15 +130,20 @@ def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], referen
     xp = namespace(reference)
     grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
     g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
-    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
-    values = xp.concat(list(parts), axis=1)  # (w, nodes)
+    values = _in_blocks(functions, g)  # (w, nodes)
     return xp.reshape(values, (values.shape[0], *[axis.size for axis in axes]))
+
+
+def _in_blocks(functions: Callable[[Array], Array], g: Array) -> Array:
+    # values (w, b) at the ratios `g` (k, b), a few at a time
+    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
+    return namespace(g).concat(list(parts), axis=1)
 
 
 def _probes(axis: int) -> list[float]:
     # positions of [-1, 1] that fill the grid evenly (Kronecker's sequence), the lowest corner first
     step = (0.5 * (math.sqrt(5.0) - 1.0)) ** (axis + 1)
-    return [-1.0] + [2.0 * ((j * step) % 1.0) - 1.0 for j in range(1, _BLOCK)]
+    return [-1.0] + [2.0 * ((j * step) % 1.0) - 1.0 for j in range(1, _PROBES)]
 
 
 def lookup(table: RatioTable | None, g: Array, exact: Callable[[Array], Array]) -> Array:

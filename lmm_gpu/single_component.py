@@ -71,6 +71,14 @@ class SingleComponent(Likelihood):
             condition=xp.ones_like(g[0, :]),
         )
 
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: w = 1."""
+        xp, lam = namespace(self.c), self.lam_trace
+        zero = xp.zeros_like(self.yry)  # (b,)
+        squares = xp.sum(self.c * self.c, axis=0)[None, :]  # (1, b)
+        T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
+        return Traces(T[None, :], B[None, None, :], squares, squares, logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
         return self.U @ self._rotated_effects(g)

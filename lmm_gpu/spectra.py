@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 
 from .arrays import Array, namespace
 from .linalg import eigh_stack
+from .plan import blocks
 from .root import Root
+from .threads import in_threads
+
+#: Ratios that are decomposed, or tabulated, together.
+NODES = 4
+#: Fields that have one row per ratio.
+_BY_NODE = ("g_e", "positive", "lam", "U", "F1", "F2")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,14 @@ class Spectra:
 
     @classmethod
     def build(cls, root: Root, g_e: Array) -> Spectra:
-        """Decompose F at the ratios `g_e` (J,) of the eliminated effect of two."""
+        """Decompose F at the ratios `g_e` (J,) of the eliminated effect of two, a few at a time."""
+        xp = namespace(g_e)
+        parts = list(in_threads(lambda at: cls._build(root, g_e[at[0] : at[1]]), blocks(g_e.shape[0], NODES)))
+        joined = {name: xp.concat([getattr(part, name) for part in parts], axis=0) for name in _BY_NODE}
+        return cls(root=root, delta=xp.concat([part.delta for part in parts], axis=1), **joined)
+
+    @classmethod
+    def _build(cls, root: Root, g_e: Array) -> Spectra:
         xp = namespace(g_e)
         delta, positive = root.delta(g_e)
         mu_delta = root.mu[:, None] * delta  # (r, J)
@@ -101,7 +115,7 @@ class Spectra:
 
     def nodes(self, lo: int, hi: int) -> Spectra:
         """Return the same at some of the ratios of the eliminated effect."""
-        rows = {name: getattr(self, name)[lo:hi, ...] for name in ("g_e", "positive", "lam", "U", "F1", "F2")}
+        rows = {name: getattr(self, name)[lo:hi, ...] for name in _BY_NODE}
         return replace(self, **rows, delta=self.delta[:, lo:hi])
 
     def _shrinkage(self, g: Array) -> tuple[Array, Array]:
