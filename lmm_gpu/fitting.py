@@ -232,8 +232,9 @@ def _warn_of_lost_digits(lost: list[str], m: int) -> None:
     if lost:
         named = ", ".join(lost[:3])
         warnings.warn(
-            f"{len(lost)} of {m} features ({named}{', ...' if len(lost) > 3 else ''}) lie so far from zero "
-            "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
+            f"{len(lost)} of {m} features ({named}{', ...' if len(lost) > 3 else ''}) lie so far from zero, or along "
+            "a fixed effect, for their spread that fewer than six digits are left of it: subtract a constant, or that "
+            "effect, from their values first",
             stacklevel=4,
         )
 

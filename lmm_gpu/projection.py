@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .arrays import Array, namespace
-from .linalg import inverse_spd
+from .linalg import eps, inverse_spd
 from .summary import SummaryStats
 
 #: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
 NO_VARIANCE = 1e-13
 #: y'Ry below this share of y'y has lost ten of its sixteen digits.
 FEW_DIGITS = 1e-10
+#: A spread of so many rounding units of the values themselves is rounding too.
+_ROUNDED = 4
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,21 @@ class Projection:
         return cls(n=ss.n, XXinv=XXinv, xxz=xxz, S=ss.ZZ - ss.ZX @ xxz, ZX=ss.ZX, ZZ=ss.ZZ)
 
     def genes(self, summary: SummaryStats) -> ProjectedGenes:
-        """Project X out of the genes of `summary`, some or all of the design's."""
-        beta_ols = self.XXinv @ summary.XY  # (p, b)
-        yry = summary.Ynorm - namespace(beta_ols).sum(summary.XY * beta_ols, axis=0)  # (b,)
-        varies = yry > NO_VARIANCE * summary.Ynorm
+        """Project X out of the genes of `summary`, some or all of the design's.
+
+        R(y - c) = Ry where X makes the constant, X k = 1: there the sums about a centre have more digits, and
+        beta = beta_c + k c.
+        """
+        about, centred = summary.centred or summary, summary.centred
+        beta = self.XXinv @ about.XY  # (p, b), of y less its centre
+        yry = about.Ynorm - namespace(beta).sum(about.XY * beta, axis=0)  # (b,)
+        varies = yry > NO_VARIANCE * about.Ynorm
+        if centred is not None:
+            varies = varies & (yry > summary.n * namespace(yry).square(_ROUNDED * eps(yry) * centred.centre))
         return ProjectedGenes(
-            beta_ols=beta_ols,
-            zry=summary.ZY - self.ZX @ beta_ols,
+            beta_ols=beta if centred is None else beta + centred.constant[:, None] * centred.centre[None, :],
+            zry=about.ZY - self.ZX @ beta,
             yry=yry,
             varies=varies,
-            few_digits=varies & (yry < FEW_DIGITS * summary.Ynorm),
+            few_digits=varies & (yry < FEW_DIGITS * about.Ynorm),
         )
