@@ -6,6 +6,8 @@ the arrays it is given (`namespace(x)`), so that the same lines run on NumPy tod
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import array_api_compat
@@ -24,7 +26,7 @@ def namespace(*arrays: Array) -> Any:
 
 def to_numpy(x: Array) -> np.ndarray:
     """Host copy (or view) of `x` as a NumPy array, whatever its library and device."""
-    if isinstance(x, np.ndarray):
+    if isinstance(x, np.ndarray) or array_api_compat.is_jax_array(x):
         return np.asarray(x)  # np.matrix, which SciPy's older sparse matrices return, keeps two axes otherwise
     if hasattr(x, "get"):  # CuPy
         return x.get()
@@ -55,6 +57,40 @@ def flag_indices(flags: Array) -> np.ndarray:
     return np.flatnonzero(to_numpy(flags))
 
 
+def on_host(x: Array) -> bool:
+    """Whether `x` is a NumPy array: reading one of its values costs nothing."""
+    return isinstance(x, np.ndarray)
+
+
+def raises_for_bad_matrices(x: Array) -> bool:
+    """Whether the library of `x` refuses to factorise a stack with one bad matrix, where others leave garbage."""
+    return on_host(x) or array_api_compat.is_torch_array(x) or _is_strict(x)
+
+
+def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
+    """Make one kernel of an elementwise function on libraries that can (CuPy); elsewhere it is computed as written.
+
+    ``body(xp, options, *arrays)`` returns a tuple of arrays, each of the shape to which all its arguments broadcast. It
+    may use operators, comparisons, `where` and elementwise functions of `xp`; what it does may depend on `options`,
+    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``.
+    """
+
+    @functools.cache
+    def kernel(xp: Any, options: Hashable) -> Callable[..., tuple[Array, ...]]:
+        def traced(*arrays: Array) -> tuple[Array, ...]:
+            return body(_plain(xp), options, *arrays)
+
+        traced.__name__ = body.__name__.strip("_")
+        return xp.fuse(traced)
+
+    @functools.wraps(body)
+    def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
+        xp = namespace(*arrays)
+        return kernel(xp, options)(*arrays) if hasattr(xp, "fuse") else body(xp, options, *arrays)
+
+    return call
+
+
 def resolve_device(device: str) -> str:
     """Check the `device` option; the host is the only device of this version.
 
@@ -69,6 +105,17 @@ def resolve_device(device: str) -> str:
 
 
 def _host_device(x: Array) -> Any:
-    if array_api_compat.is_array_api_strict_namespace(namespace(x)):
-        return namespace(x).Device("CPU_DEVICE")
-    return "cpu"
+    return namespace(x).Device("CPU_DEVICE") if _is_strict(x) else "cpu"
+
+
+def _is_strict(x: Array) -> bool:
+    return array_api_compat.is_array_api_strict_namespace(namespace(x))
+
+
+def _plain(xp: Any) -> Any:
+    # fusion traces CuPy's own functions, not the wrappers around some of them
+    if array_api_compat.is_cupy_namespace(xp):
+        import cupy
+
+        return cupy
+    return xp

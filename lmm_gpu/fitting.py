@@ -149,7 +149,7 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
     Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
     """
     rules = Rules(options.epsilon, options.max_iter, nonnegative)
-    outcome = maximise(model.likelihood, start, rules)
+    outcome = _maximised(model, start, rules)
     slow = to_numpy(outcome.status) == Status.MAX_ITER
     if options.bounds == "auto" and not nonnegative:  # where steps had to be halved there is likely no optimum
         slow = slow & ~to_numpy(outcome.halved)
@@ -157,10 +157,20 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
     if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
         return outcome
     index = indices(slow, outcome.theta)
-    part = model.likelihood.select(index)
     more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
-    again = maximise(part, namespace(index).take(outcome.theta, index, axis=1), more)
+    again = _maximised(model.select(index), namespace(index).take(outcome.theta, index, axis=1), more)
     return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
+
+
+def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
+    """Maximise where the likelihood is tabulated; genes that leave there, again without tables."""
+    outcome = maximise(model.likelihood, start, rules)
+    left = np.flatnonzero(to_numpy(outcome.status) == Status.LEFT)
+    if left.size == 0:
+        return outcome
+    index = indices(left, outcome.theta)
+    start = None if start is None else namespace(start).take(start, index, axis=1)
+    return _replaced(outcome, left, maximise(model.likelihood.untabulated().select(index), start, rules))
 
 
 def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array, namespace, to_numpy
-from .linalg import cholesky_small, solve_small
+from .linalg import inverse_small
 from .model import Contrasts, MixedModel
 from .summary import SummaryStats
 
@@ -82,11 +82,9 @@ def _satterthwaite(model: MixedModel, theta: Array, contrasts: Contrasts, varian
     # 2 / (grad' W grad) (c, b) with the gradient of log v, which keeps to the scale of theta alone
     xp = namespace(theta)
     gradient = model.contrast_gradient(theta, contrasts) / variance[None, :, :]  # (k+1, c, b)
-    factor, _ = cholesky_small(model.likelihood.evaluate(theta).information)
-    spread = [
-        xp.sum(gradient[:, i, :] * solve_small(factor, gradient[:, i, :]), axis=0) for i in range(gradient.shape[1])
-    ]
-    return 2.0 / xp.stack(spread, axis=0)
+    W, _ = inverse_small(model.likelihood.evaluate(theta).information)  # (k+1, k+1, b)
+    along = xp.sum(W[:, :, None, :] * gradient[None, :, :, :], axis=1)  # (k+1, c, b)
+    return 2.0 / xp.sum(gradient * along, axis=0)
 
 
 def _capped(df: np.ndarray, theta: np.ndarray, between_within: np.ndarray) -> np.ndarray:

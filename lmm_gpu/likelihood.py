@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from .arrays import Array, namespace
+from .arrays import Array, fused, namespace
 from .ratio_table import RatioTable
 from .scoring import Evaluation
 
@@ -37,6 +38,7 @@ class Traces:
     logdet: Array  #: (b,), log det(V / s_0) up to the part of X
     ok: Array  #: (b,), bool: the covariance matrix is positive definite
     condition: Array  #: (b,), condition number of what was solved for E and z
+    left: Array | None = None  #: (b,), bool: not known, because the ratios lie outside of the tables
 
 
 class Likelihood(ABC):
@@ -98,6 +100,10 @@ class Likelihood(ABC):
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
 
+    def untabulated(self: L) -> L:
+        """Return the same without tables."""
+        return self
+
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form` (c, b) for the columns of `a` (q, c), or None where it would not pay.
 
@@ -120,42 +126,65 @@ class Likelihood(ABC):
         theta = self.start()
         return theta, self._composed(theta[-1, :], self.ratios(theta), self.traces_at_zero())
 
+    def attempt(self, theta: Array) -> Evaluation:
+        """`evaluate` for the scoring loop: it never waits for the device, but a gene may have left the tables."""
+        return self._at(theta, self.traces)
+
     def evaluate(self, theta: Array) -> Evaluation:
         """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
+        return self._at(theta, self.traces)
+
+    def _at(self, theta: Array, traces: Callable[[Array], Traces]) -> Evaluation:
         k = self.n_components
-        positive = theta[k, :] > 0
-        s_0 = namespace(theta).where(positive, theta[k, :], 1.0)  # (b,)
-        g = theta[:k, :] / s_0[None, :]  # (k, b)
-        traces = self.traces(g)
-        return self._composed(s_0, g, replace(traces, ok=traces.ok & positive))
+        (g,) = _ratios(None, theta[:k, :], theta[k:, :])  # (k, b)
+        return self._composed(theta[k, :], g, traces(g))
 
     def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
         """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
-        xp, N = namespace(g), self.residual_df
-        quad = self.yry - xp.sum(g * t.z, axis=0)  # (b,)
-        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
-        terms = N * xp.log(2 * math.pi * s_0), t.logdet, quad / s_0
-        value = -0.5 * (terms[0] + terms[1] + terms[2])
-        size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
-
-        gT = xp.sum(g * t.T, axis=0)  # (b,)
-        Bg = xp.sum(t.B * g[None, :, :], axis=1)  # (k, b)
-        score = 0.5 * (t.E / s_0 - t.T) / s_0  # (k, b)
-        score_0 = 0.5 * (yR2y / s_0 - (N - gT)) / s_0  # (b,)
-        F_i0 = t.T - Bg  # (k, b)
-        F_00 = N - 2 * gT + xp.sum(g * Bg, axis=0)  # (b,)
-        top = xp.concat([t.B, F_i0[:, None, :]], axis=1)  # (k, k+1, b)
-        bottom = xp.concat([F_i0, F_00[None, :]], axis=0)  # (k+1, b)
-        F = xp.concat([top, bottom[None, :, :]], axis=0)  # (k+1, k+1, b)
-        return Evaluation(
-            value=value,
-            score=xp.concat([score, score_0[None, :]], axis=0),
-            information=0.5 * F / (s_0 * s_0)[None, None, :],
-            quad=quad,
-            rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * t.condition * xp.sum(xp.abs(g * t.z), axis=0) / s_0,
-            ok=t.ok & xp.isfinite(value),
-        )
+        xp, k = namespace(g), self.n_components
+        per_effect = [x[i, :] for x in (g, t.T, t.E, t.z) for i in range(k)]
+        blocks = [t.B[i, j, :] for i in range(k) for j in range(k)]
+        scalars = (s_0, self.yry, t.logdet, t.ok, t.condition)
+        value, quad, rounding, ok, *rest = _compose((k, self.residual_df), *scalars, *per_effect, *blocks)
+        information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
+        return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, quad, rounding, ok, t.left)
 
     def ratios(self, theta: Array) -> Array:
         """Variance ratios g (k, b) at `theta` (k+1, b)."""
         return theta[: self.n_components, :] / theta[self.n_components :, :]
+
+
+@fused
+def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> tuple[Array]:
+    # variance ratios; those of a residual variance that is not positive are not valid, whatever they are
+    return (components / xp.where(s_0 > 0, s_0, 1.0),)
+
+
+@fused
+def _compose(
+    xp: Any, sizes: tuple[int, int], s_0: Array, yry: Array, logdet: Array, ok: Array, condition: Array, *parts: Array
+) -> tuple[Array, ...]:
+    """Value, quad, rounding, validity, score (k+1) and information ((k+1)^2), vectors (b,), as in the module's head."""
+    k, N = sizes
+    positive = s_0 > 0
+    s_0 = xp.where(positive, s_0, 1.0)
+    g, T, E, z = (parts[i * k : (i + 1) * k] for i in range(4))
+    B = [parts[(4 + i) * k : (5 + i) * k] for i in range(k)]
+    gz = [g_i * z_i for g_i, z_i in zip(g, z, strict=True)]
+    quad = yry - sum(gz)
+    yR2y = quad - sum(g_i * E_i for g_i, E_i in zip(g, E, strict=True))
+    terms = N * xp.log(2 * math.pi * s_0), logdet, quad / s_0
+    value = -0.5 * (terms[0] + terms[1] + terms[2])
+    size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
+    rounding = ROUNDING * (1.0 + size) + 0.01 * ROUNDING * condition * sum(xp.abs(x) for x in gz) / s_0
+
+    gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
+    Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]
+    score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(E, T, strict=True)]
+    score.append(0.5 * (yR2y / s_0 - (N - gT)) / s_0)
+    F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]
+    F_00 = N - 2 * gT + sum(g_i * Bg_i for g_i, Bg_i in zip(g, Bg, strict=True))
+    F = [[*row, F_i] for row, F_i in zip(B, F_i0, strict=True)] + [[*F_i0, F_00]]
+    scale = 0.5 / (s_0 * s_0)
+    information = [scale * entry for row in F for entry in row]
+    return value, quad, rounding, ok & positive & xp.isfinite(value), *score, *information

@@ -10,12 +10,17 @@ factorised by unrolled elementwise operations; larger ones are stacks (b, q, q) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from .arrays import Array, like, namespace, to_numpy, zeros
+from .arrays import Array, fused, like, namespace, raises_for_bad_matrices, to_numpy, zeros
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10
+#: Rounding unit of float64, in which the engine computes.
+EPS = 2.0**-52
+#: A factorisation that does not give its matrix back to this share of it is garbage.
+RESIDUAL = 1e-9
 #: Positive numbers that are multiplied before their logarithm is taken.
 FACTORS = 8
 
@@ -27,13 +32,16 @@ def eps(x: Array) -> float:
 
 # --- stacks of very small matrices, features last -------------------------------------------------
 
+Vectors = Sequence[Array]
 
-def cholesky_small(A: Array) -> tuple[list[list[Array]], Array]:
+
+def cholesky_rows(xp: Any, A: Sequence[Vectors]) -> tuple[list[list[Array]], Array]:
     """Cholesky factors of symmetric k x k matrices whose entries are vectors over features.
 
     Parameters
     ----------
-    A : array (k, k, b)
+    xp : namespace
+    A : k rows of k vectors (b,)
 
     Returns
     -------
@@ -43,32 +51,30 @@ def cholesky_small(A: Array) -> tuple[list[list[Array]], Array]:
     ok : bool array (b,)
         Every pivot is positive.
     """
-    xp = namespace(A)
-    k = A.shape[0]
+    k = len(A)
     factor: list[list[Array]] = [[None] * k for _ in range(k)]
-    ok = xp.isfinite(A[0, 0, :])
+    ok = xp.isfinite(A[0][0])
     for j in range(k):
-        pivot = A[j, j, :]
+        pivot = A[j][j]
         for c in range(j):
             pivot = pivot - factor[j][c] * factor[j][c]
-        good = pivot > (64 * eps(A)) * A[j, j, :]
+        good = pivot > (64 * EPS) * A[j][j]
         ok = ok & good
         factor[j][j] = xp.where(good, 1.0 / xp.sqrt(xp.where(good, pivot, 1.0)), 0.0)
         for i in range(j + 1, k):
-            entry = A[i, j, :]
+            entry = A[i][j]
             for c in range(j):
                 entry = entry - factor[i][c] * factor[j][c]
             factor[i][j] = entry * factor[j][j]
     return factor, ok
 
 
-def solve_small(factor: list[list[Array]], rhs: Array) -> Array:
-    """Solve with `cholesky_small`'s factor: (k, b) right-hand sides to (k, b) solutions."""
-    xp = namespace(rhs)
-    k = rhs.shape[0]
+def solve_rows(factor: list[list[Array]], rhs: Vectors) -> list[Array]:
+    """Solve with the factor of `cholesky_rows`: k vectors to k vectors."""
+    k = len(rhs)
     x: list[Array] = []
     for i in range(k):
-        value = rhs[i, :]
+        value = rhs[i]
         for c in range(i):
             value = value - factor[i][c] * x[c]
         x.append(value * factor[i][i])
@@ -77,19 +83,28 @@ def solve_small(factor: list[list[Array]], rhs: Array) -> Array:
         for c in range(i + 1, k):
             value = value - factor[c][i] * x[c]
         x[i] = value * factor[i][i]
-    return xp.stack(x, axis=0)  # (k, b)
+    return x
+
+
+def rows_of(A: Array) -> list[list[Array]]:
+    """Entries of small matrices (k, k, b) as k rows of k vectors: views."""
+    return [[A[i, j, :] for j in range(A.shape[1])] for i in range(A.shape[0])]
+
+
+@fused
+def _inverse_rows(xp: Any, k: int, *entries: Array) -> tuple[Array, ...]:
+    # columns of the inverse, one after the other, and `ok`
+    factor, ok = cholesky_rows(xp, [entries[i * k : (i + 1) * k] for i in range(k)])
+    zero = 0.0 * factor[0][0]
+    unit = [[zero + 1.0 if i == j else zero for i in range(k)] for j in range(k)]
+    return (*[x for column in unit for x in solve_rows(factor, column)], ok)
 
 
 def inverse_small(A: Array) -> tuple[Array, Array]:
-    """Inverses of symmetric k x k matrices (k, k, b), and the `ok` mask of `cholesky_small`."""
-    xp = namespace(A)
-    factor, ok = cholesky_small(A)
-    k, b = A.shape[0], A.shape[2]
-    columns = []
-    for j in range(k):
-        unit = xp.stack([zeros((b,), A) + (1.0 if i == j else 0.0) for i in range(k)], axis=0)  # (k, b)
-        columns.append(solve_small(factor, unit))
-    return xp.stack(columns, axis=1), ok
+    """Inverses of symmetric k x k matrices (k, k, b), and the `ok` mask of `cholesky_rows`."""
+    k = A.shape[0]
+    *columns, ok = _inverse_rows(k, *[entry for row in rows_of(A) for entry in row])
+    return namespace(A).reshape(namespace(A).stack(columns, axis=0), A.shape), ok
 
 
 # --- diagonal matrices, features last --------------------------------------------------------------
@@ -117,12 +132,14 @@ def identity(q: int, reference: Array) -> Array:
     return like(xp.eye(q), reference)
 
 
-def cholesky(A: Array) -> tuple[Array, Array]:
+def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     """Lower Cholesky factors of a stack, the identity and `ok = False` where a matrix is not positive definite.
 
     Parameters
     ----------
     A : array (b, q, q), symmetric
+    unit : array (q, q), optional
+        The identity, if it is at hand.
 
     Returns
     -------
@@ -130,16 +147,53 @@ def cholesky(A: Array) -> tuple[Array, Array]:
     ok : bool array (b,)
     """
     xp = namespace(A)
-    finite = xp.all(xp.isfinite(A), axis=(1, 2))  # (b,)
-    unit = identity(A.shape[1], A)[None, :, :]
-    L, ok = _bisect(xp.linalg.cholesky, xp.where(finite[:, None, None], A, -unit))
-    ok = ok & xp.all(xp.linalg.diagonal(L) > 0, axis=1)  # (b,)
+    unit = (identity(A.shape[1], A) if unit is None else unit)[None, :, :]
+    if raises_for_bad_matrices(A):
+        finite = xp.isfinite(xp.sum(A, axis=(1, 2)))  # (b,)
+        L, ok = _bisect(xp.linalg.cholesky, xp.where(finite[:, None, None], A, unit))
+        ok = ok & finite
+    else:
+        L = xp.linalg.cholesky(A)
+        ok = _is_small(A - xp.matmul(L, xp.matrix_transpose(L)), xp.max(xp.linalg.diagonal(A), axis=1))
+    if A.shape[1] == 0:
+        return L, ok
+    pivots = xp.min(xp.linalg.diagonal(L), axis=1)  # (b,)
+    (ok,) = _and_positive(None, ok, pivots)  # (b,)
     return xp.where(ok[:, None, None], L, unit), ok
 
 
 def solve(A: Array, B: Array) -> tuple[Array, Array]:
     """Solve a stack of general systems A X = B: (b, q, q) and (b, q, c) to (b, q, c) and `ok` (b,)."""
-    return _bisect(namespace(A).linalg.solve, A, B)
+    xp = namespace(A)
+    if raises_for_bad_matrices(A):
+        return _bisect(xp.linalg.solve, A, B)
+    X = xp.linalg.solve(A, B)
+    (size,) = _size_of_system(A.shape[1], *map(_largest, (A, X, B)))
+    return X, _is_small(B - xp.matmul(A, X), size)
+
+
+def _largest(stack: Array) -> Array:
+    return namespace(stack).max(namespace(stack).abs(stack), axis=(1, 2))  # (b,)
+
+
+def _is_small(residual: Array, size: Array) -> Array:
+    # whether a factorisation gives back what it was made of; NaN is not small
+    return _below(None, _largest(residual), size)[0]
+
+
+@fused
+def _size_of_system(xp: Any, q: int, A: Array, X: Array, B: Array) -> tuple[Array]:
+    return (A * X * q + B,)
+
+
+@fused
+def _below(xp: Any, _: None, residual: Array, size: Array) -> tuple[Array]:
+    return (residual <= RESIDUAL * size,)
+
+
+@fused
+def _and_positive(xp: Any, _: None, ok: Array, pivot: Array) -> tuple[Array]:
+    return (ok & (pivot > 0),)
 
 
 def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Array]:
@@ -155,7 +209,7 @@ def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Arr
             return xp.zeros_like(stacks[-1]), zeros((1,), stacks[0], dtype=xp.bool)
         parts = [_bisect(factorise, *[A[half, :, :] for A in stacks]) for half in (slice(b // 2), slice(b // 2, b))]
         return xp.concat([part[0] for part in parts], axis=0), xp.concat([part[1] for part in parts], axis=0)
-    return result, xp.all(xp.isfinite(result), axis=(1, 2))
+    return result, xp.isfinite(xp.sum(result, axis=(1, 2)))
 
 
 def eigh_stack(A: Array) -> tuple[Array, Array]:
@@ -163,27 +217,18 @@ def eigh_stack(A: Array) -> tuple[Array, Array]:
     return namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
 
 
-def triangular_inverse(L: Array) -> Array:
-    """Inverses of a stack of lower triangular matrices (b, q, q), by recursion on halves: all matmul."""
-    xp = namespace(L)
-    q = L.shape[1]
-    if q <= 1:
-        return 1.0 / L
-    h = q // 2
-    top = triangular_inverse(L[:, :h, :h])  # (b, h, h)
-    bottom = triangular_inverse(L[:, h:, h:])  # (b, q-h, q-h)
-    corner = -xp.matmul(bottom, xp.matmul(L[:, h:, :h], top))  # (b, q-h, h)
-    upper = xp.concat([top, zeros((L.shape[0], h, q - h), L)], axis=2)
-    return xp.concat([upper, xp.concat([corner, bottom], axis=2)], axis=1)
-
-
-def inverse_and_logdet(A: Array) -> tuple[Array, Array, Array]:
-    """Inverses (b, q, q), log determinants (b,) and `ok` (b,) of a stack of symmetric matrices."""
+def inverse_and_logdet(A: Array, unit: Array | None = None) -> tuple[Array, Array, Array]:
+    """Inverses (b, q, q), log determinants (b,) and `ok` (b,) of a stack of symmetric positive definite matrices."""
     xp = namespace(A)
-    L, ok = cholesky(A)
-    Linv = triangular_inverse(L)
+    unit = identity(A.shape[1], A) if unit is None else unit
+    L, ok = cholesky(A, unit)
+    unit = xp.broadcast_to(unit, A.shape)
+    if raises_for_bad_matrices(A):
+        inverse, _ = _bisect(xp.linalg.solve, xp.where(ok[:, None, None], A, unit), unit)
+    else:
+        inverse = xp.linalg.solve(A, unit)
     logdet = 2.0 * xp.sum(xp.log(xp.linalg.diagonal(L)), axis=1)  # (b,)
-    return xp.matmul(xp.matrix_transpose(Linv), Linv), logdet, ok
+    return inverse, logdet, ok
 
 
 # --- one matrix per design ------------------------------------------------------------------------
@@ -250,5 +295,5 @@ def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
     if float(values[0]) <= DEPENDENT:
         null = to_numpy(xp.max(xp.where((values <= DEPENDENT)[None, :], xp.abs(vectors), 0.0), axis=1))
         return None, [i for i in range(p) if null[i] > 1e-4]
-    Linv = triangular_inverse(xp.linalg.cholesky(scaled)[None, :, :])[0, :, :]
+    Linv = xp.linalg.solve(xp.linalg.cholesky(scaled), identity(p, A))
     return (Linv.T @ Linv) * scale[:, None] * scale[None, :], []

@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
-from .arrays import Array, namespace, to_numpy, zeros
+from .arrays import Array, fused, namespace, to_numpy, zeros
 from .likelihood import Likelihood, Traces
 from .linalg import largest_eigenvalue
 from .plan import blocks, table_bytes
 from .projection import Projection
 from .ratio_table import Axis, RatioTable, lookup, on_grid
 from .root import Root, ranges
+from .scoring import Evaluation
 from .spectra import NODES, Spectra
 from .threads import in_threads
 
@@ -42,6 +44,7 @@ class MultiComponent(Likelihood):
     F_rest: Array | None  #: (pairs, 1), the rest of F
     d: tuple[int, ...]
     h: Array  #: (r, b), Z'Ry = K h
+    h_R: Array  #: (q_R, b), K_R h
     yry: Array  #: (b,)
     residual_df: int
     default_df: int
@@ -63,7 +66,7 @@ class MultiComponent(Likelihood):
         p = projection.XXinv.shape[0]
         xp = namespace(matrix)
         lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
-        T_0, B_0, _, _ = root_trace.traces(zeros((len(d), 1), matrix))
+        T_0, B_0, *_ = root_trace.traces(zeros((len(d), 1), matrix))
         plain = cls(
             root=root,
             root_trace=root_trace,
@@ -77,6 +80,7 @@ class MultiComponent(Likelihood):
             F_rest=None,
             d=d,
             h=root.inverse[:, :0],
+            h_R=root.K_R[:, :0],
             yry=root.mu[:0],
             residual_df=projection.n - (p if method == "REML" else 0),
             default_df=projection.n - p,
@@ -87,24 +91,46 @@ class MultiComponent(Likelihood):
 
     def with_genes(self, zry: Array, yry: Array) -> MultiComponent:
         """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
-        return replace(self, h=self.root.inverse @ zry, yry=yry)
+        h = self.root.inverse @ zry  # (r, b)
+        return replace(self, h=h, h_R=self.root.K_R @ h, yry=yry)
 
     def select(self, index: Array) -> MultiComponent:
         """Return the likelihood for the genes at `index`."""
         xp = namespace(self.h)
-        return replace(self, h=xp.take(self.h, index, axis=1), yry=xp.take(self.yry, index, axis=0))
+        h, h_R = (xp.take(x, index, axis=1) for x in (self.h, self.h_R))
+        return replace(self, h=h, h_R=h_R, yry=xp.take(self.yry, index, axis=0))
+
+    def attempt(self, theta: Array) -> Evaluation:
+        """`evaluate`, with the genes told that have left the tables."""
+        return self._at(theta, self.traces if self.trace_table is None else self._tabulated_traces)
 
     def traces(self, g: Array) -> Traces:
         """T, B, E, z and log det at the ratios `g` (k, b)."""
-        xp = namespace(g)
-        k, b = g.shape
+        if self.trace_table is None:
+            T, B, logdet, ok, F = self.root_trace.traces(g)
+            F = F if self.root_trace is self.root else self.root.F(g)
+            return self._with_squares(g, T, B, logdet, ok, *self.root.solve(g, self.h, self.root.system(g, F)))
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
-        scale = self._scale(g)  # (k, b)
-        T = shared[:k, :] / scale
-        B = xp.reshape(shared[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
-        v, ok = self._whitened(g)
-        ok = ok & (shared[-1, :] > 0.5)
-        return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
+        return self._with_squares(g, *self._unscaled(g, shared), *self._whitened(g))
+
+    def _tabulated_traces(self, g: Array) -> Traces:
+        # the same from the tables alone, at ratios of zero where they do not reach
+        assert self.trace_table is not None and self.F_table is not None
+        xp, covered = namespace(g), self.trace_table.covers(g)
+        inside = xp.where(covered[None, :], g, 0.0)
+        g_e = inside[self.root.eliminated : self.root.eliminated + 1, :]
+        whitened = self._whitened_by(inside, self.F_table.evaluate(g_e))
+        found = self._with_squares(inside, *self._unscaled(inside, self.trace_table.evaluate(inside)), *whitened)
+        return replace(found, ok=found.ok & covered, left=~covered)
+
+    def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, v: Array, solved: Array) -> Traces:
+        # with E and z from v = A^-1 h (r, b)
+        condition = namespace(g).max(self._scale(g), axis=0)
+        return Traces(T, B, *self._squares(v), logdet=logdet, ok=ok & solved, condition=condition)
+
+    def untabulated(self) -> MultiComponent:
+        """Return the same without tables."""
+        return replace(self, axes=None, spectra=None, trace_table=None, F_table=None, F_rest=None)
 
     def traces_at_zero(self) -> Traces:
         """T, B, E, z and log det without random effects: A = I."""
@@ -206,7 +232,8 @@ class MultiComponent(Likelihood):
 
     def _trace_functions(self, g: Array) -> Array:
         # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
-        return self._trace_rows(g, *self.root_trace.traces(g))
+        T, B, logdet, ok, _ = self.root_trace.traces(g)
+        return self._trace_rows(g, T, B, logdet, ok)
 
     def _trace_rows_of(self, spectra: Spectra, g: Array) -> Array:
         # the same at the ratios of `spectra` and `g` of the other effect (k + k^2 + 2, J, I)
@@ -221,11 +248,17 @@ class MultiComponent(Likelihood):
         B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (-1, g.shape[1]))
         return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
 
+    def _unscaled(self, g: Array, rows: Array) -> tuple[Array, Array, Array, Array]:
+        # T, B, log det and validity from rows of `_trace_functions`
+        k, b = g.shape
+        scale = self._scale(g)  # (k, b)
+        B = namespace(g).reshape(rows[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
+        return rows[:k, :] / scale, B, rows[-2, :], rows[-1, :] > 0.5
+
     def _scale(self, g: Array, effect: int | None = None) -> Array:
         # 1 + g lam (k, b) of all effects, or (1, b) of one; 1 where it is not positive, which is not valid anyhow
-        xp = namespace(g)
-        scale = 1.0 + g * (self.lam if effect is None else self.lam[effect, :])
-        return xp.where(scale > 0, scale, 1.0)
+        (scale,) = _positive_scale(None, g, self.lam if effect is None else self.lam[effect : effect + 1, :])
+        return scale
 
     def _F_function(self, g_e: Array) -> Array:
         # upper triangle of the part of F that falls with the ratio (pairs, b), scaled likewise
@@ -233,20 +266,22 @@ class MultiComponent(Likelihood):
 
     def _whitened(self, g: Array) -> tuple[Array, Array]:
         # v = A^-1 h (r, b), so that Z'P0 y = K v, and validity
-        g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
         if self.F_table is None:
-            return self.root.solve(g, self.h)
-        falling = lookup(self.F_table, g_e, self._F_function) / self._scale(g_e, self.root.eliminated)
-        return self.root.solve(g, self.h, falling + self.F_rest)
+            return self.root.solve(g, self.h, self.root.system(g, self.root.F(g)))
+        g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
+        return self._whitened_by(g, lookup(self.F_table, g_e, self._F_function))
+
+    def _whitened_by(self, g: Array, F_scaled: Array) -> tuple[Array, Array]:
+        # the same from rows of `_F_function` (pairs, b)
+        e = self.root.eliminated
+        packed_F = F_scaled / self._scale(g[e : e + 1, :], e) + self.F_rest
+        return self.root.solve(g, self.h, self.root.packed_system(g, packed_F))
 
     def _squares(self, v: Array) -> tuple[Array, Array]:
         """E and z (k, b) from v = A^-1 h (r, b)."""
-        xp, root = namespace(v), self.root
-        e_R, h_R = root.K_R @ v, root.K_R @ self.h  # (q_R, b)
-        mu_v = root.mu[:, None] * v
-        E = [xp.sum(part, axis=0) for part in root.components(mu_v * v, e_R * e_R)]
-        z = [xp.sum(part, axis=0) for part in root.components(mu_v * self.h, h_R * e_R)]
-        return xp.stack(E, axis=0), xp.stack(z, axis=0)
+        v_v, v_h = _products(None, v, self.h)  # (r, b)
+        e_e, e_h = _products(None, self.root.K_R @ v, self.h_R)  # (q_R, b)
+        return self.root.sums(v_v, e_e), self.root.sums(v_h, e_h)
 
     def _parts(self, a: Array) -> list[Array]:
         # rows of a (q, c) of each random effect
@@ -263,3 +298,14 @@ class MultiComponent(Likelihood):
 def _rows(values: Array, kept: int) -> Array:
     # all but the last `kept` axes as one
     return namespace(values).reshape(values, (-1, *values.shape[-kept:]))
+
+
+@fused
+def _products(xp: Any, _: None, a: Array, b: Array) -> tuple[Array, Array]:
+    return a * a, a * b
+
+
+@fused
+def _positive_scale(xp: Any, _: None, g: Array, lam: Array) -> tuple[Array]:
+    scale = 1.0 + g * lam
+    return (xp.where(scale > 0, scale, 1.0),)

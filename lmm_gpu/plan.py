@@ -13,7 +13,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 #: Share of the free memory that a computation may take when nothing is said.
 DEFAULT_SHARE = 0.25
 #: Bytes of a block when no budget is given: more genes at once would not be faster.
-BLOCK_BYTES = 128 * 2**20
+BLOCK_BYTES = 256 * 2**20
 #: Genes of a block: fewer, and the overhead of every call shows; more, and their numbers leave the caches.
 MOST_GENES = 2048
 

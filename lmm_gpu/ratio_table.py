@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from .arrays import Array, flag_indices, indices, like, namespace
+from .arrays import Array, flag_indices, fused, indices, like, namespace
 from .plan import blocks
 from .threads import in_threads
 
@@ -22,7 +23,7 @@ LARGEST_RATIO = 4.0
 #: Relative interpolation error that the grid is chosen for.
 ACCURACY = 1e-12
 #: Relative error between the nodes above which a table is not used.
-TOLERANCE = 2e-11
+TOLERANCE = 1e-10
 #: Points that a table is tried at.
 _PROBES = 64
 #: Points that are evaluated together.
@@ -58,13 +59,10 @@ class Axis:
         x = 0.5 * (self.lo + self.hi) + 0.5 * (self.hi - self.lo) * like(t, reference)
         return namespace(reference).expm1(x) / self.lam
 
-    def basis(self, g: Array) -> Array:
-        """Chebyshev polynomials (b, size) at the ratios `g` (b,), which must lie inside."""
-        xp = namespace(g)
-        t = (2.0 * xp.log1p(g * self.lam) - (self.lo + self.hi)) / (self.hi - self.lo)
-        one = xp.ones_like(t)
-        angle = xp.acos(xp.minimum(xp.maximum(t, -one), one))  # (b,)
-        return xp.cos(angle[:, None] * like(list(range(self.size)), g)[None, :])
+    def basis(self, g: Array, degrees: Array) -> Array:
+        """Chebyshev polynomials (b, size) of the `degrees` (1, size) at the ratios `g` (b,), which must lie inside."""
+        (polynomials,) = _chebyshev((self.lam, self.lo, self.hi), g[:, None], degrees)
+        return polynomials
 
     def transform(self, reference: Array) -> Array:
         """Matrix (size, size) from values at the nodes to Chebyshev coefficients."""
@@ -75,8 +73,24 @@ class Axis:
 
     def covers(self, g: Array) -> Array:
         """Whether the ratios `g` (b,) lie on the grid."""
-        A = 1.0 + g * self.lam
-        return (math.exp(self.lo) <= A) & (math.exp(self.hi) >= A)
+        (inside,) = _covers((self.lam, math.exp(self.lo), math.exp(self.hi)), g)
+        return inside
+
+
+@fused
+def _chebyshev(xp: Any, axis: tuple[float, float, float], g: Array, degrees: Array) -> tuple[Array]:
+    # cos(n arccos t) at the place t of [-1, 1] where log(1 + g lam) lies
+    lam, lo, hi = axis
+    t = (2.0 * xp.log1p(g * lam) - (lo + hi)) / (hi - lo)
+    t = xp.where(t > 1.0, 1.0, xp.where(t < -1.0, -1.0, t))
+    return (xp.cos(xp.acos(t) * degrees),)
+
+
+@fused
+def _covers(xp: Any, axis: tuple[float, float, float], g: Array) -> tuple[Array]:
+    lam, lowest, highest = axis
+    A = 1.0 + g * lam
+    return ((lowest <= A) & (highest >= A),)
 
 
 @dataclass(frozen=True)
@@ -85,6 +99,7 @@ class RatioTable:
 
     axes: tuple[Axis, ...]
     coefficients: Array  #: (size_1, .., size_k, w)
+    degrees: tuple[Array, ...]  #: (1, size_i), 0 .. size_i - 1
 
     @classmethod
     def build(
@@ -101,7 +116,7 @@ class RatioTable:
         for position, axis in enumerate(axes):
             rotated = xp.tensordot(axis.transform(values), coefficients, axes=((1,), (position,)))
             coefficients = xp.moveaxis(rotated, 0, position)
-        table = cls(axes, coefficients)
+        table = cls(axes, coefficients, tuple(like([list(range(axis.size))], values) for axis in axes))
         probes = xp.stack([axis.ratios(_probes(i), values) for i, axis in enumerate(axes)], axis=0)
         error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes)), axis=1)  # (w,)
         largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], -1))), axis=1)
@@ -111,10 +126,10 @@ class RatioTable:
     def evaluate(self, g: Array) -> Array:
         """Values (w, b) at ratios `g` (k, b) that the grid covers."""
         xp = namespace(g)
-        values = self.axes[0].basis(g[0, :]) @ xp.reshape(self.coefficients, (self.axes[0].size, -1))
+        values = self.axes[0].basis(g[0, :], self.degrees[0]) @ xp.reshape(self.coefficients, (self.axes[0].size, -1))
         for i, axis in enumerate(self.axes[1:], start=1):
             values = xp.reshape(values, (g.shape[1], axis.size, -1))  # (b, size_i, the other axes and functions)
-            values = xp.matmul(axis.basis(g[i, :])[:, None, :], values)[:, 0, :]
+            values = xp.matmul(axis.basis(g[i, :], self.degrees[i])[:, None, :], values)[:, 0, :]
         return values.T
 
     def covers(self, g: Array) -> Array:

@@ -7,8 +7,9 @@ number that Fisher scoring needs is a sum over q of elementwise products: no mat
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from .arrays import Array, namespace
+from .arrays import Array, fused, namespace
 from .likelihood import Likelihood, Traces
 from .linalg import eigh_psd, log_product
 from .projection import Projection
@@ -57,17 +58,20 @@ class SingleComponent(Likelihood):
     def traces(self, g: Array) -> Traces:
         """T, B, E, z and log det at the ratios `g` (1, b)."""
         xp = namespace(g)
-        w, ok = self._shrinkage(self.lam, g)  # (q, b)
-        w_trace, ok_trace = (w, ok) if self.lam_trace is self.lam else self._shrinkage(self.lam_trace, g)
+        ok = self._positive(g)  # (b,)
+        w, w2, zs, Es = _sums(None, self.lam[:, None], xp.where(ok, g, 0.0), self.c)  # (q, b) each
+        if self.lam_trace is not self.lam:
+            ok_trace = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0
+            w, w2, *_ = _sums(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0), self.c)
+            ok = ok & ok_trace
         lam = self.lam_trace[None, :]  # (1, q)
-        c2w = self.c * self.c * w  # (q, b)
         return Traces(
-            T=lam @ w_trace,
-            B=((lam * lam) @ (w_trace * w_trace))[None, :, :],
-            E=xp.sum(c2w * w, axis=0)[None, :],
-            z=xp.sum(c2w, axis=0)[None, :],
-            logdet=-log_product(w_trace),
-            ok=ok & ok_trace,
+            T=lam @ w,
+            B=((lam * lam) @ w2)[None, :, :],
+            E=xp.sum(Es, axis=0)[None, :],
+            z=xp.sum(zs, axis=0)[None, :],
+            logdet=-log_product(w),
+            ok=ok,
             condition=xp.ones_like(g[0, :]),
         )
 
@@ -89,14 +93,14 @@ class SingleComponent(Likelihood):
 
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a (c, b): one matrix product for all genes."""
-        w, _ = self._shrinkage(self.lam, g)
+        w = self._shrinkage(g)
         ua = self.U.T @ a  # (q, c)
         return (ua * ua).T @ (g * w)
 
     def covariance_form(self, g: Array, a: Array) -> Array:
         """a' N a for all pairs of columns (c, c, b)."""
         xp = namespace(a)
-        w, _ = self._shrinkage(self.lam, g)
+        w = self._shrinkage(g)
         ua = self.U.T @ a  # (q, c)
         q, c = ua.shape
         pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
@@ -104,18 +108,27 @@ class SingleComponent(Likelihood):
 
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w|^2 (1, c, b)."""
-        w, _ = self._shrinkage(self.lam, g)
+        w = self._shrinkage(g)
         ua = self.U.T @ a  # (q, c)
         return ((ua * ua).T @ (w * w))[None, :, :]
 
     def _rotated_effects(self, g: Array) -> Array:
         # U' u (q, b)
-        w, _ = self._shrinkage(self.lam, g)
+        w = self._shrinkage(g)
         return g * self.c * w
 
-    @staticmethod
-    def _shrinkage(lam: Array, g: Array) -> tuple[Array, Array]:
-        # w = 1 / (1 + g lam) (q, b), and whether every 1 + g lam is positive (b,): the largest lam decides
-        xp = namespace(lam)
-        ok = 1.0 + xp.max(lam) * g[0, :] > 0
-        return 1.0 / (1.0 + lam[:, None] * xp.where(ok, g, 0.0)), ok
+    def _shrinkage(self, g: Array) -> Array:
+        # w = 1 / (1 + g lam) (q, b)
+        return 1.0 / (1.0 + self.lam[:, None] * namespace(g).where(self._positive(g), g, 0.0))
+
+    def _positive(self, g: Array) -> Array:
+        # whether every 1 + g lam is positive (b,): the largest lam decides
+        return 1.0 + namespace(g).max(self.lam) * g[0, :] > 0
+
+
+@fused
+def _sums(xp: Any, _: None, lam: Array, g: Array, c: Array) -> tuple[Array, ...]:
+    # w, w^2, c^2 w and (c w)^2: their sums over the eigenvalues are what an evaluation needs
+    w = 1.0 / (1.0 + lam * g)
+    zs = c * c * w
+    return w, w * w, zs, zs * w

@@ -36,11 +36,15 @@ def test_eps_is_that_of_the_dtype():
 # --- very small matrices, features last -----------------------------------------------------------
 
 
+def factored(A):
+    return linalg.cholesky_rows(np, linalg.rows_of(A))
+
+
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
-def test_solve_small(k):
+def test_solve_rows(k):
     A, x = positive_definite(20, k), np.random.default_rng(1).normal(size=(20, k, 1))
-    factor, ok = linalg.cholesky_small(features_last(A))
-    found = linalg.solve_small(factor, features_last(A @ x)[:, 0, :])
+    factor, ok = factored(features_last(A))
+    found = linalg.solve_rows(factor, list(features_last(A @ x)[:, 0, :]))
     assert np.asarray(ok).all()
     np.testing.assert_allclose(found, features_last(x)[:, 0, :], atol=1e3 * 100 * EPS)  # condition x rounding
 
@@ -69,11 +73,11 @@ def test_small_matrices_that_are_not_positive_definite():
     A[1] = np.diag([1.0, -1.0, 2.0])
     A[3] = np.ones((3, 3))
     A[4] = np.nan
-    factor, ok = linalg.cholesky_small(features_last(A))
+    factor, ok = factored(features_last(A))
     np.testing.assert_array_equal(ok, [True, False, True, False, False, True])
     good = [0, 2, 5]
     rhs = np.random.default_rng(3).normal(size=(3, 6))
-    found = linalg.solve_small(factor, rhs)
+    found = linalg.solve_rows(factor, list(rhs))
     expected = np.linalg.solve(A[good], rhs.T[good][:, :, None])[:, :, 0].T
     np.testing.assert_allclose(np.asarray(found)[:, good], expected, atol=1e3 * 100 * EPS)
 
@@ -82,8 +86,8 @@ def test_a_singular_small_system_is_solved_where_it_can_be():
     """Two components that cannot be told apart: one is left at zero, and the equations still hold."""
     A = np.array([[2.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
     rhs = A @ np.array([1.0, -3.0, 2.0])
-    factor, ok = linalg.cholesky_small(A[:, :, None])
-    x = np.asarray(linalg.solve_small(factor, rhs[:, None]))[:, 0]
+    factor, ok = factored(A[:, :, None])
+    x = np.asarray(linalg.solve_rows(factor, list(rhs[:, None])))[:, 0]
     assert not np.asarray(ok)[0]
     assert x[1] == 0
     np.testing.assert_allclose(A @ x, rhs, atol=100 * EPS)
@@ -126,14 +130,6 @@ def test_cholesky_marks_what_it_cannot_factorise(bad):
 def test_cholesky_of_an_indefinite_matrix_with_a_positive_diagonal():
     A = np.array([[[1.0, 2.0], [2.0, 1.0]], [[1.0, 0.5], [0.5, 1.0]]])
     np.testing.assert_array_equal(linalg.cholesky(A)[1], [False, True])
-
-
-@pytest.mark.parametrize("q", SIZES)
-def test_triangular_inverse(q):
-    L = np.linalg.cholesky(positive_definite(5, q))
-    inverse = np.asarray(linalg.triangular_inverse(L))
-    np.testing.assert_array_equal(inverse, np.tril(inverse))
-    assert norm(inverse @ L - np.eye(q)).max() < 1e3 * 10 * q * EPS
 
 
 @pytest.mark.parametrize("q", SIZES)

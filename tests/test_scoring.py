@@ -33,7 +33,7 @@ class Quadratic:
     highest: np.ndarray  #: (b,), theta[0] above this is not valid
     noise: np.ndarray  #: (b,), added to the score, as rounding would be
 
-    def evaluate(self, theta):
+    def attempt(self, theta):
         error = theta - self.optimum
         pull = sum(self.H[:, j] * error[j] for j in range(len(error)))  # bits do not depend on the batch
         value = -0.5 * sum(error * pull)
