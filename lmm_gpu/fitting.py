@@ -53,6 +53,8 @@ class FitOptions:
             raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed, and a whole number")
         if not isinstance(self.epsilon, (int, float)) or not self.epsilon > 0:
             raise ValueError(f"epsilon={self.epsilon!r}: the tolerance must be positive")
+        for name, number in (("max_iter", int), ("epsilon", float)):  # NumPy's scalars promote, or are refused
+            object.__setattr__(self, name, number(getattr(self, name)))
 
 
 def fit_summary(

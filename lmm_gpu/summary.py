@@ -91,6 +91,7 @@ class SummaryStats:
     centred: Centred | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "n", int(self.n))  # NumPy's scalars promote, or are refused, on other libraries
         _check_shapes(self)
 
     @property

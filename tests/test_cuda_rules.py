@@ -27,11 +27,7 @@ def launches(function, *args, **options) -> int:
     return count.launches
 
 
-RESIDUAL = "linalg.cholesky and linalg.solve trust finite numbers: `ok` needs the residual, and what was finite before"
 ON_CURRENT = "CuPy computes and allocates on the current device of the thread: enter the device of the arrays"
-TRACES_SYNC = "MultiComponent.traces asks bool(any(g != 0)); lookup asks for positions: four waits"
-TOO_MANY = "171 to 976 launches where 80 and 160 are wanted: stack less, fuse what is elementwise"
-PROPORTIONAL = "linalg.triangular_inverse halves down to 1 x 1: launches grow with q"
 
 
 FREE = Rules()
@@ -53,7 +49,6 @@ def iteration(name, m=8, method="REML", rules=FREE):
 
 
 @pytest.mark.parametrize("bad", [NOT_PD, np.full((2, 2), np.nan), -np.eye(2)])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=RESIDUAL)
 def test_cholesky_flags_what_is_not_positive_definite(bad):
     L, ok = linalg.cholesky(asarray(np.stack([PD, bad, PD])))
     np.testing.assert_array_equal(ok.get(), [True, False, True])
@@ -61,7 +56,6 @@ def test_cholesky_flags_what_is_not_positive_definite(bad):
 
 
 @pytest.mark.parametrize("bad", [SINGULAR, np.full((2, 2), np.nan)])
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=RESIDUAL)
 def test_solve_flags_what_is_singular(bad):
     _, ok = linalg.solve(*(asarray(np.stack(stack)) for stack in ([PD, bad, PD], [np.eye(2)] * 3)))
     np.testing.assert_array_equal(ok.get(), [True, False, True])
@@ -115,9 +109,6 @@ def test_what_the_loop_waits_for():
     assert len(count.synchronisations) <= steps + 2
 
 
-@pytest.mark.xfail(
-    strict=True, raises=AssertionError, reason="scoring.maximise reads `done` after every step; every fourth would do"
-)
 def test_the_loop_waits_rarely():
     model, _ = model_of("one_nested")
     with cuda.counting() as count:
@@ -125,21 +116,25 @@ def test_the_loop_waits_rarely():
     assert len(count.synchronisations) <= 3 + int(outcome.niter.get().max()) / 4
 
 
-@pytest.mark.xfail(strict=True, raises=cuda.SynchronisationError, reason=TRACES_SYNC)
 def test_tables_are_read_without_waiting():
     likelihood = model_of("two", 4000)[0].likelihood
     assert likelihood.trace_table is not None
-    g = asarray(np.abs(dense.draw_theta(dense.DESIGNS["two"], 4000, "positive")[:2]))
+    theta = asarray(dense.draw_theta(dense.DESIGNS["two"], 4000, "positive"))
     with cuda.no_synchronisation():
-        likelihood.traces(g)
+        likelihood.attempt(theta)
+
+
+def test_launches_with_tables():
+    few, many = iteration("two", 200), iteration("two", 4000)
+    assert few.launches == many.launches <= 160
 
 
 @pytest.mark.parametrize("rules", [Rules(), Rules(nonnegative=True)], ids=["free", "nonnegative"])
 @pytest.mark.parametrize("name", ["one_nested", "two", "three_widest_inside"])
 def test_launches_do_not_grow_with_genes(name, rules):
-    few, many = iteration(name, 4, rules=rules), iteration(name, 64, rules=rules)
+    few, many = iteration(name, 4, rules=rules), iteration(name, 24, rules=rules)  # not so many that tables pay
     assert few.launches == many.launches
-    assert many.bytes > 4 * few.bytes
+    assert many.bytes > 3 * few.bytes
 
 
 def test_launches_of_one_component_do_not_grow_with_q(method):
@@ -154,7 +149,6 @@ def test_launches_of_one_component_do_not_grow_with_q(method):
     assert len(counts) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=PROPORTIONAL)
 def test_launches_of_several_components_do_not_grow_with_q():
     counts = set()
     for levels in (3, 6):
@@ -173,7 +167,6 @@ LIMITS = {"one_nested": 80, "two": 160, "three_widest_inside": 160}
 @pytest.mark.parametrize(
     "rules", [Rules(), Rules(nonnegative=True), Rules(relaxed=True)], ids=["free", "held", "relaxed"]
 )
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason=TOO_MANY)
 def test_launches_of_an_iteration(name, rules):
     assert iteration(name, rules=rules).launches <= LIMITS[name]
 
@@ -205,7 +198,6 @@ def test_memory_runs_out_without_a_trace():
     ],
     ids=["n", "max_iter", "epsilon"],
 )
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="FitOptions and SummaryStats keep NumPy's scalars: int, float")
 def test_options_and_sizes_may_be_numpys(n, options):
     """NumPy's scalars promote on CuPy and others refuse them: what the caller gives becomes Python's numbers."""
     design = dense.DESIGNS["one_nested"]
