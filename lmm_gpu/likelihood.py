@@ -91,6 +91,22 @@ class Likelihood(ABC):
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
 
+    @abstractmethod
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, b) for the w of `gradient_form`."""
+
+    @abstractmethod
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' w_i (k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def curvature_form(self, g: Array) -> Array:
+        """e_i' ZVZ_ij e_j (k, k, b) for e = Z' P0 y."""
+
     def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
         """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay.
 
@@ -135,6 +151,23 @@ class Likelihood(ABC):
             rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * t.condition * xp.sum(xp.abs(g * t.z), axis=0) / s_0,
             ok=positive & t.ok & xp.isfinite(value),
         )
+
+    def observed_information(self, theta: Array) -> Array:
+        """Observed information (k+1, k+1, b) at `theta` (k+1, b): the negative Hessian of the log-likelihood.
+
+        y'P V_i P V_j P y less the expected information, where V_0 = (V - sum_i s_i V_i) / s_0 and P V P = P.
+        """
+        xp = namespace(theta)
+        g, s_0 = self.ratios(theta), theta[-1, :]  # (k, b), (b,)
+        t = self.traces(g)
+        curvature = self.curvature_form(g)  # (k, k, b)
+        by_residual = t.E - xp.sum(curvature * g[None, :, :], axis=1)  # (k, b)
+        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
+        corner = yR2y - xp.sum(g * by_residual, axis=0)  # (b,)
+        top = xp.concat([curvature, by_residual[:, None, :]], axis=1)  # (k, k+1, b)
+        bottom = xp.concat([by_residual, corner[None, :]], axis=0)  # (k+1, b)
+        quadratic = xp.concat([top, bottom[None, :, :]], axis=0) / (s_0 * s_0 * s_0)[None, None, :]
+        return quadratic - self.evaluate(theta).information
 
     def ratios(self, theta: Array) -> Array:
         """Variance ratios g (k, b) at `theta` (k+1, b)."""

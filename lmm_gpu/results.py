@@ -11,7 +11,8 @@ import pandas as pd
 
 from .arrays import Array, indices, like, to_numpy
 from .contrasts import contrast_rows
-from .inference import ContrastTest, between_within_df, check_df_method, contrast_test
+from .degrees_of_freedom import between_within_df, check_df_method, is_satterthwaite
+from .inference import ContrastTest, contrast_test
 from .model import MixedModel
 from .plan import Shape, blocks, genes_per_block
 from .pvalues import t_pvalue
@@ -217,9 +218,11 @@ class LMMFit:
         contrast : str, dict, array (p,), DataFrame (p x c), optional
             "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
             by default every coefficient.
-        df : {"satterthwaite", "between-within", "residual"}
-            Degrees of freedom. Satterthwaite's use the expected information and are at most the
-            between-within df, which also apply where a component is held at zero.
+        df : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+            Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
+            which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
+            adjusted standard errors. "lmertest": lmerTest's, by the observed information; between-within where a
+            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p.
         alternative : {"two-sided", "less", "greater"}
         level : float
             Coverage of the confidence interval.
@@ -235,7 +238,7 @@ class LMMFit:
         ValueError
             For unknown names, methods or alternatives, with the known ones.
         """
-        check_df_method(df)
+        check_df_method(df, self.method)
         if isinstance(contrast, np.ndarray) and contrast.ndim == 2 and contrast.shape[0] > 1:
             raise ValueError(
                 "a matrix of several rows asks for a joint F test, which is not available; give {label: weights}"
@@ -259,10 +262,10 @@ class LMMFit:
 
     def contrast_test(self, C: np.ndarray, method: str) -> ContrastTest:
         """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
-        check_df_method(method)
+        check_df_method(method, self.method)
         between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
         with quiet_blas(len(self.summary.random_names)):
-            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
+            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=is_satterthwaite(method))
 
         def test_block(genes: np.ndarray) -> ContrastTest:
             return contrast_test(*self._of(genes), contrasts, method, between_within)

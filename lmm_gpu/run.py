@@ -16,8 +16,8 @@ import pandas as pd
 import scipy
 
 from .contrasts import contrast_matrix
+from .degrees_of_freedom import check_df_method
 from .design import build_design
-from .inference import check_df_method
 from .io import open_source, write_json, write_table
 from .python_interface import fit as fit_cells
 from .results import LMMFit

@@ -117,6 +117,16 @@ def test_model(name, method):
     assert_close(model.contrast_variance(on_device(theta), on_device(C)), variance, variance)
     gradient = ours.contrast_gradient(theta, C)
     assert_close(model.contrast_gradient(on_device(theta), on_device(C)), gradient, np.abs(gradient).max())
+    W = np.linalg.inv(np.moveaxis(ours.likelihood.evaluate(theta).information, -1, 0)).transpose(1, 2, 0)
+    adjustment = ours.contrast_adjustment(theta, ours.prepare(C), W)
+    found = model.contrast_adjustment(on_device(theta), model.prepare(on_device(C)), on_device(W))
+    assert_close(found, adjustment, np.abs(adjustment).max())
+    observed = ours.likelihood.observed_information(theta)
+    assert_close(model.likelihood.observed_information(on_device(theta)), observed, np.abs(observed).max())
+    g, a = ours.likelihood.ratios(theta), (C @ ours.xxz).T
+    for form in ("gradient_pairs", "adjustment_pairs"):
+        wanted = getattr(ours.likelihood, form)(g, a)
+        assert_close(getattr(model.likelihood, form)(on_device(g), on_device(a)), wanted, np.abs(wanted).max())
     cov = ours.covariance(theta)
     assert_close(model.covariance(on_device(theta)), cov, np.abs(cov).max())
     u = ours.random_effects(theta)
@@ -151,7 +161,7 @@ def test_whole_fit(name, method):
         error = np.abs(getattr(a, key) - getattr(b, key)) / scale
         assert error[:, fitted].max() < 1e-10, key
     C = np.eye(design.X.shape[1])
-    for ddf in ("satterthwaite", "residual"):
+    for ddf in ("satterthwaite", "lmertest", *(["kenward-roger"] if method == "REML" else []), "residual"):
         ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
         np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)

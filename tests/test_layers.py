@@ -16,6 +16,7 @@ LAYERS = [
     {"likelihood", "inputs"},
     {"single_component", "multi_component"},
     {"model"},
+    {"degrees_of_freedom"},
     {"inference"},
     {"table"},
     {"results"},

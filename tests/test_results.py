@@ -258,7 +258,10 @@ def test_residual_df_are_the_r_faces(result, r_fit):
         ({"contrast": "arm[T.stim] - arm[T.stim]"}, "all its weights are zero"),
         ({"contrast": np.ones(2)}, r"got weights of shape \(2,\), wanted \(3,\)"),
         ({"contrast": np.eye(3)}, "joint F test, which is not available; give {label: weights}"),
-        ({"df": "kr"}, "df='kr' is not known; use one of satterthwaite, between-within, residual"),
+        (
+            {"df": "kr"},
+            "df='kr' is not known; use one of satterthwaite, kenward-roger, lmertest, between",
+        ),
         ({"alternative": "two.sided"}, "alternative='two.sided' is not known; use one of two-sided, less, greater"),
         ({"level": 95}, "level=95: the coverage of the interval must lie between 0 and 1"),
     ],
@@ -268,9 +271,11 @@ def test_what_test_refuses(result, arguments, message):
         result.test(**arguments)
 
 
-def test_kenward_roger_is_not_silently_something_else(result):
-    with pytest.raises(ValueError, match="df='kenward-roger' is not known"):
-        result.test(df="kenward-roger")
+def test_kenward_roger_leaves_the_standard_errors_of_a_balanced_design(result):
+    plain, adjusted = (result.test("arm[T.stim]", df=df).drop(3) for df in ("residual", "kenward-roger"))
+    np.testing.assert_array_equal(adjusted["log_fc"], plain["log_fc"])
+    np.testing.assert_allclose(adjusted["se"], plain["se"], rtol=1e-8)
+    assert (adjusted["df"] < 10).all() and (adjusted["p_value"] > plain["p_value"]).all()
 
 
 # --- printing and blocks --------------------------------------------------------------------------
