@@ -7,6 +7,8 @@ information this is Kenward and Roger's df for one contrast, with the observed i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from .arrays import Array, namespace, to_numpy
@@ -19,6 +21,8 @@ DF_METHODS = ("satterthwaite", "kenward-roger", "lmertest", "between-within", "r
 #: A contrast this close (relative, squared) to the span of a random effect lies in it. Sums over 10^6 cells are good
 #: to 1e-13; a covariate that varies within groups by 1e-5 of its mean is still told from one that does not.
 _IN_SPAN = 1e-10
+#: Rows whose gram matrix in units of their own lengths has smaller eigenvalues repeat others.
+_DEPENDENT = 1e-10
 
 
 def check_df_method(method: str, estimation: str = "REML") -> None:
@@ -86,18 +90,54 @@ def between_within_df(summary: SummaryStats, C: np.ndarray, rank: int) -> np.nda
     """
     XX = to_numpy(summary.XX)
     df = np.full(C.shape[0], float(summary.n - XX.shape[0] - rank))
-    scale = 1.0 / np.sqrt(np.diagonal(XX))
     size = np.einsum("cp,pr,cr->c", C, XX, C)
+    for left, between_df in _strata(summary):
+        between = np.einsum("cp,pr,cr->c", C, left, C) < _IN_SPAN * size
+        df = np.where(between, np.minimum(df, between_df), df)
+    return np.where(df > 0, df, np.nan)
+
+
+def between_within_directions(summary: SummaryStats, C: np.ndarray, rank: int) -> np.ndarray:
+    """Between-within df (r,) of directions that span the rows of `C` (c, p), ascending.
+
+    Of the combinations of contrasts, as many as lie in the span of a random effect are tested between its levels,
+    those in the span of several against the fewest df, and the rest within.
+    """
+    XX = to_numpy(summary.XX)
+    Q = orthonormal_rows(C, XX)  # (r, p)
+    found = np.zeros((Q.shape[0], 0))
+    df: list[float] = []
+    for left, between_df in sorted(_strata(summary), key=lambda stratum: stratum[1]):
+        values, vectors = np.linalg.eigh(Q @ left @ Q.T)
+        both = np.hstack([found, vectors[:, values < _IN_SPAN]])
+        basis, size, _ = np.linalg.svd(both, full_matrices=False)
+        found = basis[:, size > 1e-6]
+        df += [between_df] * (found.shape[1] - len(df))
+    df += [float(summary.n - XX.shape[0] - rank)] * (Q.shape[0] - len(df))
+    return np.where(np.asarray(df) > 0, df, np.nan)
+
+
+def _strata(summary: SummaryStats) -> Iterator[tuple[np.ndarray, float]]:
+    """X'(I - P_j)X (p, p) for the projection P_j on each random effect, and the df between its levels."""
+    XX = to_numpy(summary.XX)
+    scale = 1.0 / np.sqrt(np.diagonal(XX))
     lo = 0
     for width in summary.d:
         hi = lo + width
         explained, levels = _explained(to_numpy(summary.ZX)[lo:hi], to_numpy(summary.ZZ)[lo:hi, lo:hi])
-        left = XX - explained  # X'(I - P_j)X
+        left = XX - explained
         inside = np.linalg.eigvalsh(left * scale[:, None] * scale[None, :]) < _IN_SPAN
-        between = np.einsum("cp,pr,cr->c", C, left, C) < _IN_SPAN * size
-        df = np.where(between, np.minimum(df, levels - np.count_nonzero(inside)), df)
+        yield left, float(levels - np.count_nonzero(inside))
         lo = hi
-    return np.where(df > 0, df, np.nan)
+
+
+def orthonormal_rows(C: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """Rows Q (r, p) that span those of `C` (c, p), with Q metric Q' = I."""
+    gram = C @ metric @ C.T  # (c, c)
+    scale = 1.0 / np.sqrt(np.diagonal(gram))  # (c,)
+    values, vectors = np.linalg.eigh(gram * scale[:, None] * scale[None, :])
+    kept = values > _DEPENDENT
+    return (vectors[:, kept] / np.sqrt(values[kept])).T @ (scale[:, None] * C)
 
 
 def _explained(ZX: np.ndarray, ZZ: np.ndarray) -> tuple[np.ndarray, int]:

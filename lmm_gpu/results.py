@@ -9,49 +9,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .arrays import Array, indices, like, to_numpy
-from .contrasts import contrast_rows
-from .degrees_of_freedom import between_within_df, check_df_method, is_satterthwaite
-from .inference import ContrastTest, contrast_test
+from .arrays import Array, to_numpy
+from .estimates import Estimates
+from .fit_tests import FitTests
 from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block
 from .pvalues import t_pvalue
 from .scoring import Status
 from .summary import SummaryStats
-from .table import tidy
-from .threads import in_threads, quiet_blas
 
-
-@dataclass(frozen=True)
-class Estimates:
-    """Numbers of m genes, on the host; NaN for a gene without an estimate."""
-
-    theta: np.ndarray  #: (k+1, m)
-    se_theta: np.ndarray  #: (k+1, m)
-    dlogL: np.ndarray  #: (k+1, m)
-    logLik: np.ndarray  #: (m,)
-    niter: np.ndarray  #: (m,)
-    status: np.ndarray  #: (m,), Status
-    coef: np.ndarray  #: (p, m)
-    se: np.ndarray  #: (p, m)
-
-    @classmethod
-    def empty(cls, m: int, p: int, rows: int) -> Estimates:
-        """Nothing estimated yet: NaN, and the status of genes that are never fitted."""
-        shapes = dict.fromkeys(("theta", "se_theta", "dlogL"), (rows, m)) | dict.fromkeys(("coef", "se"), (p, m))
-        nan = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        return cls(
-            **nan, logLik=np.full(m, np.nan), niter=np.full(m, np.nan), status=np.full(m, int(Status.NO_VARIANCE))
-        )
-
-    def put(self, genes: np.ndarray, part: Estimates) -> None:
-        """Write the numbers of `genes` (positions)."""
-        for name, value in vars(part).items():
-            getattr(self, name)[..., genes] = value
+__all__ = ["Estimates", "LMMFit"]
 
 
 @dataclass(frozen=True, eq=False)
-class LMMFit:
+class LMMFit(FitTests):
     """One linear mixed model per gene.
 
     Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
@@ -206,88 +176,7 @@ class LMMFit:
         """The summary statistics that were fitted."""
         return self.summary if "summary_data" in self.outputs else None
 
-    # --- tests ---
-
-    def test(
-        self, contrast: Any = None, df: str = "satterthwaite", alternative: str = "two-sided", level: float = 0.95
-    ) -> pd.DataFrame:
-        """Test contrasts of the fixed effects: one row per feature and contrast.
-
-        Parameters
-        ----------
-        contrast : str, dict, array (p,), DataFrame (p x c), optional
-            "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
-            by default every coefficient.
-        df : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-            Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
-            which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
-            adjusted standard errors. "lmertest": lmerTest's, by the observed information; between-within where a
-            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p.
-        alternative : {"two-sided", "less", "greater"}
-        level : float
-            Coverage of the confidence interval.
-
-        Returns
-        -------
-        DataFrame
-            variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value (Benjamini-Hochberg within a
-            contrast), log10_p_value, ci_low, ci_high, mean_expr, status, and <component>_variance.
-
-        Raises
-        ------
-        ValueError
-            For unknown names, methods or alternatives, with the known ones.
-        """
-        check_df_method(df, self.method)
-        if isinstance(contrast, np.ndarray) and contrast.ndim == 2 and contrast.shape[0] > 1:
-            raise ValueError(
-                "a matrix of several rows asks for a joint F test, which is not available; give {label: weights}"
-            )
-        C, labels = contrast_rows(contrast, self.summary.fixed_names)
-        tested = self.contrast_test(C, df)
-        mean = self.summary.mean()
-        names = self.summary.variance_names
-        return tidy(
-            tested,
-            self.summary.features,
-            labels,
-            {
-                "mean_expr": np.full(self.summary.m, np.nan) if mean is None else to_numpy(mean),
-                "status": self.status.to_numpy(),
-                **{f"{name}_variance": row for name, row in zip(names, self.estimates.theta, strict=True)},
-            },
-            alternative=alternative,
-            level=level,
-        )
-
-    def contrast_test(self, C: np.ndarray, method: str) -> ContrastTest:
-        """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
-        check_df_method(method, self.method)
-        between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
-        with quiet_blas(len(self.summary.random_names)):
-            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=is_satterthwaite(method))
-
-        def test_block(genes: np.ndarray) -> ContrastTest:
-            return contrast_test(*self._of(genes), contrasts, method, between_within)
-
-        estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
-        blocks = self._blocks()
-        for genes, part in zip(blocks, in_threads(test_block, blocks), strict=True):
-            estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
-        return ContrastTest(estimate, se, df)
-
     # --- plumbing ---
-
-    def _blocks(self) -> list[np.ndarray]:
-        """Positions of the estimated features, block by block."""
-        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
-        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
-
-    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
-        """Model and theta of some features."""
-        reference = self.model.beta_ols
-        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
 
     def _formed(
         self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]

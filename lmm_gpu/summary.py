@@ -39,6 +39,8 @@ class SummaryStats:
         Sums of y, for mean expression.
     formula, transform : str, optional
         What the design and the values came from.
+    terms : tuple of (str, tuple of int), optional
+        Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
 
     Examples
     --------
@@ -67,6 +69,7 @@ class SummaryStats:
     Ysum: Array | None = None
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
+    terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
         _check_shapes(self)

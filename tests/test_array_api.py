@@ -165,6 +165,9 @@ def test_whole_fit(name, method):
         ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
         np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
+        np.testing.assert_allclose(theirs.statistic, ours.statistic, rtol=1e-8)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
 
 
 def test_the_fallback_to_nonnegative():

@@ -1,0 +1,182 @@
+"""What can be tested of a fit: the methods of `LMMFit` that make tables of tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from .arrays import Array, indices, like, to_numpy
+from .contrasts import contrast_rows
+from .degrees_of_freedom import between_within_df, between_within_directions, check_df_method, is_satterthwaite
+from .estimates import Estimates
+from .f_tests import FTest, RowSpace, combine_df, f_test
+from .inference import ContrastTest, contrast_test
+from .model import MixedModel
+from .plan import Shape, blocks, genes_per_block
+from .summary import SummaryStats
+from .table import tidy, tidy_f
+from .threads import in_threads, quiet_blas
+
+T = TypeVar("T")
+
+
+class FitTests:
+    """Tests of a fit; `LMMFit` has them."""
+
+    estimates: Estimates
+    summary: SummaryStats
+    model: MixedModel
+    method: str
+    status: Any  # a Series, one word per feature
+
+    def test(
+        self,
+        contrast: Any = None,
+        df: str = "satterthwaite",
+        alternative: str = "two-sided",
+        level: float = 0.95,
+        *,
+        joint: bool = False,
+    ) -> pd.DataFrame:
+        """Test contrasts of the fixed effects: one row per feature and contrast.
+
+        Parameters
+        ----------
+        contrast : str, list of str, dict, array (p,) or (c, p), DataFrame (p x c), optional
+            "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
+            by default every coefficient. An array of several rows is one F test of all of them.
+        df : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+            Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
+            which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
+            adjusted standard errors. "lmertest": lmerTest's, by the observed information; between-within where a
+            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p.
+        alternative : {"two-sided", "less", "greater"}
+        level : float
+            Coverage of the confidence interval.
+        joint : bool
+            One F test that all contrasts are zero.
+
+        Returns
+        -------
+        DataFrame
+            variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value (Benjamini-Hochberg within a
+            contrast), log10_p_value, ci_low, ci_high, mean_expr, status, and <component>_variance. Of a joint test:
+            variable, contrast, statistic (F), df1, df (of the denominator), p_value, adj_p_value, log10_p_value,
+            and the same last columns.
+
+        Raises
+        ------
+        ValueError
+            For unknown names, methods or alternatives, with the known ones.
+        """
+        check_df_method(df, self.method)
+        C, labels = contrast_rows(contrast, self.summary.fixed_names)
+        if joint or (isinstance(contrast, np.ndarray) and len(C) > 1):
+            if alternative != "two-sided":
+                raise ValueError(f"alternative={alternative!r}: a joint F test has no direction; use 'two-sided'")
+            shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
+            return self._f_table({f"joint ({shown})": C}, df)
+        tested = self.contrast_test(C, df)
+        return tidy(tested, self.summary.features, labels, self._columns(), alternative=alternative, level=level)
+
+    def anova(self, df: str = "satterthwaite") -> pd.DataFrame:
+        """Test every term of the formula, all others in the model (type III): one F test per feature and term.
+
+        All coefficients of a term are zero, as `car::Anova(type = 3)` has it. What that means for a factor that is
+        part of an interaction is a matter of its coding: with the usual treatment coding it is the effect at the
+        other factor's reference level; write ``C(a, contr.sum) * C(b, contr.sum)`` for effects that are averages
+        over its levels (SAS's and lmerTest's type III).
+
+        Parameters
+        ----------
+        df : str
+            As in `test`.
+
+        Returns
+        -------
+        DataFrame
+            As `test` of several contrasts at once; contrast is the term. The intercept is left out.
+
+        Raises
+        ------
+        ValueError
+            If the fit is not from a formula, or has nothing but an intercept.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> obs = pd.DataFrame({"dose": list("abc") * 20, "donor": np.repeat(list("uvwxyz"), 10)})
+        >>> Y = np.random.default_rng(1).normal(size=(60, 2))
+        >>> table = lmm_gpu.fit((Y, obs), "~ dose + (1 | donor)").anova()
+        >>> table[["variable", "contrast", "df1"]].values.tolist()
+        [['Gene1', 'dose', 2], ['Gene2', 'dose', 2]]
+        """
+        check_df_method(df, self.method)
+        if self.summary.terms is None:
+            raise ValueError(
+                "the terms of the model are unknown: it was given as matrices, or its summary is of an older version; "
+                "give test() the rows of each term as an array"
+            )
+        terms = {name: list(columns) for name, columns in self.summary.terms if name != "1"}
+        if not terms:
+            raise ValueError("there is no term to test: the fixed part of the formula is the intercept alone")
+        unit = np.eye(len(self.summary.fixed_names))
+        return self._f_table({name: unit[columns] for name, columns in terms.items()}, df)
+
+    def contrast_test(self, C: np.ndarray, method: str) -> ContrastTest:
+        """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
+        check_df_method(method, self.method)
+        between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
+        with quiet_blas(len(self.summary.random_names)):
+            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=is_satterthwaite(method))
+        estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
+        tested = self._by_block(lambda model, theta: contrast_test(model, theta, contrasts, method, between_within))
+        for genes, part in tested:
+            estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
+        return ContrastTest(estimate, se, df)
+
+    def f_test(self, C: np.ndarray, method: str) -> FTest:
+        """F statistic and df of all contrasts in the rows of `C` (c, p) at once; NaN without an estimate."""
+        check_df_method(method, self.method)
+        between_within = float(combine_df(between_within_directions(self.summary, C, self.model.likelihood.rank)))
+        rows = RowSpace.of(C, to_numpy(self.model.XXinv))
+        statistic, df = (np.full(self.summary.m, np.nan) for _ in range(2))
+        for genes, part in self._by_block(lambda model, theta: f_test(model, theta, rows, method, between_within)):
+            statistic[genes], df[genes] = part.statistic, part.df
+        return FTest(statistic, rows.rank, df)
+
+    # --- plumbing ---
+
+    def _f_table(self, tests: Mapping[str, np.ndarray], df: str) -> pd.DataFrame:
+        tested = [self.f_test(C, df) for C in tests.values()]
+        return tidy_f(tested, self.summary.features, list(tests), self._columns())
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        """Last columns of a table of tests: what a feature has whatever is tested."""
+        mean = self.summary.mean()
+        named = zip(self.summary.variance_names, self.estimates.theta, strict=True)
+        return {
+            "mean_expr": np.full(self.summary.m, np.nan) if mean is None else to_numpy(mean),
+            "status": self.status.to_numpy(),
+            **{f"{name}_variance": row for name, row in named},
+        }
+
+    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Sequence[tuple[np.ndarray, T]]:
+        """`form` of the model and theta of each block of estimated features, and their positions."""
+        parts = self._blocks()
+        with quiet_blas(len(self.summary.random_names)):
+            return list(zip(parts, in_threads(lambda genes: form(*self._of(genes)), parts), strict=True))
+
+    def _blocks(self) -> list[np.ndarray]:
+        """Positions of the estimated features, block by block."""
+        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
+        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
+        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
+
+    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
+        """Model and theta of some features."""
+        reference = self.model.beta_ols
+        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
