@@ -1,36 +1,25 @@
-"""What can be tested of a fit: the methods of `LMMFit` that make tables of tests."""
+"""Tests of fixed effects: the methods of `LMMFit` that make tables of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .arrays import Array, indices, like, to_numpy
+from .arrays import like, to_numpy
 from .contrasts import contrast_rows
 from .degrees_of_freedom import between_within_df, between_within_directions, check_df_method, is_satterthwaite
-from .estimates import Estimates
+from .estimates import Fitted
 from .f_tests import FTest, RowSpace, combine_df, f_test
 from .inference import ContrastTest, contrast_test
-from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block
-from .summary import SummaryStats
 from .table import tidy, tidy_f
-from .threads import in_threads, quiet_blas
-
-T = TypeVar("T")
+from .threads import quiet_blas
 
 
-class FitTests:
-    """Tests of a fit; `LMMFit` has them."""
-
-    estimates: Estimates
-    summary: SummaryStats
-    model: MixedModel
-    method: str
-    status: Any  # a Series, one word per feature
+class FitTests(Fitted):
+    """Tests of the fixed effects of a fit; `LMMFit` has them."""
 
     def test(
         self,
@@ -148,35 +137,6 @@ class FitTests:
             statistic[genes], df[genes] = part.statistic, part.df
         return FTest(statistic, rows.rank, df)
 
-    # --- plumbing ---
-
     def _f_table(self, tests: Mapping[str, np.ndarray], df: str) -> pd.DataFrame:
         tested = [self.f_test(C, df) for C in tests.values()]
         return tidy_f(tested, self.summary.features, list(tests), self._columns())
-
-    def _columns(self) -> dict[str, np.ndarray]:
-        """Last columns of a table of tests: what a feature has whatever is tested."""
-        mean = self.summary.mean()
-        named = zip(self.summary.variance_names, self.estimates.theta, strict=True)
-        return {
-            "mean_expr": np.full(self.summary.m, np.nan) if mean is None else to_numpy(mean),
-            "status": self.status.to_numpy(),
-            **{f"{name}_variance": row for name, row in named},
-        }
-
-    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Sequence[tuple[np.ndarray, T]]:
-        """`form` of the model and theta of each block of estimated features, and their positions."""
-        parts = self._blocks()
-        with quiet_blas(len(self.summary.random_names)):
-            return list(zip(parts, in_threads(lambda genes: form(*self._of(genes)), parts), strict=True))
-
-    def _blocks(self) -> list[np.ndarray]:
-        """Positions of the estimated features, block by block."""
-        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
-        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
-
-    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
-        """Model and theta of some features."""
-        reference = self.model.beta_ols
-        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,8 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
             progress(done)
     _warn(estimates.status)
     _warn_of_lost_digits(summary, model)
-    return LMMFit(estimates, summary, model, options.method, options.epsilon)
+    refit = partial(fit_summary, options=replace(options, theta0=None))
+    return LMMFit(estimates, summary, model, options.method, options.epsilon, refit=refit)
 
 
 def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, options: FitOptions) -> Estimates:

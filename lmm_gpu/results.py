@@ -12,6 +12,7 @@ import pandas as pd
 from .arrays import Array, to_numpy
 from .estimates import Estimates
 from .fit_tests import FitTests
+from .fit_variances import FitVariances
 from .model import MixedModel
 from .pvalues import t_pvalue
 from .scoring import Status
@@ -21,13 +22,15 @@ __all__ = ["Estimates", "LMMFit"]
 
 
 @dataclass(frozen=True, eq=False)
-class LMMFit(FitTests):
+class LMMFit(FitTests, FitVariances):
     """One linear mixed model per gene.
 
     Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
     (k+1) x m with rows var1 .. vark, var0 (residual last), `logLik`, `niter`, `status`, `converged` are Series.
     `cov`, `FIM_beta` (p x p x m), `FIM_theta` ((k+1) x (k+1) x m) and `RE` (q x m) are formed when asked for,
     and None unless the fit was told to output them. Every attribute is also a key: `fit["theta"]`.
+
+    `refit` fits other summary statistics with the same options; a likelihood-ratio test needs it.
 
     `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
     """
@@ -39,6 +42,7 @@ class LMMFit(FitTests):
     epsilon: float = 1e-5
     ddf: str = "satterthwaite"
     outputs: tuple[str, ...] = ("cov", "FIM_beta", "FIM_theta", "RE", "summary_data")
+    refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),

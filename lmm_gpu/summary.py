@@ -101,6 +101,24 @@ class SummaryStats:
         sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
         return replace(self, **total, Ysum=sums)
 
+    def without(self, component: int) -> SummaryStats:
+        """Statistics of the model without the random effect at position `component`; others must remain."""
+        xp, ends = namespace(self.ZZ), [sum(self.d[: i + 1]) for i in range(len(self.d))]
+        lo, hi = ends[component] - self.d[component], ends[component]
+        kept = [i for i in range(ends[-1]) if not lo <= i < hi]
+        rows = like(kept, self.ZZ, dtype=xp.int64)
+        others = [i for i in range(len(self.d)) if i != component]
+        return replace(
+            self,
+            ZX=xp.take(self.ZX, rows, axis=0),
+            ZY=xp.take(self.ZY, rows, axis=0),
+            ZZ=xp.take(xp.take(self.ZZ, rows, axis=0), rows, axis=1),
+            d=tuple(self.d[i] for i in others),
+            random_names=tuple(self.random_names[i] for i in kept),
+            component_names=tuple(self.component_names[i] for i in others),
+            formula=None,
+        )
+
     @property
     def variance_names(self) -> tuple[str, ...]:
         """Labels of the rows of theta: the random effects, and the residual."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import array_api_strict
 import dense
 import numpy as np
+import pandas as pd
 import pytest
 
 import lmm_gpu
@@ -168,6 +169,20 @@ def test_whole_fit(name, method):
         ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
         np.testing.assert_allclose(theirs.statistic, ours.statistic, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variances_and_random_effects(name, method):
+    ss, strict, _ = both(name)
+    wanted, found = fit_summary(ss, FitOptions(method=method)), fit_summary(strict, FitOptions(method=method))
+    methods = ["lrt", "wald", *(["rlrt"] if name == "one_nested" and method == "REML" else [])]
+    for test in methods:
+        ours, theirs = (fit.variance_test(0, method=test, draws=500) for fit in (wanted, found))
+        np.testing.assert_allclose(theirs["statistic"], ours["statistic"], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(theirs["p_value"], ours["p_value"], rtol=1e-6)
+    pd.testing.assert_frame_equal(found.variance_intervals(), wanted.variance_intervals(), rtol=1e-8)
+    pd.testing.assert_frame_equal(found.ranef(), wanted.ranef(), rtol=1e-7, atol=1e-9)
+    pd.testing.assert_frame_equal(found.variance_fractions(), wanted.variance_fractions(), rtol=1e-8)
 
 
 def test_the_fallback_to_nonnegative():
