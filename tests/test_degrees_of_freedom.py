@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lmm_gpu import fit, lmm, sslmm
+from lmm_gpu import fit, lmm, lmmtest, sslmm
 from lmm_gpu.model import in_pieces, ratio_weights
 from lmm_gpu.pvalues import t_pvalue
 
@@ -61,6 +61,25 @@ def test_kenward_roger_is_that_of_r(of_r):
     np.testing.assert_allclose(tested.df, stored["lmer_kr_df"], rtol=1e-6)
     np.testing.assert_allclose(t_pvalue(tested.t, tested.df), stored["lmer_kr_p"], rtol=1e-5)
     assert (stored["lmer_kr_se"] > 1.0005 * stored["lmer_se"]).any()  # there is something to adjust
+
+
+@pytest.mark.parametrize(
+    ("ddf", "se", "p"), [("lmertest", "lmer_se", "lmer_p"), ("kenward-roger", "lmer_kr_se", "lmer_kr_p")]
+)
+def test_lmmtest_takes_the_same_methods(of_r, ddf, se, p):
+    stored, result = of_r
+    values = lmmtest(result, ddf=ddf).to_numpy().T.reshape(3, 3, -1)  # coef, t, p
+    np.testing.assert_allclose(values[0], result.coef, rtol=1e-12)
+    np.testing.assert_allclose(values[1], result.coef / stored[se], rtol=1e-6)
+    np.testing.assert_allclose(values[2], stored[p], rtol=1e-5)
+
+
+@pytest.mark.parametrize("ddf", ["satterthwaite", "between-within", "residual"])
+def test_lmmtest_is_test(of_r, ddf):
+    _, result = of_r
+    names = list(result.summary.fixed_names)
+    table, found = result.test(names[1], df=ddf), lmmtest(result, names[1], ddf=ddf)
+    np.testing.assert_allclose(found.to_numpy().T, table[["log_fc", "statistic", "p_value"]].to_numpy().T, rtol=1e-12)
 
 
 # --- dense ----------------------------------------------------------------------------------------
