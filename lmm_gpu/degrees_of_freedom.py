@@ -53,10 +53,15 @@ def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Arra
 
 def satterthwaite_df(model: MixedModel, theta: Array, contrasts: Contrasts, variance: Array, W: Array) -> Array:
     """2 v^2 / (grad' W grad) (c, b) of contrasts with `variance` (c, b), for `W` (k+1, k+1, b) = cov(theta)."""
-    xp = namespace(theta)
     gradient = model.contrast_gradient(theta, contrasts) / variance[None, :, :]  # of log v: keeps to the scale of theta
+    return 2.0 / quadratic_form(W, gradient)
+
+
+def quadratic_form(W: Array, gradient: Array) -> Array:
+    """g' W g (c, b) for every column g of `gradient` (k+1, c, b)."""
+    xp = namespace(gradient)
     moved = xp.sum(W[:, :, None, :] * gradient[None, :, :, :], axis=1)  # (k+1, c, b)
-    return 2.0 / xp.sum(gradient * moved, axis=0)
+    return xp.sum(gradient * moved, axis=0)
 
 
 def limit_df(df: np.ndarray, method: str, theta: np.ndarray, known: np.ndarray, cap: np.ndarray) -> np.ndarray:

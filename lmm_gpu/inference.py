@@ -9,6 +9,7 @@ import numpy as np
 from .arrays import Array, to_numpy
 from .degrees_of_freedom import check_df_method, limit_df, satterthwaite_df, theta_covariance
 from .model import Contrasts, MixedModel
+from .moderation import Prior, moderate
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,12 @@ class ContrastTest:
 
 
 def contrast_test(
-    model: MixedModel, theta: Array, contrasts: Contrasts, method: str, between_within: np.ndarray
+    model: MixedModel,
+    theta: Array,
+    contrasts: Contrasts,
+    method: str,
+    between_within: np.ndarray,
+    prior: Prior | None = None,
 ) -> ContrastTest:
     """Estimate and test contrasts of the fixed effects for the genes of `model`.
 
@@ -42,6 +48,8 @@ def contrast_test(
         "kenward-roger" needs a REML model, and adjusts the standard errors too.
     between_within : array (c,)
         Result of `between_within_df` for them.
+    prior : Prior, optional
+        Of the residual variances: moderates standard errors and df.
 
     Raises
     ------
@@ -64,7 +72,11 @@ def contrast_test(
         W, known = theta_covariance(model, theta, method)  # (k+1, k+1, b), (b,)
         raw = to_numpy(satterthwaite_df(model, theta, contrasts, variance, W))  # (c, b)
         df = limit_df(raw, method, to_numpy(theta), to_numpy(known), between_within[:, None])
-        if method == "kenward-roger":
-            variance = variance + 2.0 * model.contrast_adjustment(theta, contrasts, W)
+    total = variance  # (c, b)
+    if method == "kenward-roger":
+        total = total + 2.0 * model.contrast_adjustment(theta, contrasts, W)
+    if prior is not None:
+        moved, growth = moderate(model, theta, model.contrast_gradient(theta, contrasts), variance, prior)
+        total, df = total + (moved - variance), df * to_numpy(growth)
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
-        return ContrastTest(estimate, np.sqrt(to_numpy(variance)), df)
+        return ContrastTest(estimate, np.sqrt(to_numpy(total)), df)

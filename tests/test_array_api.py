@@ -20,6 +20,7 @@ import lmm_gpu
 from lmm_gpu.arrays import to_numpy
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.model import MixedModel
+from lmm_gpu.moderation import Prior
 from lmm_gpu.scoring import Rules, Status, maximise
 from lmm_gpu.summary import SummaryStats, cross_products
 
@@ -164,6 +165,10 @@ def test_whole_fit(name, method):
     C = np.eye(design.X.shape[1])
     for ddf in ("satterthwaite", "lmertest", *(["kenward-roger"] if method == "REML" else []), "residual"):
         ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
+        np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        prior = Prior(4.0, 1.0)
+        ours, theirs = wanted.contrast_test(C, ddf, prior), found.contrast_test(C, ddf, prior)
         np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
         ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
