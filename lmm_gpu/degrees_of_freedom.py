@@ -20,7 +20,7 @@ DF_METHODS = ("satterthwaite", "kenward-roger", "lmertest", "between-within", "r
 
 #: A contrast this close (relative, squared) to the span of a random effect lies in it. Sums over 10^6 cells are good
 #: to 1e-13; a covariate that varies within groups by 1e-5 of its mean is still told from one that does not.
-_IN_SPAN = 1e-10
+IN_SPAN = 1e-10
 #: Rows whose gram matrix in units of their own lengths has smaller eigenvalues repeat others.
 _DEPENDENT = 1e-10
 
@@ -96,8 +96,8 @@ def between_within_df(summary: SummaryStats, C: np.ndarray, rank: int) -> np.nda
     XX = to_numpy(summary.XX)
     df = np.full(C.shape[0], float(summary.n - XX.shape[0] - rank))
     size = np.einsum("cp,pr,cr->c", C, XX, C)
-    for left, between_df in _strata(summary):
-        between = np.einsum("cp,pr,cr->c", C, left, C) < _IN_SPAN * size
+    for left, between_df in strata(summary):
+        between = np.einsum("cp,pr,cr->c", C, left, C) < IN_SPAN * size
         df = np.where(between, np.minimum(df, between_df), df)
     return np.where(df > 0, df, np.nan)
 
@@ -112,9 +112,9 @@ def between_within_directions(summary: SummaryStats, C: np.ndarray, rank: int) -
     Q = orthonormal_rows(C, XX)  # (r, p)
     found = np.zeros((Q.shape[0], 0))
     df: list[float] = []
-    for left, between_df in sorted(_strata(summary), key=lambda stratum: stratum[1]):
+    for left, between_df in sorted(strata(summary), key=lambda stratum: stratum[1]):
         values, vectors = np.linalg.eigh(Q @ left @ Q.T)
-        both = np.hstack([found, vectors[:, values < _IN_SPAN]])
+        both = np.hstack([found, vectors[:, values < IN_SPAN]])
         basis, size, _ = np.linalg.svd(both, full_matrices=False)
         found = basis[:, size > 1e-6]
         df += [between_df] * (found.shape[1] - len(df))
@@ -122,7 +122,7 @@ def between_within_directions(summary: SummaryStats, C: np.ndarray, rank: int) -
     return np.where(np.asarray(df) > 0, df, np.nan)
 
 
-def _strata(summary: SummaryStats) -> Iterator[tuple[np.ndarray, float]]:
+def strata(summary: SummaryStats) -> Iterator[tuple[np.ndarray, float]]:
     """X'(I - P_j)X (p, p) for the projection P_j on each random effect, and the df between its levels."""
     XX = to_numpy(summary.XX)
     scale = 1.0 / np.sqrt(np.diagonal(XX))
@@ -131,7 +131,7 @@ def _strata(summary: SummaryStats) -> Iterator[tuple[np.ndarray, float]]:
         hi = lo + width
         explained, levels = _explained(to_numpy(summary.ZX)[lo:hi], to_numpy(summary.ZZ)[lo:hi, lo:hi])
         left = XX - explained
-        inside = np.linalg.eigvalsh(left * scale[:, None] * scale[None, :]) < _IN_SPAN
+        inside = np.linalg.eigvalsh(left * scale[:, None] * scale[None, :]) < IN_SPAN
         yield left, float(levels - np.count_nonzero(inside))
         lo = hi
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from .advice import advise, advise_coding
 from .arrays import like, to_numpy
 from .contrasts import contrast_rows
 from .degrees_of_freedom import between_within_df, between_within_directions, check_df_method, is_satterthwaite
@@ -43,7 +45,8 @@ class FitTests(Fitted):
             Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
             which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
             adjusted standard errors. "lmertest": lmerTest's, by the observed information; between-within where a
-            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p.
+            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p. After a fit by
+            ML all but "kenward-roger" apply, with ML's variances and their information.
         alternative : {"two-sided", "less", "greater"}
         level : float
             Coverage of the confidence interval.
@@ -66,9 +69,18 @@ class FitTests(Fitted):
         ------
         ValueError
             For unknown names, methods or alternatives, with the known ones.
+
+        Warns
+        -----
+        UserWarning
+            Where a named contrast compares groups of cells of fewer than three levels of a random effect, or compares
+            cells within levels while no random effect lets that difference vary between them.
         """
         check_df_method(df, self.method)
         C, labels = contrast_rows(contrast, self.summary.fixed_names)
+        if contrast is not None:
+            for sentence in advise(self.summary, C, labels):
+                warnings.warn(sentence, stacklevel=2)
         if joint or (isinstance(contrast, np.ndarray) and len(C) > 1):
             if moderate:
                 raise ValueError("moderate=True is for contrasts one by one: leave out joint, or moderate")
@@ -120,6 +132,8 @@ class FitTests(Fitted):
         terms = {name: list(columns) for name, columns in self.summary.terms if name != "1"}
         if not terms:
             raise ValueError("there is no term to test: the fixed part of the formula is the intercept alone")
+        for sentence in advise_coding(self.summary):
+            warnings.warn(sentence, stacklevel=2)
         unit = np.eye(len(self.summary.fixed_names))
         return self._f_table({name: unit[columns] for name, columns in terms.items()}, df)
 

@@ -76,7 +76,8 @@ def likelihood_ratio(likelihood: SingleComponent, theta: Array) -> Array:
     xp = namespace(theta)
     g = likelihood.ratios(theta)  # (1, b)
     t = likelihood.traces(g)
-    return -likelihood.residual_df * xp.log1p(-g[0, :] * t.z[0, :] / likelihood.yry) - t.logdet
+    with np.errstate(divide="ignore", invalid="ignore"):  # a gene without a valid estimate
+        return -likelihood.residual_df * xp.log1p(-g[0, :] * t.z[0, :] / likelihood.yry) - t.logdet
 
 
 def exact_null(likelihood: SingleComponent, draws: int, seed: int) -> np.ndarray:

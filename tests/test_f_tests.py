@@ -13,6 +13,8 @@ from lmm_gpu import fit, lmm, sslmm
 from lmm_gpu.degrees_of_freedom import between_within_directions
 from lmm_gpu.f_tests import RowSpace, combine_df
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell|treatment-coded):UserWarning")
+
 DESIGNS = ["one_nested", "two", "two_widest_last", "three_widest_inside", "slope"]
 METHODS = ["satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"]
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"single_component", "multi_component"},
     {"model"},
     {"degrees_of_freedom"},
-    {"moderation"},
+    {"moderation", "advice"},
     {"inference", "f_tests", "variance_tests", "random_effects"},
     {"table", "estimates"},
     {"fit_tests", "fit_variances"},

@@ -28,7 +28,7 @@ FORMULA = "~ arm + cls + (1 | donor) + (1 | plate)"
 FIXED, RANDOM = ["Intercept", "arm[T.stim]", "cls[T.T]"], ["donor", "plate"]
 COMPONENTS = ["var1", "var2", "var0"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* do not vary once X is taken out:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* (do not vary once X is taken out|no random effect lets):UserWarning")
 
 
 @pytest.fixture(scope="module")
