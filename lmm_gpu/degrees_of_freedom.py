@@ -85,9 +85,9 @@ def between_within_df(summary: SummaryStats, C: np.ndarray, rank: int) -> np.nda
     """Between-within degrees of freedom (c,) of the contrasts in the rows of `C` (c, p).
 
     A contrast whose column X c' is constant within the levels of a random effect (lies in the span of its
-    Z_j) is tested between them: the rank of Z_j less the directions of X in that span. Any other contrast is
-    tested within: n - p - rank, with `rank` that of Z after X. The smallest applies. 0 says that nothing is
-    left to test against, and becomes NaN.
+    Z_j) is tested between them: the rank of Z_j less the directions in that span of X and of random effects of
+    lower rank, in which it may be nested. Any other contrast is tested within: n - p - rank, with `rank` that of
+    Z after X. The smallest applies. 0 says that nothing is left to test against, and becomes NaN.
 
     References
     ----------
@@ -123,17 +123,29 @@ def between_within_directions(summary: SummaryStats, C: np.ndarray, rank: int) -
 
 
 def strata(summary: SummaryStats) -> Iterator[tuple[np.ndarray, float]]:
-    """X'(I - P_j)X (p, p) for the projection P_j on each random effect, and the df between its levels."""
-    XX = to_numpy(summary.XX)
-    scale = 1.0 / np.sqrt(np.diagonal(XX))
-    lo = 0
-    for width in summary.d:
-        hi = lo + width
-        explained, levels = _explained(to_numpy(summary.ZX)[lo:hi], to_numpy(summary.ZZ)[lo:hi, lo:hi])
-        left = XX - explained
-        inside = np.linalg.eigvalsh(left * scale[:, None] * scale[None, :]) < IN_SPAN
-        yield left, float(levels - np.count_nonzero(inside))
-        lo = hi
+    """X'(I - P_j)X (p, p) for the projection P_j on each random effect, and the df between its levels.
+
+    From the rank of Z_j are taken the directions of its span that belong to X or to random effects of lower rank, in
+    which it may be nested: what these explain is no evidence of how much levels of Z_j differ.
+    """
+    XX, ZX, ZZ = to_numpy(summary.XX), to_numpy(summary.ZX), to_numpy(summary.ZZ)
+    rows = [slice(hi - width, hi) for width, hi in zip(summary.d, np.cumsum(summary.d), strict=True)]
+    ranks = [_explained(ZX[at], ZZ[at, at])[1] for at in rows]
+    for at, rank in zip(rows, ranks, strict=True):
+        coarser = [other for other, less in zip(rows, ranks, strict=True) if less < rank]
+        A = np.r_[(*coarser, slice(0, 0))]  # columns of Z of the random effects of lower rank
+        whole = np.block([[XX, ZX[A].T], [ZX[A], ZZ[np.ix_(A, A)]]])
+        explained, _ = _explained(np.hstack([ZX[at], ZZ[at][:, A]]), ZZ[at, at])
+        left = whole - explained
+        p = XX.shape[0]
+        yield left[:p, :p], float(rank - _null_directions(left, whole) + _null_directions(whole, whole))
+
+
+def _null_directions(A: np.ndarray, size: np.ndarray) -> int:
+    """Number of eigenvalues of A that are zero, in units of the diagonal of `size`."""
+    diagonal = np.diagonal(size)
+    scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
+    return int(np.count_nonzero(np.linalg.eigvalsh(A * scale[:, None] * scale[None, :]) < IN_SPAN))
 
 
 def orthonormal_rows(C: np.ndarray, metric: np.ndarray) -> np.ndarray:

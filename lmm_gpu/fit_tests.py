@@ -44,9 +44,10 @@ class FitTests(Fitted):
         df : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
             Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
             which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
-            adjusted standard errors. "lmertest": lmerTest's, by the observed information; between-within where a
-            component is held at zero, where lmerTest itself jumps to about n - p. "residual": n - p. After a fit by
-            ML all but "kenward-roger" apply, with ML's variances and their information.
+            adjusted standard errors; cautious where a component is at zero. "lmertest": lmerTest's, by the observed
+            information; between-within where a component is held at zero, where lmerTest itself jumps to about
+            n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's variances and their
+            information.
         alternative : {"two-sided", "less", "greater"}
         level : float
             Coverage of the confidence interval.

@@ -198,6 +198,7 @@ def test_a_saddle_has_between_within_df():
     np.testing.assert_array_equal(result.contrast_test(np.eye(3), "lmertest").df[1], np.full(20, 7.0))
 
 
+@pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell):UserWarning")
 def test_nothing_to_test_against_is_nan_with_every_method_but_the_residual():
     obs = pd.DataFrame({"donor": np.repeat(list("abcdef"), 10), "half": np.tile(["s", "t"], 30)})
     Y = np.random.default_rng(3).normal(size=(60, 5))
