@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -65,19 +65,26 @@ class Fitted:
             **{f"{name}_variance": row for name, row in named},
         }
 
-    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Sequence[tuple[np.ndarray, T]]:
-        """`form` of the model and theta of each block of estimated features, and their positions."""
-        parts = self._blocks()
+    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Iterator[tuple[np.ndarray, T]]:
+        """`form` of the model and theta of the estimated features of each block, and their positions."""
+
+        def formed(bounds: tuple[int, int]) -> tuple[np.ndarray, T]:
+            genes, model, theta = self._of(bounds)
+            return genes, form(model, theta)
+
         with quiet_blas(len(self.summary.random_names)):
-            return list(zip(parts, in_threads(lambda genes: form(*self._of(genes)), parts), strict=True))
+            yield from in_threads(formed, self._blocks())
 
-    def _blocks(self) -> list[np.ndarray]:
-        """Positions of the estimated features, block by block."""
-        fitted = np.flatnonzero(np.isfinite(self.estimates.theta).all(axis=0))
+    def _blocks(self) -> list[tuple[int, int]]:
+        """Ranges of features, block by block."""
         size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return [fitted[lo:hi] for lo, hi in blocks(fitted.size, size)]
+        return list(blocks(self.summary.m, size))
 
-    def _of(self, genes: np.ndarray) -> tuple[MixedModel, Array]:
-        """Model and theta of some features."""
-        reference = self.model.beta_ols
-        return self.model.select(indices(genes, reference)), like(self.estimates.theta[:, genes], reference)
+    def _of(self, bounds: tuple[int, int]) -> tuple[np.ndarray, MixedModel, Array]:
+        """Positions, model and theta of the estimated features of a range."""
+        theta = self.estimates.theta[:, slice(*bounds)]
+        fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
+        model = self.model.with_genes(self.summary.select(slice(*bounds)))
+        if fitted.size < theta.shape[1]:
+            model = model.select(indices(fitted, model.beta_ols))
+        return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)

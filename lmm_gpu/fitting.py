@@ -19,7 +19,7 @@ import numpy as np
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
 from .linalg import inverse_small
 from .model import Contrasts, MixedModel
-from .plan import Shape, blocks, genes_per_block, parse_memory, threads_within
+from .plan import Shape, blocks, even_blocks, genes_per_block, parse_memory, threads_within
 from .results import Estimates, LMMFit
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
@@ -27,8 +27,6 @@ from .threads import in_threads, quiet_blas
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
-#: y'Ry below this share of y'y has lost ten of its sixteen digits.
-FEW_DIGITS = 1e-10
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
 #: A gene that needs more goes on for so many times max_iter.
@@ -84,34 +82,46 @@ def fit_summary(
 
 
 def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None) -> LMMFit:
-    model = MixedModel.build(summary, options.method)
-    theta0 = _start_values(options.theta0, model, summary.m)
-    estimates = Estimates.empty(summary.m, model.XXinv.shape[0], len(summary.d) + 1)
-    varying = flag_indices(model.varies)  # (genes to fit,)
-    coefficients = model.prepare(like(np.eye(model.XXinv.shape[0]), model.XXinv), gradient=False)
+    memory = parse_memory(options.memory)
+    if memory is not None and len(summary.d) > 1:
+        memory = memory // 2  # half for what all genes share, half for their blocks
+    shared = MixedModel.decompose(summary, options.method, memory)
+    theta0 = _start_values(options.theta0, shared, summary.m)
+    estimates = Estimates.empty(summary.m, shared.XXinv.shape[0], len(summary.d) + 1)
+    few_digits = np.zeros(summary.m, dtype=bool)
+    coefficients = shared.prepare(like(np.eye(shared.XXinv.shape[0]), shared.XXinv), gradient=False)
 
     def fit_genes(bounds: tuple[int, int]) -> int:
-        genes = varying[bounds[0] : bounds[1]]
-        block = model.select(indices(genes, model.beta_ols))
-        start = block.likelihood.start() if theta0 is None else like(theta0[:, genes], block.beta_ols)
-        estimates.put(genes, estimate_block(block, start, coefficients, options))
-        return genes.size
+        block = shared.with_genes(summary.select(slice(*bounds)))
+        few_digits[slice(*bounds)] = to_numpy(block.few_digits)
+        varying = flag_indices(block.varies)
+        if varying.size < bounds[1] - bounds[0]:
+            block = block.select(indices(varying, block.beta_ols))
+        genes = bounds[0] + varying
+        if genes.size:
+            start = None if theta0 is None else like(theta0[:, genes], block.beta_ols)
+            estimates.put(genes, estimate_block(block, start, coefficients, options))
+        return bounds[1] - bounds[0]
 
-    shape, memory = Shape(model.XXinv.shape[0], summary.d), parse_memory(options.memory)
+    shape = Shape(shared.XXinv.shape[0], summary.d)
     threads = threads_within(shape, memory)
-    size = options.block or genes_per_block(shape, None if memory is None else memory // threads)
-    for done in in_threads(fit_genes, blocks(varying.size, size), threads):
+    if options.block is None:
+        size = genes_per_block(shape, None if memory is None else memory // threads)
+        ranges = even_blocks(summary.m, size, threads)
+    else:
+        ranges = blocks(summary.m, options.block)
+    for done in in_threads(fit_genes, ranges, threads):
         if progress is not None:
             progress(done)
     _warn(estimates.status)
-    _warn_of_lost_digits(summary, model)
+    _warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
     refit = partial(fit_summary, options=replace(options, theta0=None))
-    return LMMFit(estimates, summary, model, options.method, options.epsilon, refit=refit)
+    return LMMFit(estimates, summary, shared, options.method, options.epsilon, refit=refit)
 
 
-def estimate_block(model: MixedModel, start: Array, coefficients: Contrasts, options: FitOptions) -> Estimates:
-    """Estimate all genes of `model` from `start` (k+1, b); `coefficients` are the identity as contrasts."""
-    xp = namespace(start)
+def estimate_block(model: MixedModel, start: Array | None, coefficients: Contrasts, options: FitOptions) -> Estimates:
+    """Estimate all genes of `model` from `start` (k+1, b), or FLASHMM's; `coefficients` are those of the identity."""
+    xp = namespace(model.beta_ols)
     outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
@@ -135,7 +145,7 @@ def _root(variance: np.ndarray) -> np.ndarray:
     return np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
-def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative: bool) -> Outcome:
+def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonnegative: bool) -> Outcome:
     """Maximise by plain Fisher scoring; genes that it leaves short of their optimum go on with relaxed steps.
 
     Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
@@ -148,10 +158,10 @@ def _climb(model: MixedModel, start: Array, options: FitOptions, *, nonnegative:
     slow = np.flatnonzero(slow)
     if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
         return outcome
-    index = indices(slow, start)
+    index = indices(slow, outcome.theta)
     part = model.likelihood.select(index)
     more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
-    again = maximise(part, namespace(start).take(outcome.theta, index, axis=1), more)
+    again = maximise(part, namespace(index).take(outcome.theta, index, axis=1), more)
     return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
 
 
@@ -168,7 +178,7 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     if redo.size == 0:
         return outcome
     part = model.select(indices(redo, outcome.theta))
-    return _replaced(outcome, redo, _climb(part, part.likelihood.start(), options, nonnegative=True))
+    return _replaced(outcome, redo, _climb(part, None, options, nonnegative=True))
 
 
 def _profiled(model: MixedModel, outcome: Outcome) -> Array:
@@ -219,15 +229,14 @@ def _warn(status: np.ndarray) -> None:
         warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=4)
 
 
-def _warn_of_lost_digits(summary: SummaryStats, model: MixedModel) -> None:
+def _warn_of_lost_digits(lost: list[str], m: int) -> None:
     """Warn of features whose residual sum of squares y'Ry is a small difference of large numbers."""
-    left, whole = to_numpy(model.likelihood.yry), to_numpy(summary.Ynorm)
-    lost = np.flatnonzero(to_numpy(model.varies) & (left < FEW_DIGITS * whole))
-    if lost.size:
-        named = ", ".join(summary.features[gene] for gene in lost[:3])
+    if lost:
+        named = ", ".join(lost[:3])
         warnings.warn(
-            f"{lost.size} of {whole.size} features ({named}{', ...' if lost.size > 3 else ''}) lie so far from zero "
-            "for their spread that fewer than six digits are left of it: subtract a constant from their values first",
+            f"{len(lost)} of {m} features ({named}{', ...' if len(lost) > 3 else ''}) lie so far from zero, or along "
+            "a fixed effect, for their spread that fewer than six digits are left of it: subtract a constant, or that "
+            "effect, from their values first",
             stacklevel=4,
         )
 

@@ -173,7 +173,7 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     suffix = suffix_of(path, (*TABLES, ".parquet"))
     if suffix == ".parquet":
         require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
-    with _replacing(path) as part:
+    with replacing(path) as part:
         if suffix == ".parquet":
             frame.to_parquet(part, engine="pyarrow")
         else:
@@ -205,12 +205,12 @@ def write_json(obj: Any, path: str | Path) -> None:
     ...     json.loads(Path(folder, "run.json").read_text())
     {'cells': 3}
     """
-    with _replacing(path) as part:
+    with replacing(path) as part:
         part.write_text(json.dumps(obj, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path) -> Iterator[Path]:
     """Give a path in the same folder to write to; it takes the place of `path` if all went well, else it goes."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

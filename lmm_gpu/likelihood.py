@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from .arrays import Array, namespace
@@ -64,12 +63,20 @@ class Likelihood(ABC):
     yry: Array
 
     @abstractmethod
+    def with_genes(self: L, zry: Array, yry: Array) -> L:
+        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+
+    @abstractmethod
     def select(self: L, index: Array) -> L:
         """Return the same likelihood for the genes at `index` (integers) only."""
 
     @abstractmethod
     def traces(self, g: Array) -> Traces:
         """Reduce the data at the variance ratios `g` (k, b)."""
+
+    @abstractmethod
+    def traces_at_zero(self) -> Traces:
+        """Reduce the data without random effects, where all ratios are zero."""
 
     @abstractmethod
     def random_effects(self, g: Array) -> Array:
@@ -107,11 +114,15 @@ class Likelihood(ABC):
     def curvature_form(self, g: Array) -> Array:
         """e_i' ZVZ_ij e_j (k, k, b) for e = Z' P0 y."""
 
-    def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
-        """Table of `function`, from ratios (k, b) to values (w, b), or None where it would not pay.
+    def variance_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `variance_form` (c, b) for the columns of `a` (q, c), or None where it would not pay.
 
-        Its errors are to be small against the values and `size` (w,).
+        Its errors are to be small against the values and `size` (c,).
         """
+        return None
+
+    def gradient_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `gradient_form` as rows (k * c, b), likewise; `size` (k * c,)."""
         return None
 
     def start(self) -> Array:
@@ -120,14 +131,23 @@ class Likelihood(ABC):
         s_0 = self.yry / self.default_df
         return xp.stack([xp.zeros_like(s_0)] * self.n_components + [s_0], axis=0)
 
+    def begin(self) -> tuple[Array, Evaluation]:
+        """FLASHMM's start (k+1, b), and the evaluation there, which needs no factorisation."""
+        theta = self.start()
+        return theta, self._composed(theta[-1, :], self.ratios(theta), self.traces_at_zero())
+
     def evaluate(self, theta: Array) -> Evaluation:
         """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
-        xp = namespace(theta)
-        k, N = self.n_components, self.residual_df
+        k = self.n_components
         positive = theta[k, :] > 0
-        s_0 = xp.where(positive, theta[k, :], 1.0)  # (b,)
+        s_0 = namespace(theta).where(positive, theta[k, :], 1.0)  # (b,)
         g = theta[:k, :] / s_0[None, :]  # (k, b)
-        t = self.traces(g)
+        traces = self.traces(g)
+        return self._composed(s_0, g, replace(traces, ok=traces.ok & positive))
+
+    def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
+        """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
+        xp, N = namespace(g), self.residual_df
         quad = self.yry - xp.sum(g * t.z, axis=0)  # (b,)
         yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
         terms = N * xp.log(2 * math.pi * s_0), t.logdet, quad / s_0
@@ -149,7 +169,7 @@ class Likelihood(ABC):
             information=0.5 * F / (s_0 * s_0)[None, None, :],
             quad=quad,
             rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * t.condition * xp.sum(xp.abs(g * t.z), axis=0) / s_0,
-            ok=positive & t.ok & xp.isfinite(value),
+            ok=t.ok & xp.isfinite(value),
         )
 
     def observed_information(self, theta: Array) -> Array:

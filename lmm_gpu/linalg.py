@@ -16,6 +16,8 @@ from .arrays import Array, like, namespace, to_numpy, zeros
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10
+#: Positive numbers that are multiplied before their logarithm is taken.
+FACTORS = 8
 
 
 def eps(x: Array) -> float:
@@ -90,6 +92,22 @@ def inverse_small(A: Array) -> tuple[Array, Array]:
     return xp.stack(columns, axis=1), ok
 
 
+# --- diagonal matrices, features last --------------------------------------------------------------
+
+
+def log_product(x: Array) -> Array:
+    """Sum over the first axis of log `x` (q, b), positive: the log determinants of diagonal matrices (b,).
+
+    A logarithm takes as long as a dozen products, so there is one for every few factors. Factors between 1e-38 and
+    1e38 cannot leave the range of float64.
+    """
+    xp = namespace(x)
+    q, b = x.shape
+    whole = q - q % FACTORS
+    grouped = xp.prod(xp.reshape(x[:whole, :], (FACTORS, whole // FACTORS, b)), axis=0)  # (q // FACTORS, b)
+    return xp.sum(xp.log(grouped), axis=0) + xp.sum(xp.log(x[whole:, :]), axis=0)
+
+
 # --- stacks of small matrices, batch first --------------------------------------------------------
 
 
@@ -138,6 +156,11 @@ def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Arr
         parts = [_bisect(factorise, *[A[half, :, :] for A in stacks]) for half in (slice(b // 2), slice(b // 2, b))]
         return xp.concat([part[0] for part in parts], axis=0), xp.concat([part[1] for part in parts], axis=0)
     return result, xp.all(xp.isfinite(result), axis=(1, 2))
+
+
+def eigh_stack(A: Array) -> tuple[Array, Array]:
+    """Eigenvalues (b, q) and eigenvectors (b, q, q) of a stack of symmetric matrices of finite numbers."""
+    return namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
 
 
 def triangular_inverse(L: Array) -> Array:

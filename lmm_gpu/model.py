@@ -16,10 +16,11 @@ from .likelihood import Likelihood
 from .linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from .multi_component import MultiComponent
 from .plan import blocks
+from .projection import Projection
 from .ratio_table import LARGEST_RATIO, RatioTable, lookup
 from .root import ranges
 from .single_component import SingleComponent
-from .summary import SummaryStats, project, varies
+from .summary import SummaryStats
 
 #: Bytes of the vectors of contrasts that are formed together.
 LARGEST_PIECE = 2**26
@@ -40,29 +41,44 @@ class Contrasts:
 class MixedModel:
     """Likelihood of theta and what turns theta into fixed effects, for b genes."""
 
+    projection: Projection
     likelihood: Likelihood
-    XXinv: Array  #: (p, p)
-    xxz: Array  #: (p, q)
+    largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
     beta_ols: Array  #: (p, b)
     varies: Array  #: (b,), bool: the gene has variance left after X
-    largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
+    few_digits: Array  #: (b,), bool: and that is a small difference of large numbers
 
     @classmethod
     def build(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
-        """Project X out and decompose the random effects, once for all genes."""
-        projected = project(summary)
-        likelihood: Likelihood
+        """Return the model of all genes of `summary`."""
+        return cls.decompose(summary, method).with_genes(summary)
+
+    @classmethod
+    def decompose(cls, summary: SummaryStats, method: str = "REML", memory: int | None = None) -> MixedModel:
+        """Project X out and decompose the random effects: what all genes share, and no gene yet.
+
+        Tables of what depends on the variance ratios alone may take `memory` (bytes).
+        """
+        projection, none = Projection.build(summary), summary.select(slice(0))
+        genes, likelihood = projection.genes(none), cls._likelihood(projection, summary, method, memory)
+        largest = _largest_eigenvalues(summary)
+        return cls(projection, likelihood, largest, genes.beta_ols, genes.varies, genes.few_digits)
+
+    @staticmethod
+    def _likelihood(projection: Projection, summary: SummaryStats, method: str, memory: int | None) -> Likelihood:
         if len(summary.d) == 1:
-            likelihood = SingleComponent.build(projected, method)
-        else:
-            likelihood = MultiComponent.build(projected, summary.d, method)
-        return cls(
-            likelihood=likelihood,
-            XXinv=projected.XXinv,
-            xxz=projected.xxz,
-            beta_ols=projected.beta_ols,
-            varies=varies(summary, projected),
-            largest=_largest_eigenvalues(summary),
+            return SingleComponent.decompose(projection, method)
+        return MultiComponent.decompose(projection, summary.d, method, summary.m, memory)
+
+    def with_genes(self, summary: SummaryStats) -> MixedModel:
+        """Return the model of the genes of `summary`, some or all of those of the design."""
+        genes = self.projection.genes(summary)
+        return replace(
+            self,
+            likelihood=self.likelihood.with_genes(genes.zry, genes.yry),
+            beta_ols=genes.beta_ols,
+            varies=genes.varies,
+            few_digits=genes.few_digits,
         )
 
     def select(self, index: Array) -> MixedModel:
@@ -73,7 +89,18 @@ class MixedModel:
             likelihood=self.likelihood.select(index),
             beta_ols=xp.take(self.beta_ols, index, axis=1),
             varies=xp.take(self.varies, index, axis=0),
+            few_digits=xp.take(self.few_digits, index, axis=0),
         )
+
+    @property
+    def XXinv(self) -> Array:
+        """(X'X)^-1 (p, p)."""
+        return self.projection.XXinv
+
+    @property
+    def xxz(self) -> Array:
+        """XXinv X'Z (p, q)."""
+        return self.projection.xxz
 
     def random_effects(self, theta: Array) -> Array:
         """BLUPs (q, b)."""
@@ -85,12 +112,12 @@ class MixedModel:
 
     def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
         """Contrasts in the rows of `C` (c, p) for many genes: their variances tabulated where that pays."""
-        plain, table = self._contrasts(C), self.likelihood.tabulate
-        variance = table(lambda g: self.likelihood.variance_form(g, plain.a), plain.ols)
+        plain = self._contrasts(C)
+        variance = self.likelihood.variance_table(plain.a, plain.ols)
         if not gradient:
             return replace(plain, variance=variance)
         steepest = namespace(C).concat([plain.ols / LARGEST_RATIO] * self.likelihood.n_components)  # (k * c,)
-        return replace(plain, variance=variance, gradient=table(lambda g: self._gradient_rows(g, plain), steepest))
+        return replace(plain, variance=variance, gradient=self.likelihood.gradient_table(plain.a, steepest))
 
     def _contrasts(self, C: Array) -> Contrasts:
         return Contrasts(C, a=(C @ self.xxz).T, ols=namespace(C).sum((C @ self.XXinv) * C, axis=1))

@@ -13,12 +13,17 @@ from dataclasses import dataclass, replace
 from .arrays import Array, namespace, to_numpy, zeros
 from .likelihood import Likelihood, Traces
 from .linalg import largest_eigenvalue
-from .ratio_table import Axis, RatioTable, lookup
+from .plan import blocks, table_bytes
+from .projection import Projection
+from .ratio_table import Axis, RatioTable, lookup, on_grid
 from .root import Root, ranges
-from .summary import Projected
+from .spectra import NODES, Spectra
+from .threads import in_threads
 
 #: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
 LOWEST = (0.1, 0.3, 0.55, 0.9)
+#: Bytes that the tables may take when nothing is said.
+LARGEST_TABLES = 2**31
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class MultiComponent(Likelihood):
     B_0: Array  #: (k, k, 1)
     lam: Array  #: (k, 1), largest eigenvalue of every effect alone
     axes: tuple[Axis, ...] | None  #: grid of the tables, if there are enough genes
+    spectra: Spectra | None  #: of two effects, at the grid's ratios of the eliminated one
     trace_table: RatioTable | None
     F_table: RatioTable | None  #: the part of F that depends on the ratio of the eliminated effect
     F_rest: Array | None  #: (pairs, 1), the rest of F
@@ -43,13 +49,18 @@ class MultiComponent(Likelihood):
     n_components: int
 
     @classmethod
-    def build(cls, projected: Projected, d: tuple[int, ...], method: str) -> MultiComponent:
-        """Decompose the design once and rotate all genes."""
-        matrix = projected.S if method == "REML" else projected.ZZ
-        squares = namespace(matrix).linalg.diagonal(projected.ZZ)
-        root = Root.build(projected.S, squares, d)
-        root_trace = root if method == "REML" else Root.build(projected.ZZ, squares, d)
-        p, genes = projected.beta_ols.shape
+    def decompose(
+        cls, projection: Projection, d: tuple[int, ...], method: str, genes: int = 0, memory: int | None = None
+    ) -> MultiComponent:
+        """Decompose the design once; no genes yet.
+
+        With tables if they pay for that many `genes`, and take no more than `memory` (bytes).
+        """
+        matrix = projection.S if method == "REML" else projection.ZZ
+        squares = namespace(matrix).linalg.diagonal(projection.ZZ)
+        root = Root.build(projection.S, squares, d)
+        root_trace = root if method == "REML" else Root.build(projection.ZZ, squares, d)
+        p = projection.XXinv.shape[0]
         xp = namespace(matrix)
         lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
         T_0, B_0, _, _ = root_trace.traces(zeros((len(d), 1), matrix))
@@ -60,18 +71,23 @@ class MultiComponent(Likelihood):
             B_0=B_0,
             lam=lam[:, None],
             axes=None,
+            spectra=None,
             trace_table=None,
             F_table=None,
             F_rest=None,
             d=d,
-            h=root.inverse @ projected.zry,
-            yry=projected.yry,
-            residual_df=projected.n - (p if method == "REML" else 0),
-            default_df=projected.n - p,
+            h=root.inverse[:, :0],
+            yry=root.mu[:0],
+            residual_df=projection.n - (p if method == "REML" else 0),
+            default_df=projection.n - p,
             rank=root.mu.shape[0],
             n_components=len(d),
         )
-        return plain._with_tables(genes)
+        return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
+
+    def with_genes(self, zry: Array, yry: Array) -> MultiComponent:
+        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
+        return replace(self, h=self.root.inverse @ zry, yry=yry)
 
     def select(self, index: Array) -> MultiComponent:
         """Return the likelihood for the genes at `index`."""
@@ -82,10 +98,6 @@ class MultiComponent(Likelihood):
         """T, B, E, z and log det at the ratios `g` (k, b)."""
         xp = namespace(g)
         k, b = g.shape
-        if not bool(xp.any(g != 0)):  # where every fit starts: A = I
-            T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
-            zero = xp.zeros_like(g[0, :])
-            return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
         scale = self._scale(g)  # (k, b)
         T = shared[:k, :] / scale
@@ -94,9 +106,22 @@ class MultiComponent(Likelihood):
         ok = ok & (shared[-1, :] > 0.5)
         return Traces(T, B, *self._squares(v), logdet=shared[-2, :], ok=ok, condition=xp.max(scale, axis=0))
 
-    def tabulate(self, function: Callable[[Array], Array], size: Array) -> RatioTable | None:
-        """Table of `function` on the grid of the traces, if there is one."""
-        return None if self.axes is None else RatioTable.build(self.axes, function, self.lam, size)
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: A = I."""
+        xp, k, b = namespace(self.h), self.n_components, self.h.shape[1]
+        T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
+        zero = xp.zeros_like(self.yry)
+        return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
+    def variance_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `variance_form`, if there is a grid."""
+        exact = lambda g: self.variance_form(g, a)  # noqa: E731
+        return self._table(exact, lambda at, g: at.variance_form(g, a), size)
+
+    def gradient_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `gradient_form` as rows (k * c, b), if there is a grid."""
+        exact = lambda g: _rows(self.gradient_form(g, a), 1)  # noqa: E731
+        return self._table(exact, lambda at, g: _rows(at.gradient_form(g, a), 2), size)
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
@@ -106,8 +131,12 @@ class MultiComponent(Likelihood):
         return xp.concat(root.components(g_e[None, :] * (root.K_e @ v), D_R.T * (root.K_R @ v)), axis=0)
 
     def effect_form(self, g: Array, a: Array) -> Array:
-        """a' u (c, b)."""
-        return a.T @ self.random_effects(g)
+        """a' u (c, b): the roots meet the few columns of `a`, not the genes."""
+        root = self.root
+        v, _ = self._whitened(g)
+        g_e, D_R = root.split(g)
+        a_e, a_R = root.rows(a)
+        return g_e[None, :] * ((root.K_e.T @ a_e).T @ v) + a_R.T @ (D_R.T * (root.K_R @ v))
 
     def variance_form(self, g: Array, a: Array) -> Array:
         """a' N a = a'D a - x' A^-1 x with x = K'D a (c, b)."""
@@ -175,28 +204,63 @@ class MultiComponent(Likelihood):
         y = root.apply(root.inner(g), xp.reshape(x, (r, k * c, b)))
         return x, xp.reshape(y, (r, k, c, b))
 
-    def _with_tables(self, genes: int) -> MultiComponent:
-        """The same with tables, if there is a grid that is cheaper than the genes and that they are accurate on.
+    def _with_tables(self, genes: int, memory: int) -> MultiComponent:
+        """The same with tables, if there is a grid that they are accurate on, cheaper than the genes and not too large.
 
         V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
         """
-        xp, largest = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist()
-        for lowest in LOWEST if min(largest) > 0 and self.root.pairs is not None else ():
+        xp, largest, e = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist(), self.root.eliminated
+        for lowest in LOWEST if min(largest) > 0 else ():
             axes = tuple(Axis.build(lam, lowest) for lam in largest)
+            nodes = axes[e].size if len(axes) == 2 else math.prod(axis.size for axis in axes)
             corner = (lowest - 1.0) / self.lam  # (k, 1)
-            if math.prod(axis.size for axis in axes) > genes or not bool(xp.all(self.root_trace.traces(corner)[3])):
+            too_large = table_bytes(axes[e].size, self.root.K_R.shape[0]) > memory
+            if nodes > genes or too_large or not bool(xp.all(self.root_trace.traces(corner)[3])):
                 continue
-            traces = RatioTable.build(axes, self._trace_functions, self.lam)
-            F = RatioTable.build((axes[self.root.eliminated],), self._F_function, self.lam)
+            g_e = axes[e].ratios(axes[e].nodes(), self.lam)  # (J,)
+            grid = replace(self, axes=axes, spectra=Spectra.build(self.root, g_e) if len(axes) == 2 else None)
+            of_traces = grid if self.root_trace is self.root else grid._with_spectra_of(self.root_trace, g_e)
+            traces = of_traces._table(self._trace_functions, self._trace_rows_of)
+            F = RatioTable.build((axes[e],), self._F_function(g_e[None, :]), self._F_function)
             if traces is not None and F is not None:
-                return replace(self, axes=axes, trace_table=traces, F_table=F, F_rest=self.root.packed_F_rest())
+                return replace(grid, trace_table=traces, F_table=F, F_rest=self.root.packed_F_rest())
         return self
+
+    def _with_spectra_of(self, root: Root, g_e: Array) -> MultiComponent:
+        return replace(self, spectra=None if self.spectra is None else Spectra.build(root, g_e))
+
+    def _table(
+        self, exact: Callable[[Array], Array], by_spectra: Callable[[Spectra, Array], Array], size: Array | None = None
+    ) -> RatioTable | None:
+        """Table of functions on the grid, from ratios (k, b) to rows (w, b); None if there is no grid.
+
+        Of two effects it is filled from the spectra: (w, J, I) from J ratios of the eliminated effect and I of the
+        other.
+        """
+        if self.axes is None:
+            return None
+        if self.spectra is None:
+            return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
+        e, spectra = self.root.eliminated, self.spectra
+        g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
+        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES))
+        values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
+        return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
 
     def _trace_functions(self, g: Array) -> Array:
         # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
-        xp = namespace(g)
-        T, B, logdet, ok = self.root_trace.traces(g)
-        scale = self._scale(g)  # (k, b)
+        return self._trace_rows(g, *self.root_trace.traces(g))
+
+    def _trace_rows_of(self, spectra: Spectra, g: Array) -> Array:
+        # the same at the ratios of `spectra` and `g` of the other effect (k + k^2 + 2, J, I)
+        xp, J, I = namespace(g), spectra.g_e.shape[0], g.shape[0]
+        both = [xp.broadcast_to(spectra.g_e[:, None], (J, I)), xp.broadcast_to(g[None, :], (J, I))]
+        ratios = xp.stack(both[::-1] if self.root.eliminated else both, axis=0)  # (2, J, I)
+        flat = [xp.reshape(x, (*x.shape[:-2], J * I)) for x in (ratios, *spectra.traces(g))]
+        return xp.reshape(self._trace_rows(*flat), (-1, J, I))
+
+    def _trace_rows(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array) -> Array:
+        xp, scale = namespace(g), self._scale(g)  # (k, b)
         B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (-1, g.shape[1]))
         return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
 
@@ -237,3 +301,8 @@ class MultiComponent(Likelihood):
         K = self.root.components(self.root.K_e, self.root.K_R)
         loads = xp.stack([K_i.T @ part for K_i, part in zip(K, self._parts(a), strict=True)], axis=0)  # (k, r, c)
         return xp.tensordot(loads, g, axes=((0,), (0,)))
+
+
+def _rows(values: Array, kept: int) -> Array:
+    # all but the last `kept` axes as one
+    return namespace(values).reshape(values, (-1, *values.shape[-kept:]))

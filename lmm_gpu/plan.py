@@ -14,6 +14,8 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 DEFAULT_SHARE = 0.25
 #: Bytes of a block when no budget is given: more genes at once would not be faster.
 BLOCK_BYTES = 128 * 2**20
+#: Genes of a block: fewer, and the overhead of every call shows; more, and their numbers leave the caches.
+MOST_GENES = 2048
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,12 @@ class Shape:
         q, k, p = sum(self.d), len(self.d), self.p
         rest = q - max(self.d) if k > 1 else 0
         vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
-        return 8 * (vectors + 4 * rest * p + 12 * rest * rest)
+        return 8 * (vectors + rest * (q + 4 * p + 12 * rest))
+
+
+def table_bytes(nodes: int, q_R: int) -> int:
+    """Bytes that the tables of a design take while they are built: a few matrices (q_R, q_R) per node of an effect."""
+    return 8 * 5 * nodes * q_R * q_R
 
 
 def genes_per_block(shape: Shape, memory: int | None) -> int:
@@ -41,10 +48,10 @@ def genes_per_block(shape: Shape, memory: int | None) -> int:
     """
     need = shape.bytes_per_gene()
     if memory is None:
-        return max(1, min(1024, BLOCK_BYTES // need))
+        return max(1, min(MOST_GENES, BLOCK_BYTES // need))
     if need > memory:
         raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
-    return min(1024, memory // need)
+    return min(MOST_GENES, memory // need)
 
 
 def threads_within(shape: Shape, memory: int | None) -> int:
@@ -59,6 +66,18 @@ def blocks(m: int, size: int) -> Iterator[tuple[int, int]]:
     [(0, 2), (2, 4), (4, 5)]
     """
     return ((lo, min(lo + size, m)) for lo in range(0, m, size))
+
+
+def even_blocks(m: int, size: int, threads: int) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `size` out of `m`, nearly equal, and as many for every one of the threads.
+
+    >>> list(even_blocks(10, 4, 2))
+    [(0, 3), (3, 6), (6, 9), (9, 10)]
+    """
+    count = -(-m // size)
+    if count > 1:
+        count = -(-count // threads) * threads
+    return blocks(m, -(-m // max(count, 1)) or 1)
 
 
 def parse_memory(memory: int | float | str | None) -> int | None:

@@ -32,9 +32,10 @@ from .inputs import (
     sparse_if_worth_it,
 )
 from .plan import blocks, parse_memory
+from .products import centred_products, constant_of, design_products, join_genes
 from .pvalues import t_pvalue
 from .results import LMMFit
-from .summary import SummaryStats, assemble, design_products, gene_products, join_genes
+from .summary import SummaryStats, assemble
 from .transform import check_values, recognise
 
 
@@ -102,13 +103,14 @@ def sslmm(
         check_values(matrix, name)
     transform = recognise(Y, is_counts)
     X, Z = dense(X), sparse_if_worth_it(Z)
-    parts = [
-        gene_products(X, Z, transform.apply(rows_of(Y, lo, hi).T))
-        for lo, hi in blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
-    ]
+    constant, parts = constant_of(X), []
+    for lo, hi in blocks(m, _block_size(m, n, nBlocks, parse_memory(memory))):
+        values = transform.apply(rows_of(Y, lo, hi).T)
+        parts.append(centred_products(X, Z, values, constant))
     return assemble(
         design_products(X, Z),
         join_genes(parts),
+        constant,
         d=widths,
         features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
         fixed_names=choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
@@ -456,8 +458,8 @@ def _check_blocks(nBlocks: int) -> int:
 
 
 def _block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
-    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, twice."""
+    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, three times."""
     if nBlocks is not None:
         return math.ceil(m / _check_blocks(nBlocks))
     budget = 2**28 if memory is None else memory
-    return max(1, min(m, budget // (16 * max(n, 1))))
+    return max(1, min(m, budget // (24 * max(n, 1))))

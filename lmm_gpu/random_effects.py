@@ -11,18 +11,18 @@ from .likelihood import Likelihood
 from .linalg import identity
 from .model import in_pieces
 from .multi_component import MultiComponent
+from .projection import Projection
 from .single_component import SingleComponent
-from .summary import SummaryStats, project
+from .summary import SummaryStats
 
 
 def unprojected(summary: SummaryStats) -> Likelihood:
     """Likelihood of no genes with Z'Z in place of S: its N = D (I + Z'Z D)^-1 is the conditional covariance / s_0."""
-    projected = project(summary)
-    none = {name: getattr(projected, name)[..., :0] for name in ("beta_ols", "zry", "yry")}
-    bare = replace(projected, S=projected.ZZ, **none)
+    projection = Projection.build(summary)
+    bare = replace(projection, S=projection.ZZ)
     if len(summary.d) == 1:
-        return SingleComponent.build(bare, "REML")
-    return MultiComponent.build(bare, summary.d, "REML")
+        return SingleComponent.decompose(bare, "REML")
+    return MultiComponent.decompose(bare, summary.d, "REML")
 
 
 def conditional_sd(bare: Likelihood, theta: Array) -> np.ndarray:

@@ -23,8 +23,10 @@ LARGEST_RATIO = 4.0
 ACCURACY = 1e-12
 #: Relative error between the nodes above which a table is not used.
 TOLERANCE = 2e-11
-#: Nodes that are evaluated together.
-_BLOCK = 64
+#: Points that a table is tried at.
+_PROBES = 64
+#: Points that are evaluated together.
+_BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -86,26 +88,24 @@ class RatioTable:
 
     @classmethod
     def build(
-        cls, axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array, size: Array | None = None
+        cls, axes: tuple[Axis, ...], values: Array, functions: Callable[[Array], Array], size: Array | None = None
     ) -> RatioTable | None:
-        """Tabulate `functions`, from ratios (k, nodes) to values (w, nodes).
+        """Interpolate `values` (w, size_1, .., size_k) at the nodes of the axes.
 
-        None if the table is not accurate between its nodes: effects that overlap can bring a singularity close.
-        Errors are judged against the largest value of each function, and against `size` (w,), what is added to it.
+        None if the table is not accurate between its nodes, where `functions`, from ratios (k, b) to values (w, b),
+        tell: effects that overlap can bring a singularity close. Errors are judged against the largest value of each
+        function, and against `size` (w,), what is added to it.
         """
-        xp = namespace(reference)
-        grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
-        g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
-        parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
-        values = xp.concat(list(parts), axis=1)  # (w, nodes)
-        coefficients = xp.reshape(values.T, (*[axis.size for axis in axes], values.shape[0]))
+        xp = namespace(values)
+        coefficients = xp.moveaxis(values, 0, -1)  # (size_1, .., size_k, w)
         for position, axis in enumerate(axes):
-            rotated = xp.tensordot(axis.transform(reference), coefficients, axes=((1,), (position,)))
+            rotated = xp.tensordot(axis.transform(values), coefficients, axes=((1,), (position,)))
             coefficients = xp.moveaxis(rotated, 0, position)
         table = cls(axes, coefficients)
-        probes = xp.stack([axis.ratios(_probes(i), reference) for i, axis in enumerate(axes)], axis=0)
-        error = xp.max(xp.abs(table.evaluate(probes) - functions(probes)), axis=1)  # (w,)
-        largest = xp.max(xp.abs(values), axis=1) if size is None else size + xp.max(xp.abs(values), axis=1)
+        probes = xp.stack([axis.ratios(_probes(i), values) for i, axis in enumerate(axes)], axis=0)
+        error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes)), axis=1)  # (w,)
+        largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], -1))), axis=1)
+        largest = largest if size is None else size + largest
         return table if bool(xp.all(error <= TOLERANCE * largest)) else None
 
     def evaluate(self, g: Array) -> Array:
@@ -125,10 +125,25 @@ class RatioTable:
         return inside
 
 
+def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> Array:
+    """Values (w, size_1, .., size_k) at the nodes of the axes of `functions`, from ratios (k, b) to values (w, b)."""
+    xp = namespace(reference)
+    grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
+    g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
+    values = _in_blocks(functions, g)  # (w, nodes)
+    return xp.reshape(values, (values.shape[0], *[axis.size for axis in axes]))
+
+
+def _in_blocks(functions: Callable[[Array], Array], g: Array) -> Array:
+    # values (w, b) at the ratios `g` (k, b), a few at a time
+    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
+    return namespace(g).concat(list(parts), axis=1)
+
+
 def _probes(axis: int) -> list[float]:
     # positions of [-1, 1] that fill the grid evenly (Kronecker's sequence), the lowest corner first
     step = (0.5 * (math.sqrt(5.0) - 1.0)) ** (axis + 1)
-    return [-1.0] + [2.0 * ((j * step) % 1.0) - 1.0 for j in range(1, _BLOCK)]
+    return [-1.0] + [2.0 * ((j * step) % 1.0) - 1.0 for j in range(1, _PROBES)]
 
 
 def lookup(table: RatioTable | None, g: Array, exact: Callable[[Array], Array]) -> Array:

@@ -188,8 +188,9 @@ class LMMFit(FitTests, FitVariances):
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for genes in self._blocks():
-            result[..., genes] = form(*self._of(genes))
+        for bounds in self._blocks():
+            genes, model, theta = self._of(bounds)
+            result[..., genes] = form(model, theta)
         return result
 
     def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:

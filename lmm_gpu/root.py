@@ -20,7 +20,7 @@ from .arrays import Array, indices, like, namespace
 from .linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve
 
 #: Bytes that the products of row pairs may take; beyond, F is formed gene by gene in one stacked product.
-LARGEST_PAIRS = 2**30
+LARGEST_PAIRS = 2**26
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Root:
     K_R: Array  #: (q_R, r)
     inverse: Array  #: (r, q), pseudo-inverse of K, columns in the order of S
     pairs: Array | None  #: (q_R (q_R + 1) / 2, r), products of the rows of K_R, None if they would be too large
-    unpack: Array  #: (q_R * q_R,), position in `pairs` of every entry of a symmetric matrix
+    triangle: Array  #: (q_R (q_R + 1) / 2,), positions of the upper triangle among the q_R * q_R entries
+    unpack: Array  #: (q_R * q_R,), position in that triangle of every entry of a symmetric matrix
     eliminated: int  #: which effect is eliminated
     blocks: tuple[tuple[int, int], ...]  #: rows of K_R of each remaining effect
 
@@ -61,13 +62,14 @@ class Root:
         K_e = K[start : start + d[e], :]
         mu, Q = eigh_psd(K_e.T @ K_e)
         K_R = xp.concat([K[:start, :], K[start + d[e] :, :]], axis=0) @ Q
-        pairs, unpack = _row_pairs(K_R)
+        triangle, unpack = _triangle(K_R)
         return cls(
             mu=mu,
             K_e=K_e @ Q,
             K_R=K_R,
             inverse=Q.T @ K_inverse,
-            pairs=pairs,
+            pairs=_row_pairs(K_R),
+            triangle=triangle,
             unpack=unpack,
             eliminated=e,
             blocks=ranges([width for i, width in enumerate(d) if i != e]),
@@ -93,16 +95,20 @@ class Root:
         xp, q_R = namespace(packed), self.K_R.shape[0]
         return xp.reshape(xp.take(packed, self.unpack, axis=1), (packed.shape[0], q_R, q_R))
 
+    def packed(self, square: Array) -> Array:
+        """Upper triangles (pairs, b) of symmetric matrices (b, q_R, q_R)."""
+        xp = namespace(square)
+        return xp.take(xp.reshape(square, (square.shape[0], -1)), self.triangle, axis=1).T
+
     def packed_F(self, g_e: Array) -> Array:
         """Upper triangles of the part of F (pairs, b) that depends on the eliminated effect's ratio (1, b)."""
-        assert self.pairs is not None
-        return self.pairs @ namespace(g_e).where(self.mu[:, None] > 0, self.delta(g_e[0, :])[0], 0.0)
+        (F,) = self.gram(namespace(g_e).where(self.mu[:, None] > 0, self.delta(g_e[0, :])[0], 0.0))
+        return self.packed(F)
 
     def packed_F_rest(self) -> Array:
         """Upper triangle of the rest of F (pairs, 1): directions that the eliminated effect has no part in."""
-        xp = namespace(self.mu)
-        assert self.pairs is not None
-        return self.pairs @ xp.astype(self.mu == 0, self.mu.dtype)[:, None]
+        (F,) = self.gram(namespace(self.mu).astype(self.mu == 0, self.mu.dtype)[:, None])
+        return self.packed(F)
 
     def delta(self, g_e: Array) -> tuple[Array, Array]:
         """1 / (1 + g_e mu) (r, b), and whether all of it is positive (b,)."""
@@ -149,13 +155,12 @@ class Root:
         product for all genes, and F = K_R diag(delta) K_R'.
         """
         xp = namespace(g)
-        (q_R, r), c, b = self.K_R.shape, a_e.shape[1], g.shape[1]
+        q_R = self.K_R.shape[0]
         g_e, D_R = self.split(g)
         delta, _ = self.delta(g_e)
         (F,) = self.gram(delta)
         L_e = self.K_e.T @ a_e  # (r, c)
-        crossed = xp.reshape(self.K_R[:, None, :] * L_e.T[None, :, :], (q_R * c, r))
-        crossed = xp.reshape((g_e[None, :] * delta).T @ crossed.T, (b, q_R, c))  # g_e K_R diag(delta) L_e
+        crossed = g_e[:, None, None] * self._crossed(delta, L_e)  # (b, q_R, c), K_R diag(delta) g_e L_e
         loaded = D_R[:, :, None] * a_R[None, :, :]  # (b, q_R, c)
         u = crossed + xp.matmul(F, loaded)  # (b, q_R, c), K_R diag(delta) x
         C = identity(q_R, F)[None, :, :] + F * D_R[:, None, :]
@@ -163,6 +168,15 @@ class Root:
         diagonal = (g_e * g_e)[None, :] * ((L_e * L_e).T @ delta)  # (c, b), |delta^1/2 g_e L_e|^2
         rest = loaded * (crossed + u) - u * D_R[:, :, None] * solved  # (b, q_R, c)
         return diagonal + xp.sum(rest, axis=1).T
+
+    def _crossed(self, delta: Array, L_e: Array) -> Array:
+        # K_R diag(delta) L_e (b, q_R, c): what is formed has the fewer of the genes and the columns
+        xp, (q_R, r), (b, c) = namespace(delta), self.K_R.shape, (delta.shape[1], L_e.shape[1])
+        if b < c:
+            weighted = xp.reshape(self.K_R[None, :, :] * delta.T[:, None, :], (b * q_R, r))
+            return xp.reshape(weighted @ L_e, (b, q_R, c))
+        rows = xp.reshape(self.K_R[:, None, :] * L_e.T[None, :, :], (q_R * c, r))
+        return xp.reshape(delta.T @ rows.T, (b, q_R, c))
 
     def components(self, x_e: Array, x_R: Array) -> list[Array]:
         """Parts of every effect, in order, from that of the eliminated one and the rows of the rest."""
@@ -209,17 +223,23 @@ class Root:
         return xp.stack(T, axis=0), B_all, inner.logdet, inner.ok
 
 
-def _row_pairs(K_R: Array) -> tuple[Array | None, Array]:
-    # products of the rows a <= b of K_R, and where each entry (a, b) of a symmetric matrix is among them
-    q_R, r = K_R.shape
-    if 4 * q_R * (q_R + 1) * r > LARGEST_PAIRS:
-        return None, indices([], K_R)
+def _triangle(K_R: Array) -> tuple[Array, Array]:
+    # where the entries a <= b of a symmetric matrix lie among all, and where each entry lies among those
+    q_R = K_R.shape[0]
     rows = list(combinations_with_replacement(range(q_R), 2))
     position = {pair: i for i, pair in enumerate(rows)}
     square = [position[min(a, b), max(a, b)] for a in range(q_R) for b in range(q_R)]
+    return indices([a * q_R + b for a, b in rows], K_R), indices(square, K_R)
+
+
+def _row_pairs(K_R: Array) -> Array | None:
+    # products of the rows a <= b of K_R, if they are not too large
+    q_R, r = K_R.shape
+    if 4 * q_R * (q_R + 1) * r > LARGEST_PAIRS:
+        return None
+    xp, rows = namespace(K_R), list(combinations_with_replacement(range(q_R), 2))
     first, second = (indices([pair[i] for pair in rows], K_R) for i in (0, 1))
-    xp = namespace(K_R)
-    return xp.take(K_R, first, axis=0) * xp.take(K_R, second, axis=0), indices(square, K_R)
+    return xp.take(K_R, first, axis=0) * xp.take(K_R, second, axis=0)
 
 
 def ranges(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:

@@ -57,6 +57,9 @@ class Evaluation:
 class Objective(Protocol):
     """What the loop needs of a likelihood."""
 
+    def begin(self) -> tuple[Array, Evaluation]:
+        """Where to start, theta (k+1, b), and the evaluation there."""
+
     def evaluate(self, theta: Array) -> Evaluation:
         """Value, score and information at theta (k+1, b)."""
 
@@ -102,17 +105,20 @@ class Outcome:
     halved: Array  #: (b,), bool
 
 
-def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
-    """Maximise the likelihood of every gene from `start` (k+1, b).
+def maximise(objective: Objective, start: Array | None, rules: Rules) -> Outcome:
+    """Maximise the likelihood of every gene from `start` (k+1, b), or from where the objective begins.
 
     As in FLASHMM, `niter` counts evaluations and a last step follows the one that met the stopping rule.
     Genes that are done stand still, and leave the batch together once they are many.
     """
+    found = None
+    if start is None:
+        start, found = objective.begin()
     state = _begin(start)
     alive = to_numpy(namespace(start).arange(start.shape[1]))  # positions of the batch's genes in `start`
     left: list[tuple[Array, State]] = []
     while alive.shape[0] > 0:
-        state = advance(state, objective, rules)
+        state, found = advance(state, objective, rules, found), None
         done = to_numpy(state.done)
         if done.sum() < WORTH_LEAVING * done.shape[0]:
             continue
@@ -122,13 +128,16 @@ def maximise(objective: Objective, start: Array, rules: Rules) -> Outcome:
     return _collect(left, start)
 
 
-def advance(state: State, objective: Objective, rules: Rules) -> State:
-    """Try one step for every gene: accept it and plan the next one, or halve it."""
+def advance(state: State, objective: Objective, rules: Rules, found: Evaluation | None = None) -> State:
+    """Try one step for every gene: accept it and plan the next one, or halve it.
+
+    `found` is the evaluation at the trial point, if it is known.
+    """
     xp = namespace(state.theta)
     trial = state.theta + state.length[None, :] * state.step  # (k+1, b)
     if rules.nonnegative:
         trial = _clear_rounding(state, trial)
-    found = objective.evaluate(trial)
+    found = objective.evaluate(trial) if found is None else found
     last = state.status != int(Status.RUNNING)
     accept = found.ok & (found.value >= state.value - state.slack) & ~state.done
     plan = accept & ~last

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from .arrays import Array, namespace
 from .likelihood import Likelihood, Traces
-from .linalg import eigh_psd
-from .summary import Projected
+from .linalg import eigh_psd, log_product
+from .projection import Projection
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,25 @@ class SingleComponent(Likelihood):
     n_components: int = 1
 
     @classmethod
-    def build(cls, projected: Projected, method: str) -> SingleComponent:
-        """Decompose the design once and rotate all genes."""
-        xp = namespace(projected.S)
-        lam, U = eigh_psd(projected.S, xp.max(xp.linalg.diagonal(projected.ZZ)))
-        p = projected.XXinv.shape[0]
+    def decompose(cls, projection: Projection, method: str) -> SingleComponent:
+        """Decompose the design once; no genes yet."""
+        xp = namespace(projection.S)
+        lam, U = eigh_psd(projection.S, xp.max(xp.linalg.diagonal(projection.ZZ)))
+        p = projection.XXinv.shape[0]
         return cls(
             lam=lam,
-            lam_trace=lam if method == "REML" else eigh_psd(projected.ZZ)[0],
+            lam_trace=lam if method == "REML" else eigh_psd(projection.ZZ)[0],
             U=U,
-            c=U.T @ projected.zry,
-            yry=projected.yry,
-            residual_df=projected.n - (p if method == "REML" else 0),
-            default_df=projected.n - p,
+            c=U[:, :0],
+            yry=lam[:0],
+            residual_df=projection.n - (p if method == "REML" else 0),
+            default_df=projection.n - p,
             rank=int(xp.count_nonzero(lam)),
         )
+
+    def with_genes(self, zry: Array, yry: Array) -> SingleComponent:
+        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
+        return replace(self, c=self.U.T @ zry, yry=yry)
 
     def select(self, index: Array) -> SingleComponent:
         """Return the likelihood for the genes at `index`."""
@@ -56,16 +60,24 @@ class SingleComponent(Likelihood):
         w, ok = self._shrinkage(self.lam, g)  # (q, b)
         w_trace, ok_trace = (w, ok) if self.lam_trace is self.lam else self._shrinkage(self.lam_trace, g)
         lam = self.lam_trace[None, :]  # (1, q)
-        cw = self.c * w  # (q, b)
+        c2w = self.c * self.c * w  # (q, b)
         return Traces(
             T=lam @ w_trace,
             B=((lam * lam) @ (w_trace * w_trace))[None, :, :],
-            E=xp.sum(cw * cw, axis=0)[None, :],
-            z=xp.sum(self.c * cw, axis=0)[None, :],
-            logdet=-xp.sum(xp.log(w_trace), axis=0),
+            E=xp.sum(c2w * w, axis=0)[None, :],
+            z=xp.sum(c2w, axis=0)[None, :],
+            logdet=-log_product(w_trace),
             ok=ok & ok_trace,
             condition=xp.ones_like(g[0, :]),
         )
+
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: w = 1."""
+        xp, lam = namespace(self.c), self.lam_trace
+        zero = xp.zeros_like(self.yry)  # (b,)
+        squares = xp.sum(self.c * self.c, axis=0)[None, :]  # (1, b)
+        T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
+        return Traces(T[None, :], B[None, None, :], squares, squares, logdet=zero, ok=zero == 0, condition=zero + 1.0)
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""

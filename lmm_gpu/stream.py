@@ -12,7 +12,8 @@ import scipy.sparse
 from .design import Design
 from .io import Source
 from .plan import default_memory
-from .summary import SummaryStats, assemble, design_products, gene_products
+from .products import centre_of, constant_of, design_products, gene_products
+from .summary import SummaryStats, assemble
 from .transform import Transform, check_values, looks_like_counts, recognise
 
 logger = logging.getLogger("lmm_gpu")
@@ -61,18 +62,21 @@ def accumulate(
     X: Any = design.X
     if np.count_nonzero(X) < _SPARSE_DENSITY * X.size:
         X = scipy.sparse.csr_array(X)
-    total: dict[str, Any] | None = None
+    constant, centre, total = constant_of(X), None, None
     values = _Values(transform, is_counts)
     for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
         check_values(Y, source.name, rows.start)
-        part = gene_products(X[rows], design.Z[rows], values.of(Y, rows, source.name))
+        Y = values.of(Y, rows, source.name)
+        centre = centre_of(Y, constant) if total is None else centre  # of the first chunk, for all
+        part = gene_products(X[rows], design.Z[rows], Y, centre)
         total = part if total is None else {name: total[name] + part[name] for name in total}
         if progress is not None:
             progress(rows.stop - rows.start)
     assert total is not None
     return assemble(
         design_products(X, design.Z),
-        total,
+        total | {"centre": centre},
+        constant,
         d=design.d,
         features=source.features,
         fixed_names=tuple(design.fixed_names),

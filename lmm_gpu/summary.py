@@ -6,17 +6,36 @@ concatenate over genes. Everything is accumulated in float64 whatever the input 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-import scipy.sparse
+from .alignment import aligned, check_same_cells, check_unique, default_names, sliced
+from .archive import read_archive, write_archive
+from .arrays import Array, flag_indices, indices, namespace, to_numpy
+from .products import (
+    Centred,
+    add_centred,
+    centred_products,
+    constant_of,
+    design_products,
+    join_centred,
+    join_genes,
+    moved,
+)
 
-from .arrays import Array, like, namespace, to_numpy
-from .linalg import inverse_spd
-
-#: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
-NO_VARIANCE = 1e-13
+#: Sums about zero and about a centre are of the same cells if they agree to this.
+_AGREE = 1e-6
+#: What a file says that it holds, and under which names.
+_KIND = "lmm_gpu summary statistics"
+_ADVICE = "take a fresh copy of the file, or sum up the cells again and save that"
+_ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
+_LABELS = ("features", "fixed_names", "random_names", "component_names")
+_ATTRIBUTES = ("n", "formula", "transform")
+_CENTRED = "centred/"
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,8 @@ class SummaryStats:
         Sums of y, for mean expression.
     formula, transform : str, optional
         What the design and the values came from.
+    centred : Centred, optional
+        XY, ZY, Ynorm and Ysum of y - centre, where a gene lies far from zero for its spread: its digits are in these.
     terms : tuple of (str, tuple of int), optional
         Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
 
@@ -69,6 +90,7 @@ class SummaryStats:
     Ysum: Array | None = None
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
+    centred: Centred | None = field(default=None, repr=False)
     terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
@@ -89,25 +111,137 @@ class SummaryStats:
         return getattr(self, name)
 
     def __add__(self, other: SummaryStats) -> SummaryStats:
-        """Statistics of the cells of both; genes, model and transform must be the same."""
+        """Statistics of the cells of both; genes and model must be the same.
+
+        Genes are aligned by name, to the order of the left. So are random levels, within their component: the left's,
+        then those that only the right has. Components have to be known by then: `sslmm` needs its `d`.
+
+        Raises
+        ------
+        ValueError
+            For genes that only one side has, and for another model or transform, with what differs.
+        """
         if not isinstance(other, SummaryStats):
             return NotImplemented
-        for name in ("d", "features", "fixed_names", "random_names", "formula", "transform"):
-            if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"cannot add summary statistics: {name} differ; both sides need the same genes and model"
-                )
-        total = {name: getattr(self, name) + getattr(other, name) for name in self.keys()}
-        sums = None if self.Ysum is None or other.Ysum is None else self.Ysum + other.Ysum
-        return replace(self, **total, Ysum=sums)
+        a, b = aligned(self, other)
+        total = {name: getattr(a, name) + getattr(b, name) for name in self.keys()}
+        sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
+        return replace(a, **total, Ysum=sums, centred=add_centred(a, b))
+
+    @classmethod
+    def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:
+        """Statistics of the genes of all `parts`, in order; their cells and design must be the same.
+
+        Raises
+        ------
+        ValueError
+            For other cells or another model, with what differs, and for genes that appear more than once, by name.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> parts = [cross_products(X, Z, Y[:, [gene]], features=(f"g{gene}",)) for gene in (0, 1)]
+        >>> SummaryStats.concat(parts).ZY.tolist()
+        [[2.0, 4.0], [10.0, 12.0]]
+        """
+        parts = list(parts)
+        if not parts or not all(isinstance(part, SummaryStats) for part in parts):
+            raise ValueError("SummaryStats.concat wants a list of SummaryStats of the same cells, at least one")
+        features = tuple(name for part in parts for name in part.features)
+        try:
+            for part in parts[1:]:
+                check_same_cells(parts[0], part)
+            check_unique("features", features)
+        except ValueError as error:
+            raise ValueError(f"cannot concatenate summary statistics: {error}") from None
+        wanted = [name for name in ("XY", "ZY", "Ynorm", "Ysum") if all(vars(part)[name] is not None for part in parts)]
+        genes = join_genes([{name: vars(part)[name] for name in wanted} for part in parts])
+        return replace(parts[0], **{"Ysum": None} | genes, features=features, centred=join_centred(parts))
+
+    def save(self, path: str | Path) -> None:
+        """Write to one HDF5 file; a file at `path` is replaced once all of it is written.
+
+        Arrays lie under their names as fields, those about a centre in the group ``centred``, labels are texts, and
+        ``n``, ``formula``, ``transform``, ``terms`` (as JSON) and ``fingerprint`` are attributes; `lmm_gpu.archive`
+        describes the rest.
+
+        Raises
+        ------
+        ValueError
+            If h5py is not installed.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cross_products(X, Z, Y).save(f"{folder}/site1.h5")
+        ...     SummaryStats.load(f"{folder}/site1.h5").ZY.tolist()
+        [[2.0, 4.0], [10.0, 12.0]]
+        """
+        arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
+        arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
+        if self.Ysum is not None:
+            arrays["Ysum"] = to_numpy(self.Ysum)
+        if self.centred is not None:
+            arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
+        labels = {name: getattr(self, name) for name in _LABELS}
+        attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
+        attributes["terms"] = self.terms and json.dumps(self.terms)
+        write_archive(path, _KIND, arrays, labels, attributes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SummaryStats:
+        """Read what `save` wrote: the same numbers to the bit, on the host.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is truncated, altered, or something else, or h5py is not installed.
+        """
+        arrays, labels, attributes = read_archive(path, _KIND, _ADVICE)
+        centred = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
+        try:
+            fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+            fields |= {name: tuple(labels[name]) for name in _LABELS}
+            fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
+            fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
+            terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
+            return cls(**fields, terms=terms or None, centred=Centred(**centred) if centred else None)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"cannot use {path}: what it holds does not fit together ({error}); {_ADVICE}") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """Short hash of formula, fixed columns, random effects and transform: the same where statistics may add.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> ones = np.ones((4, 1))
+        >>> a, b = (cross_products(ones, ones, ones, random_names=[donor]) for donor in "AB")
+        >>> a.fingerprint == b.fingerprint != cross_products(ones, ones, ones, transform="log1p").fingerprint
+        True
+        """
+        model = (self.formula, self.fixed_names, self.component_names, self.transform)
+        return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:12]
+
+    def select(self, genes: slice) -> SummaryStats:
+        """Return the statistics of some of the genes: no copies."""
+        centred = self.centred and replace(self.centred, **sliced(vars(self.centred), genes))
+        return replace(self, **sliced(vars(self), genes), features=self.features[genes], centred=centred)
 
     def without(self, component: int) -> SummaryStats:
         """Statistics of the model without the random effect at position `component`; others must remain."""
         xp, ends = namespace(self.ZZ), [sum(self.d[: i + 1]) for i in range(len(self.d))]
         lo, hi = ends[component] - self.d[component], ends[component]
         kept = [i for i in range(ends[-1]) if not lo <= i < hi]
-        rows = like(kept, self.ZZ, dtype=xp.int64)
+        rows = indices(kept, self.ZZ)
         others = [i for i in range(len(self.d)) if i != component]
+        centred = self.centred and replace(self.centred, ZY=xp.take(self.centred.ZY, rows, axis=0))
         return replace(
             self,
             ZX=xp.take(self.ZX, rows, axis=0),
@@ -117,6 +251,7 @@ class SummaryStats:
             random_names=tuple(self.random_names[i] for i in kept),
             component_names=tuple(self.component_names[i] for i in others),
             formula=None,
+            centred=centred,
         )
 
     @property
@@ -135,32 +270,25 @@ def cross_products(X: Any, Z: Any, Y: Any, **labels: Any) -> SummaryStats:
 
     `labels` are the remaining fields of `SummaryStats`; by default one random effect and numbered names.
     """
-    return assemble(design_products(X, Z), gene_products(X, Z, Y), **labels)
+    constant = constant_of(X)
+    return assemble(design_products(X, Z), centred_products(X, Z, Y, constant), constant, **labels)
 
 
-def design_products(X: Any, Z: Any) -> dict[str, Any]:
-    """n, X'X, Z'X and Z'Z of the design of some cells."""
-    X, Z = _as_float64(X), _as_float64(Z)
-    return {"n": X.shape[0], "XX": _dense(X.T @ X), "ZX": _dense(Z.T @ X), "ZZ": _dense(Z.T @ Z)}
+def assemble(
+    design: Mapping[str, Any],
+    genes: Mapping[str, Any],
+    constant: Array | None = None,
+    **labels: Any,
+) -> SummaryStats:
+    """Summary statistics from products, with numbered names where `labels` has none.
 
-
-def gene_products(X: Any, Z: Any, Y: Any) -> dict[str, Array]:
-    """X'Y, Z'Y, y'y and the sum of y of some genes in some cells; Y is (n, m)."""
-    X, Z, Y = _as_float64(X), _as_float64(Z), _as_float64(Y)
-    squares = Y.multiply(Y) if scipy.sparse.issparse(Y) else Y * Y
-    return {"XY": _dense(X.T @ Y), "ZY": _dense(Z.T @ Y), "Ynorm": _column_sums(squares), "Ysum": _column_sums(Y)}
-
-
-def join_genes(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
-    """Concatenate `gene_products` of consecutive genes."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    xp = namespace(parts[0]["XY"])
-    return {name: xp.concat([part[name] for part in parts], axis=-1) for name in parts[0]}
-
-
-def assemble(design: Mapping[str, Any], genes: Mapping[str, Array], **labels: Any) -> SummaryStats:
-    """Summary statistics from products, with numbered names where `labels` has none."""
+    `genes` are about their "centre" (m,), if they have one, which the `constant` (p,) moves back.
+    """
+    genes, centred = dict(genes), None
+    centre = genes.pop("centre", None)
+    if constant is not None and centre is not None and flag_indices(centre).size:
+        centred = Centred(centre, constant, **genes)
+        genes = moved(genes, design, constant, -centre)
     (p, m), q = genes["XY"].shape, design["ZZ"].shape[0]
     defaults = {
         "d": (q,),
@@ -170,82 +298,7 @@ def assemble(design: Mapping[str, Any], genes: Mapping[str, Array], **labels: An
     }
     labels = {**defaults, **{name: value for name, value in labels.items() if value is not None}}
     labels.setdefault("component_names", default_names("var", len(labels["d"])))
-    return SummaryStats(**design, **genes, **labels)
-
-
-def default_names(prefix: str, count: int) -> tuple[str, ...]:
-    """`prefix`1 .. `prefix`count."""
-    return tuple(f"{prefix}{i + 1}" for i in range(count))
-
-
-@dataclass(frozen=True)
-class Projected:
-    """What is left of the random effects and the genes once X is projected out; R = I - X XXinv X'."""
-
-    n: int
-    XXinv: Array  #: (p, p)
-    xxz: Array  #: (p, q), XXinv X'Z
-    S: Array  #: (q, q), Z'RZ
-    ZZ: Array  #: (q, q)
-    beta_ols: Array  #: (p, m)
-    zry: Array  #: (q, m), Z'Ry
-    yry: Array  #: (m,), y'Ry
-
-
-def project(summary: SummaryStats) -> Projected:
-    """Project the fixed effects out of the random effects and the genes.
-
-    Raises
-    ------
-    ValueError
-        If X is rank deficient (with the columns involved) or there are not more cells than columns.
-    """
-    ss = summary
-    p = ss.XX.shape[0]
-    if ss.n <= p:
-        raise ValueError(
-            f"the model has {p} fixed-effect columns but only {ss.n} cells: no residual is left; drop terms"
-        )
-    XXinv, dependent = inverse_spd(ss.XX)
-    if XXinv is None:
-        names = ", ".join(ss.fixed_names[i] for i in dependent)
-        raise ValueError(
-            f"X is rank deficient (not full column rank, XX is not positive definite): these columns are zero or "
-            f"linearly dependent: {names}; drop one of them, or the term that they repeat"
-        )
-    xxz = XXinv @ ss.ZX.T  # (p, q)
-    beta_ols = XXinv @ ss.XY  # (p, m)
-    return Projected(
-        n=ss.n,
-        XXinv=XXinv,
-        xxz=xxz,
-        S=ss.ZZ - ss.ZX @ xxz,
-        ZZ=ss.ZZ,
-        beta_ols=beta_ols,
-        zry=ss.ZY - ss.ZX @ beta_ols,
-        yry=ss.Ynorm - namespace(ss.XY).sum(ss.XY * beta_ols, axis=0),
-    )
-
-
-def varies(summary: SummaryStats, projected: Projected) -> Array:
-    """Whether each gene has variance left after X (m,); all-zero and constant genes have none."""
-    return projected.yry > NO_VARIANCE * summary.Ynorm
-
-
-def _as_float64(A: Any) -> Any:
-    if scipy.sparse.issparse(A):
-        return A.astype("float64")
-    return like(A, A, dtype=namespace(A).float64)
-
-
-def _dense(A: Any) -> Array:
-    return A.toarray() if scipy.sparse.issparse(A) else A
-
-
-def _column_sums(A: Any) -> Array:
-    if scipy.sparse.issparse(A):
-        return to_numpy(A.sum(axis=0)).reshape(-1)
-    return namespace(A).sum(A, axis=0)
+    return SummaryStats(**design, **genes, centred=centred, **labels)
 
 
 def _check_shapes(ss: SummaryStats) -> None:
@@ -258,6 +311,22 @@ def _check_shapes(ss: SummaryStats) -> None:
                 f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
             )
     check_components(ss.d, q)
+    if not {column for _, columns in ss.terms or () for column in columns} <= set(range(p)):
+        raise ValueError(f"terms are {ss.terms}; wanted columns of X by position, from 0 to {p - 1}")
+    if len(ss.component_names) != len(ss.d):
+        raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
+    _check_centred(ss)
+
+
+def _check_centred(ss: SummaryStats) -> None:
+    """Refuse sums about a centre that are of other cells than those about zero, as after replacing only one of them."""
+    if ss.centred is None:
+        return
+    xp, about = namespace(ss.XY), ss.centred
+    wanted = about.XY + (ss.XX @ about.constant)[:, None] * about.centre[None, :]  # (p, m)
+    unit = xp.sqrt(xp.linalg.diagonal(ss.XX))[:, None] * xp.sqrt(ss.Ynorm)[None, :]
+    if bool(xp.any(xp.abs(wanted - ss.XY) > _AGREE * unit)):
+        raise ValueError("centred is of other cells or genes than XY: replace both, or give centred=None")
 
 
 def check_components(d: Sequence[int], q: int) -> None:

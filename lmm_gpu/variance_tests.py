@@ -107,7 +107,7 @@ def _null_genes(likelihood: SingleComponent, draws: int, seed: int) -> Iterator[
 
 
 def _maximised_ratio(genes: SingleComponent) -> np.ndarray:
-    outcome = maximise(genes, genes.start(), Rules(max_iter=200, nonnegative=True))
+    outcome = maximise(genes, None, Rules(max_iter=200, nonnegative=True))
     ratio = to_numpy(likelihood_ratio(genes, outcome.theta))
     return np.where(ratio > 0, ratio, 0.0)  # rounding, or held at zero
 

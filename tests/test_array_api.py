@@ -24,7 +24,17 @@ from lmm_gpu.moderation import Prior
 from lmm_gpu.scoring import Rules, Status, maximise
 from lmm_gpu.summary import SummaryStats, cross_products
 
-ENGINE = ["linalg", "summary", "scoring", "likelihood", "single_component", "multi_component", "model"]
+ENGINE = [
+    "linalg",
+    "alignment",
+    "products",
+    "summary",
+    "scoring",
+    "likelihood",
+    "single_component",
+    "multi_component",
+    "model",
+]
 STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 NAMES = ["one_nested", "two", "three_widest_inside"]
 DEVICE = array_api_strict.Device("device1")
@@ -83,6 +93,50 @@ def test_cross_products(name):
         wanted = getattr(ss, key)
         assert_close(getattr(found, key), wanted, np.abs(wanted).max())
     assert_close((found + found).XX, 2 * ss.XX, np.abs(ss.XX).max())
+
+
+def test_aligned_sums():
+    """Genes and random levels in other orders, and levels of one side only."""
+    ss, strict, design = both("two")
+    turned = [*range(8, -1, -1), *range(9, 15)]
+    labels = {"random_names": [f"u{j}" for j in turned], "features": ("g2", "g1", "g4", "g3"), "d": design.d}
+    ours = {"random_names": [f"u{j}" for j in range(15)], "features": ("g1", "g2", "g3", "g4")}
+    Z, Y = on_device(design.Z[:, turned]), on_device(dense.draw_genes(design, 4)[:, [1, 0, 3, 2]])
+    left = SummaryStats(**vars(strict) | {name: tuple(values) for name, values in ours.items()})
+    total = left + cross_products(on_device(design.X), Z, Y, **{name: tuple(v) for name, v in labels.items()})
+    assert (total.features, total.random_names) == (left.features, left.random_names)
+    for key in STATISTICS:
+        assert_close(getattr(total, key), 2 * getattr(ss, key), np.abs(getattr(ss, key)).max())
+    new = SummaryStats(**vars(left) | {"random_names": tuple(f"v{j}" for j in range(15))})
+    total = left + new
+    assert total.d == (18, 12)
+    assert_close(total.ZZ[:9, :9], ss.ZZ[:9, :9])
+    assert_close(total.ZZ[:9, 9:18], 0 * ss.ZZ[:9, :9])
+
+
+def test_concat():
+    design = dense.DESIGNS["two"]
+    X, Z, Y = (on_device(A) for A in (design.X, design.Z, dense.draw_genes(design, 4) + np.array([0, 0, 1e6, 0])))
+    parts = [cross_products(X, Z, Y[:, c], features=names) for c, names in ((slice(0, 2), "ab"), (slice(2, 4), "cd"))]
+    joined, whole = SummaryStats.concat(parts), cross_products(X, Z, Y)
+    for key in STATISTICS:
+        wanted = to_numpy(getattr(whole, key))
+        assert_close(getattr(joined, key), wanted, np.abs(wanted).max())
+    assert_close(joined.centred.centre, to_numpy(whole.centred.centre))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_far_from_zero(name):
+    """Summed up about a centre, added up about different ones, and fitted."""
+    design, halves = dense.DESIGNS[name], (slice(0, 25), slice(25, None))
+    Y = dense.draw_genes(design, 4)
+    X, Z, far = on_device(design.X), on_device(design.Z), on_device(Y + np.array([1e6, 1e3, -1e5, 0.0]))
+    a, b = (cross_products(X[half, :], Z[half, :], far[half, :], d=design.d) for half in halves)
+    assert is_on_device(a.centred.centre) and is_on_device(a.centred.constant)
+    wanted, found = fit_summary(cross_products(design.X, design.Z, Y, d=design.d)), fit_summary(a + b)
+    np.testing.assert_array_equal(found.status, wanted.status)
+    np.testing.assert_allclose((found.theta / wanted.theta.iloc[-1]), wanted.theta / wanted.theta.iloc[-1], atol=1e-6)
+    np.testing.assert_allclose(found.se, wanted.se, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -130,20 +130,41 @@ def test_genes_seen_in_a_few_cells(seen, bounds):
         assert design.smallest_eigenvalue(theta, "ML") > 0
 
 
-def test_sixty_columns_and_an_uncentred_library_size():
-    """Against a QR-based generalised least squares at the same theta."""
+def check_by_qr(design, Y, fit, rtol=1e-6):
+    """Coefficients, errors and log-likelihood against generalised least squares by QR at the same theta."""
+    for y, theta, logLik, coef, se in zip(
+        Y.T, fit.estimates.theta.T, fit.logLik, fit.coef.to_numpy().T, fit.se.to_numpy().T, strict=True
+    ):
+        L = np.linalg.cholesky(design.V(theta))
+        Q, R = np.linalg.qr(np.linalg.solve(L, design.X))
+        y = np.linalg.solve(L, y)
+        errors = np.linalg.norm(np.linalg.inv(R), axis=1)
+        np.testing.assert_allclose(se, errors, rtol=rtol)
+        np.testing.assert_allclose((coef - np.linalg.solve(R, Q.T @ y)) / errors, 0, atol=rtol)
+        residual = y - Q @ (Q.T @ y)
+        logdet = 2 * (np.log(np.diag(L)).sum() + np.log(np.abs(np.diag(R))).sum())
+        REML = -0.5 * (logdet + residual @ residual + (len(y) - len(coef)) * np.log(2 * np.pi))
+        REML += 0.5 * np.linalg.slogdet(design.X.T @ design.X)[1]
+        np.testing.assert_allclose(logLik, REML, rtol=rtol)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e6])
+def test_sixty_columns_and_an_uncentred_library_size(mean):
+    """No column is constant: it is made by those of the groups."""
     rng, n, p = np.random.default_rng(5), 2000, 60
     library = np.log(rng.lognormal(9.0, 0.3, n))
     group, donor = rng.integers(0, p - 1, n), rng.integers(0, 12, n)
     X, Z = np.column_stack([library, dense.one_hot(group, p - 1)]), dense.one_hot(donor, 12)
     design = dense.Design(X, Z, (12,))
-    Y = draw(design, 4) + 0.3 * library[:, None]
-    fit = lmm_gpu.lmmfit(Y.T, X, Z)
-    for y, theta, coef, se in zip(Y.T, fit.estimates.theta.T, fit.coef.to_numpy().T, fit.se.to_numpy().T, strict=True):
-        L = np.linalg.cholesky(theta[1] * np.eye(n) + theta[0] * Z @ Z.T)
-        Q, R = np.linalg.qr(np.linalg.solve(L, X))
-        np.testing.assert_allclose(coef, np.linalg.solve(R, Q.T @ np.linalg.solve(L, y)), rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(se, np.linalg.norm(np.linalg.inv(R), axis=1), rtol=1e-6)
+    plain = draw(design, 4) + 0.3 * library[:, None]
+    Y = plain + mean * np.array([1.0, 1.0, -1.0, 0.0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = lmm_gpu.lmmfit(Y.T, X, Z, is_counts=False)
+    check_by_qr(design, Y, fit)
+    wanted = lmm_gpu.lmmfit(plain.T, X, Z)
+    np.testing.assert_allclose(fit.theta, wanted.theta, rtol=1e-6)
+    np.testing.assert_allclose(fit.t.iloc[0], wanted.t.iloc[0], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("units", [1e-6, 1e6])
@@ -157,16 +178,47 @@ def test_columns_in_any_units(units):
     np.testing.assert_allclose(scaled.theta, plain.theta, rtol=1e-6, atol=1e-9)
 
 
-def test_values_far_from_zero():
-    """A mean of 10^3 times the spread costs nothing that matters; of 10^6 times, it is said."""
+@pytest.mark.parametrize("mean", [1e3, 1e6, -1e6])
+@pytest.mark.parametrize("units", [1e-6, 1.0, 1e6])
+def test_values_far_from_zero(mean, units, method):
+    """A mean of 10^6 times the spread costs nothing that matters, whatever the unit of the intercept."""
+    cell = np.arange(120)
+    design = design_of([cell / 120], dense.one_hot(cell % 6, 6), dense.one_hot(cell % 4, 4))
+    Y, X = draw(design, 4), design.X * np.array([units, 1.0])
+    wanted = lmm_gpu.lmmfit(Y.T, X, design.Z, design.d, method=method)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = lmm_gpu.lmmfit(Y.T + mean, X, design.Z, design.d, method=method)
+    assert fit.status.tolist() == wanted.status.tolist()
+    residual = wanted.theta.iloc[-1]
+    np.testing.assert_allclose(fit.theta / residual, wanted.theta / residual, atol=1e-6)
+    np.testing.assert_allclose(fit.se, wanted.se, rtol=1e-6)
+    np.testing.assert_allclose(fit.logLik, wanted.logLik, rtol=1e-6)
+    moved = wanted.coef + np.array([[mean / units], [0.0]])
+    np.testing.assert_allclose((fit.coef - moved) / wanted.se, 0, atol=1e-6)
+    np.testing.assert_allclose(fit.summary.mean(), Y.mean(axis=0) + mean, rtol=1e-12)
+    if method == "REML":
+        check_by_qr(dense.Design(X, design.Z, design.d), Y + mean, fit)
+
+
+def test_sums_that_have_lost_their_digits():
+    """Sums about zero do not have those of values far from it, nor do sums of huge fixed effects: that is said."""
     cell = np.arange(120)
     design = design_of([cell / 120], dense.one_hot(cell % 6, 6))
     Y = draw(design, 4)
-    plain = lmm_gpu.lmmfit(Y.T, design.X, design.Z)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        moved = lmm_gpu.lmmfit(Y.T + 1e3, design.X, design.Z)
-    np.testing.assert_allclose(moved.t.iloc[1], plain.t.iloc[1], rtol=1e-6)
-    np.testing.assert_allclose(moved.theta / plain.theta.iloc[-1], plain.theta / plain.theta.iloc[-1], atol=1e-6)
+    raw = dict(lmm_gpu.sslmm(design.X, Y.T + 1e6, design.Z))
     with pytest.warns(UserWarning, match=r"4 of 4 features \(Gene1, Gene2, Gene3, \.\.\.\) lie so far from zero"):
-        lmm_gpu.lmmfit(Y.T + 1e6, design.X, design.Z)
+        lmm_gpu.lmm(**raw)
+    with pytest.warns(UserWarning, match=r"1 of 4 features \(Gene2\) lie so far from zero, or along a fixed effect"):
+        lmm_gpu.lmmfit((Y + np.outer(1e6 * design.X[:, 1], [0, 1, 0, 0])).T, design.X, design.Z)
+
+
+@pytest.mark.parametrize("value", [0.1, 3.0, 1e6, 1e6 + 0.1, -1e-6])
+def test_constant_genes_far_from_zero(value):
+    """Constant, or as good as: the noise is that of the values' own last digit."""
+    cell = np.arange(120)
+    design = design_of([cell / 120], dense.one_hot(cell % 6, 6))
+    Y = np.column_stack([draw(design, 1)[:, 0], np.full(120, value), value * (1 + np.finfo(float).eps * (cell % 2))])
+    with pytest.warns(UserWarning, match="2 of 3 features do not vary"):
+        fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, is_counts=False)
+    assert fit.status.tolist() == ["converged", "no_variance", "no_variance"]

@@ -24,8 +24,9 @@ def fitted(design, Y, **options):
 
 def uncapped(result, C):
     """Satterthwaite's test where the between-within df are no limit."""
-    contrasts = result.model.prepare(C)
-    return contrast_test(result.model, result.estimates.theta, contrasts, "satterthwaite", np.full(len(C), np.inf))
+    model = result.model.with_genes(result.summary)
+    contrasts = model.prepare(C)
+    return contrast_test(model, result.estimates.theta, contrasts, "satterthwaite", np.full(len(C), np.inf))
 
 
 # --- Satterthwaite --------------------------------------------------------------------------------
@@ -249,7 +250,8 @@ def test_no_between_within_df_is_no_satterthwaite_df():
     design = dense.DESIGNS["one_crossed"]
     result = fitted(design, dense.draw_genes(design, 3))
     assert (result.status == "converged").all()
-    model, theta, contrasts = result.model, result.estimates.theta, result.model.prepare(np.eye(2))
+    model, theta = result.model.with_genes(result.summary), result.estimates.theta
+    contrasts = model.prepare(np.eye(2))
     tested = contrast_test(model, theta, contrasts, "satterthwaite", np.array([np.nan, 1.0]))
     np.testing.assert_array_equal(tested.df, [[np.nan] * 3, [1.0] * 3])
 
@@ -267,4 +269,4 @@ def test_unknown_methods_are_refused():
     with refused:
         result.contrast_test(np.eye(2), "kr")
     with refused:
-        contrast_test(result.model, result.estimates.theta, np.eye(2), "kr", np.ones(2))
+        contrast_test(result.model.with_genes(result.summary), result.estimates.theta, np.eye(2), "kr", np.ones(2))

@@ -11,9 +11,10 @@ import lmm_gpu
 
 LAYERS = [
     {"arrays", "formula", "readers", "threads"},
-    {"linalg", "design", "io", "simulation", "plan", "transform"},
-    {"summary", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
-    {"likelihood", "inputs"},
+    {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
+    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
+    {"summary", "likelihood", "spectra"},
+    {"projection", "inputs"},
     {"single_component", "multi_component"},
     {"model"},
     {"degrees_of_freedom"},

@@ -14,8 +14,9 @@ import pytest
 
 from lmm_gpu.model import MixedModel
 from lmm_gpu.multi_component import MultiComponent
+from lmm_gpu.projection import Projection
 from lmm_gpu.single_component import SingleComponent
-from lmm_gpu.summary import cross_products, project
+from lmm_gpu.summary import cross_products
 
 KINDS = ["positive", "negative", "mixed"]
 GENES = 3
@@ -220,7 +221,8 @@ def one(request, method):
     design = dense.DESIGNS[request.param]
     theta = np.hstack([dense.draw_theta(design, GENES, kind) for kind in ("positive", "negative")])
     Y = dense.draw_genes(design, theta.shape[1])
-    return project(cross_products(design.X, design.Z, Y)), theta, method
+    summary = cross_products(design.X, design.Z, Y)
+    return Projection.build(summary), summary, theta, method
 
 
 def assert_same_evaluation(a, b):
@@ -233,9 +235,11 @@ def assert_same_evaluation(a, b):
 
 
 def test_multi_component_with_one_component_is_single_component(one):
-    projected, theta, method = one
-    q = projected.S.shape[0]
-    single, multi = SingleComponent.build(projected, method), MultiComponent.build(projected, (q,), method)
+    projection, summary, theta, method = one
+    q = projection.S.shape[0]
+    genes = projection.genes(summary)
+    single = SingleComponent.decompose(projection, method).with_genes(genes.zry, genes.yry)
+    multi = MultiComponent.decompose(projection, (q,), method).with_genes(genes.zry, genes.yry)
     assert single.rank == multi.rank
     assert_same_evaluation(multi.evaluate(theta), single.evaluate(theta))
     g = single.ratios(theta)
@@ -247,10 +251,12 @@ def test_multi_component_with_one_component_is_single_component(one):
 
 
 def test_one_component_split_in_two_with_equal_ratios(one):
-    projected, theta, method = one
-    q = projected.S.shape[0]
-    whole = SingleComponent.build(projected, method).evaluate(theta)
-    split = MultiComponent.build(projected, (q - 3, 3), method).evaluate(theta[[0, 0, 1]])
+    projection, summary, theta, method = one
+    q = projection.S.shape[0]
+    genes = projection.genes(summary)
+    single = SingleComponent.decompose(projection, method).with_genes(genes.zry, genes.yry)
+    pair = MultiComponent.decompose(projection, (q - 3, 3), method).with_genes(genes.zry, genes.yry)
+    whole, split = single.evaluate(theta), pair.evaluate(theta[[0, 0, 1]])
     join = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # d(s, s, s_0) / d(s, s_0)
     information = np.einsum("ai,ijm,bj->abm", join, split.information, join)
     assert_same_evaluation(replace(split, score=join @ split.score, information=information), whole)
@@ -336,3 +342,12 @@ def test_start_is_ordinary_least_squares(design, method):
     assert start.shape == (len(design.d) + 1, GENES)
     assert not start[:-1].any()
     np.testing.assert_allclose(start[-1], (residual**2).sum(axis=0) / (design.n - design.X.shape[1]), rtol=1e-11)
+
+
+def test_where_every_fit_begins(design, method):
+    """No random effects: the evaluation there takes no factorisation, and is the one that does."""
+    likelihood = likelihood_of(design, dense.draw_genes(design, 5), method)
+    theta, found = likelihood.begin()
+    np.testing.assert_array_equal(theta, likelihood.start())
+    assert_same_evaluation(found, likelihood.evaluate(theta))
+    np.testing.assert_array_equal(found.ok, [True] * 5)

@@ -11,9 +11,9 @@ from lmm_gpu.plan import parse_memory
 from lmm_gpu.summary import cross_products
 
 
-@pytest.fixture(scope="module", params=[(60,), (60, 25)], ids=["one", "two"])
+@pytest.fixture(scope="module", params=[(60,), (60, 25), (60, 60)], ids=["one", "two", "as wide"])
 def summary(request):
-    rng, n, m = np.random.default_rng(8), 1500, 3000
+    rng, n, m = np.random.default_rng(8), 1500, 300 if request.param == (60, 60) else 3000
     Z = np.hstack([dense.one_hot(rng.integers(0, width, n), width) for width in request.param])
     X = np.column_stack([np.ones(n), rng.normal(size=(n, 9))])
     Y = Z @ rng.normal(scale=0.4, size=(Z.shape[1], m)) + rng.normal(size=(n, m))

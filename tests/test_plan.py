@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_gpu.plan import Shape, blocks, default_memory, genes_per_block, parse_memory, workers
+from lmm_gpu.plan import MOST_GENES, Shape, blocks, default_memory, even_blocks, genes_per_block, parse_memory, workers
 
 
 @pytest.mark.parametrize(
@@ -70,12 +70,12 @@ def test_a_block_fits_its_budget(shape, memory):
     else:
         size = genes_per_block(shape, memory)
         assert size >= 1 and size * need <= memory
-        assert (size + 1) * need > memory or size == 1024
+        assert (size + 1) * need > memory or size == MOST_GENES
 
 
 @given(SHAPES)
 def test_without_a_budget_every_model_has_a_block(shape):
-    assert 1 <= genes_per_block(shape, None) <= 1024
+    assert 1 <= genes_per_block(shape, None) <= MOST_GENES
 
 
 @given(SHAPES)
@@ -89,3 +89,18 @@ def test_a_larger_model_needs_more(shape):
 def test_this_machine():
     assert workers() >= 1
     assert default_memory() > 0
+
+
+@given(st.integers(0, 5000), st.integers(1, 700), st.integers(1, 9))
+def test_even_blocks(m, size, threads):
+    """They cover all genes once, none is above the size, and all but the last are equal."""
+    ranges = list(even_blocks(m, size, threads))
+    assert [gene for lo, hi in ranges for gene in range(lo, hi)] == list(range(m))
+    lengths = [hi - lo for lo, hi in ranges]
+    assert not lengths or max(lengths) <= size
+    assert len(set(lengths[:-1])) <= 1
+
+
+def test_even_blocks_leave_no_thread_idle():
+    assert len(list(even_blocks(11_596, 2048, 4))) == 8  # six would do, and leave two threads waiting
+    assert len(list(even_blocks(1000, 2048, 4))) == 1

@@ -98,6 +98,19 @@ def test_cells_and_summary_level_data_give_identical_results():
     same(lmm(**summary, d=[6, 3]), fit, rtol=0)
 
 
+@pytest.mark.parametrize("blocks", [None, 2, 4])
+def test_values_far_from_zero_come_to_the_same(blocks):
+    """By either way, in any number of blocks, of genes some of which are far from zero."""
+    far = Y + np.array([[1e6], [0.0], [-1e4], [1e6]])
+    fit, summary = lmmfit(far, X, Z2, d=[6, 3], nBlocks=blocks), sslmm(X, far, Z2, blocks)
+    same(lmm(summary, d=[6, 3], nBlocks=blocks), fit, rtol=0)
+    plain = lmmfit(Y, X, Z2, d=[6, 3])
+    np.testing.assert_allclose(fit.t.iloc[1:], plain.t.iloc[1:], rtol=1e-6)
+    np.testing.assert_allclose(fit.theta / plain.theta.iloc[-1], plain.theta / plain.theta.iloc[-1], atol=1e-6)
+    np.testing.assert_allclose(summary["XY"], X.T @ far.T, rtol=1e-12)
+    np.testing.assert_allclose(summary["Ynorm"], (far * far).sum(axis=1), rtol=1e-12)
+
+
 def test_summary_statistics_answer_by_name():
     summary = sslmm(X_FRAME, Y_FRAME, Z_FRAME)
     assert isinstance(summary, SummaryStats) and summary["n"] == N

@@ -380,9 +380,9 @@ BLOCKED = ["counts_k1_ml", "counts_k2_reml"]
 
 
 def assert_same_rows(found, case):
-    """Genes do not see the block they are in: 1e-12 on each field's scale."""
+    """Genes do not see the block they are in, up to the order of sums: XXinv of a raw library size amplifies it."""
     for field in ("theta", "se_theta", "coef", "se", "logLik"):
-        assert errors(field, values(found, field), values(case.fit, field), case).max() < 1e-12, field
+        assert errors(field, values(found, field), values(case.fit, field), case).max() < 1e-10, field
     np.testing.assert_array_equal(found.niter, case.fit.niter)
     np.testing.assert_array_equal(found.status, case.fit.status)
 

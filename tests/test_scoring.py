@@ -554,7 +554,7 @@ def test_engine_alone_gives_the_fit(small):
     """`maximise` on the model's likelihood is the first half of `fit_summary`."""
     design, Y = small
     model = MixedModel.build(summary_of(design, Y))
-    outcome = maximise(model.likelihood, model.likelihood.start(), Rules())
+    outcome = maximise(model.likelihood, None, Rules())
     fit = fit_of(design, Y, bounds="none")
     np.testing.assert_array_equal(outcome.theta[:-1], fit.estimates.theta[:-1])
     np.testing.assert_array_equal(outcome.niter, fit.niter)

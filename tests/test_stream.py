@@ -14,6 +14,7 @@ from scipy import sparse
 from lmm_gpu.design import build_design
 from lmm_gpu.io import open_source
 from lmm_gpu.plan import workers
+from lmm_gpu.projection import Projection
 from lmm_gpu.stream import accumulate, cells_per_chunk, check_size_factors, count_size_factors
 from lmm_gpu.threads import in_threads
 from lmm_gpu.transform import Transform
@@ -157,6 +158,15 @@ def test_bad_values_have_their_place_in_the_whole(cells):
     Y[22, 3] = np.inf
     with pytest.raises(ValueError, match=r"^the matrix holds 1 value.*position \(22, 3\)"):
         chunked(Y, cells)
+
+
+@pytest.mark.parametrize("cells", [1, 6, N])
+def test_values_far_from_zero_keep_their_digits(cells):
+    """Dense chunks are summed up about a centre that all of them share; one cell alone does not hide the rest."""
+    Q = np.linalg.qr(DESIGN.X, mode="complete")[0][:, DESIGN.X.shape[1] :]
+    found = chunked(VALUES + 1e6, cells)
+    np.testing.assert_allclose(Projection.build(found).genes(found).yry, ((Q.T @ VALUES) ** 2).sum(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(found.XY, DESIGN.X.T @ (VALUES + 1e6), rtol=1e-12)
 
 
 # --- size factors ---------------------------------------------------------------------------------

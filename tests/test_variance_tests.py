@@ -86,6 +86,16 @@ def test_without_is_the_summary_of_the_other_columns():
         assert found.d == rest.d and found.component_names == names
 
 
+def test_without_keeps_the_sums_about_a_centre():
+    """Genes far from zero: the digits are in these."""
+    design = dense.DESIGNS["two"]
+    Y = dense.draw_genes(design, 3)
+    near, far = (cross_products(design.X, design.Z, Y + mean, d=design.d) for mean in (0.0, 1e7))
+    assert far.centred is not None
+    found, wanted = (fit(summary.without(1), progress=False).theta for summary in (far, near))
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
 # --- null distributions ---------------------------------------------------------------------------
 
 

@@ -1,0 +1,214 @@
+"""What the engine must heed to run on CUDA through CuPy, on `cupy_like`: waits, launches, garbage, devices, memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cupy_like_device as cuda
+import dense
+import numpy as np
+import pytest
+from cupy_like import asarray
+
+from lmm_gpu import linalg, scoring
+from lmm_gpu.arrays import like, zeros
+from lmm_gpu.fitting import FitOptions, fit_summary
+from lmm_gpu.model import MixedModel
+from lmm_gpu.scoring import Rules, Status, advance, maximise
+from lmm_gpu.summary import cross_products
+
+FIRST, SECOND = cuda.DEVICES
+PD, NOT_PD, SINGULAR = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[1.0, 2.0], [2.0, 1.0]]), np.ones((2, 2))
+
+
+def launches(function, *args, **options) -> int:
+    with cuda.counting() as count:
+        function(*args, **options)
+    return count.launches
+
+
+RESIDUAL = "linalg.cholesky and linalg.solve trust finite numbers: `ok` needs the residual, and what was finite before"
+ON_CURRENT = "CuPy computes and allocates on the current device of the thread: enter the device of the arrays"
+TRACES_SYNC = "MultiComponent.traces asks bool(any(g != 0)); lookup asks for positions: four waits"
+TOO_MANY = "171 to 976 launches where 80 and 160 are wanted: stack less, fuse what is elementwise"
+PROPORTIONAL = "linalg.triangular_inverse halves down to 1 x 1: launches grow with q"
+
+
+FREE = Rules()
+
+
+def model_of(name, m=8, method="REML", seed=0):
+    design = dense.DESIGNS[name]
+    Y = dense.draw_genes(design, m, seed)
+    return MixedModel.build(cross_products(*map(asarray, (design.X, design.Z, Y)), d=design.d), method), design
+
+
+def iteration(name, m=8, method="REML", rules=FREE):
+    """Count of one step of the loop, away from the start."""
+    model, design = model_of(name, m, method)
+    state = scoring._begin(asarray(dense.draw_theta(design, m, "positive")))
+    with cuda.counting() as count:
+        advance(state, model.likelihood, rules)
+    return count
+
+
+@pytest.mark.parametrize("bad", [NOT_PD, np.full((2, 2), np.nan), -np.eye(2)])
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=RESIDUAL)
+def test_cholesky_flags_what_is_not_positive_definite(bad):
+    L, ok = linalg.cholesky(asarray(np.stack([PD, bad, PD])))
+    np.testing.assert_array_equal(ok.get(), [True, False, True])
+    np.testing.assert_allclose(L.get()[1], np.eye(2))
+
+
+@pytest.mark.parametrize("bad", [SINGULAR, np.full((2, 2), np.nan)])
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=RESIDUAL)
+def test_solve_flags_what_is_singular(bad):
+    _, ok = linalg.solve(*(asarray(np.stack(stack)) for stack in ([PD, bad, PD], [np.eye(2)] * 3)))
+    np.testing.assert_array_equal(ok.get(), [True, False, True])
+
+
+@pytest.mark.parametrize("bad", [NOT_PD, np.full((2, 2), np.nan), SINGULAR])
+def test_small_matrices_are_flagged(bad):
+    A = asarray(np.stack([PD, bad, PD], axis=-1))
+    inverse, ok = linalg.inverse_small(A)
+    np.testing.assert_array_equal(ok.get(), [True, False, True])
+    np.testing.assert_allclose(inverse.get()[:, :, 0], np.linalg.inv(PD))
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=ON_CURRENT)
+def test_zeros_stay_with_their_reference():
+    assert zeros((2,), asarray([1.0], device=SECOND)).device == SECOND
+
+
+def test_like_stays_with_its_reference():
+    assert like([1.0], asarray([1.0], device=SECOND)).device == SECOND
+
+
+@pytest.mark.parametrize("name", ["one_nested", "two"])
+@pytest.mark.xfail(strict=True, raises=ValueError, reason=ON_CURRENT)
+def test_a_fit_on_the_second_device(name):
+    design = dense.DESIGNS[name]
+    arrays = (asarray(values, device=SECOND) for values in (design.X, design.Z, dense.draw_genes(design, 4)))
+    fit = fit_summary(cross_products(*arrays, d=design.d), FitOptions(block=2))
+    assert (fit.estimates.status == Status.CONVERGED).all()
+    for asked_later in (fit.contrast_test(np.eye(3), "satterthwaite").df, fit.cov, fit.FIM_beta, fit.FIM_theta, fit.RE):
+        assert np.isfinite(asked_later).all()
+
+
+@pytest.mark.parametrize("name", ["one_nested", "two", "three_widest_inside"])
+def test_a_fit_inside_its_device(name, method):
+    """Whoever calls can enter the device: then everything is there, and nothing on the other one."""
+    with cuda.using_device(SECOND), cuda.byte_limit(device=FIRST) as first, cuda.byte_limit(device=SECOND) as second:
+        model, _ = model_of(name, 3, method)
+        found = maximise(model.likelihood, model.likelihood.start(), Rules(nonnegative=True))
+    assert found.theta.device == SECOND
+    assert second.allocations > 100 and first.allocations == 0
+
+
+def test_what_the_loop_waits_for():
+    """One component: whether genes are done, each time. The wait inside the step is another test's."""
+    model, _ = model_of("one_nested")
+    with cuda.counting() as count:
+        outcome = maximise(model.likelihood, model.likelihood.start(), Rules())
+    steps = int(outcome.niter.get().max()) + 1
+    assert all(one.site.startswith("scoring.maximise") for one in count.synchronisations)
+    assert len(count.synchronisations) <= steps + 2
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="scoring.maximise reads `done` after every step; every fourth would do"
+)
+def test_the_loop_waits_rarely():
+    model, _ = model_of("one_nested")
+    with cuda.counting() as count:
+        outcome = maximise(model.likelihood, model.likelihood.start(), Rules())
+    assert len(count.synchronisations) <= 3 + int(outcome.niter.get().max()) / 4
+
+
+@pytest.mark.xfail(strict=True, raises=cuda.SynchronisationError, reason=TRACES_SYNC)
+def test_tables_are_read_without_waiting():
+    likelihood = model_of("two", 4000)[0].likelihood
+    assert likelihood.trace_table is not None
+    g = asarray(np.abs(dense.draw_theta(dense.DESIGNS["two"], 4000, "positive")[:2]))
+    with cuda.no_synchronisation():
+        likelihood.traces(g)
+
+
+@pytest.mark.parametrize("rules", [Rules(), Rules(nonnegative=True)], ids=["free", "nonnegative"])
+@pytest.mark.parametrize("name", ["one_nested", "two", "three_widest_inside"])
+def test_launches_do_not_grow_with_genes(name, rules):
+    few, many = iteration(name, 4, rules=rules), iteration(name, 64, rules=rules)
+    assert few.launches == many.launches
+    assert many.bytes > 4 * few.bytes
+
+
+def test_launches_of_one_component_do_not_grow_with_q(method):
+    assert iteration("one_nested", 4, method).launches == iteration("one_crossed", 4, method).launches
+    wide = dense.Design(np.ones((60, 1)), np.kron(np.eye(20), np.ones((3, 1))), (20,))
+    narrow = dense.Design(np.ones((60, 1)), np.kron(np.eye(4), np.ones((15, 1))), (4,))
+    counts = set()
+    for design in (wide, narrow):
+        stats = cross_products(*map(asarray, (design.X, design.Z, dense.draw_genes(design, 4))), d=design.d)
+        likelihood = MixedModel.build(stats, method).likelihood
+        counts.add(launches(likelihood.evaluate, asarray(np.ones((2, 4)))))
+    assert len(counts) == 1
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=PROPORTIONAL)
+def test_launches_of_several_components_do_not_grow_with_q():
+    counts = set()
+    for levels in (3, 6):
+        rng, n = np.random.default_rng(levels), 60
+        Z = np.hstack([dense.one_hot(rng.permutation(np.arange(n) % size), size) for size in (10, levels)])
+        Y = rng.normal(size=(n, 4))
+        stats = cross_products(*map(asarray, (np.ones((n, 1)), Z, Y)), d=(10, levels))
+        counts.add(launches(MixedModel.build(stats).likelihood.evaluate, asarray(np.ones((3, 4)))))
+    assert len(counts) == 1
+
+
+LIMITS = {"one_nested": 80, "two": 160, "three_widest_inside": 160}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(
+    "rules", [Rules(), Rules(nonnegative=True), Rules(relaxed=True)], ids=["free", "held", "relaxed"]
+)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason=TOO_MANY)
+def test_launches_of_an_iteration(name, rules):
+    assert iteration(name, rules=rules).launches <= LIMITS[name]
+
+
+def test_memory_runs_out_without_a_trace():
+    """Whichever allocation fails, the error is a MemoryError, and dropping it frees all that was taken."""
+    model, _ = model_of("one_nested", 4)
+    start = model.likelihood.start()
+    with cuda.byte_limit() as memory:
+        model.likelihood.evaluate(start)
+    live = cuda.MEMORIES[0].live
+    for k in range(1, memory.allocations + 1):
+        with cuda.byte_limit(fail_at=k):
+            failed = False
+            try:
+                model.likelihood.evaluate(start)
+            except MemoryError:
+                failed = True
+        assert failed
+        assert cuda.MEMORIES[0].live == live
+
+
+@pytest.mark.parametrize(
+    ("n", "options"),
+    [
+        (np.int64(60), FitOptions()),
+        (60, FitOptions(max_iter=np.int64(50))),
+        (60, FitOptions(epsilon=np.float64(1e-5))),
+    ],
+    ids=["n", "max_iter", "epsilon"],
+)
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="FitOptions and SummaryStats keep NumPy's scalars: int, float")
+def test_options_and_sizes_may_be_numpys(n, options):
+    """NumPy's scalars promote on CuPy and others refuse them: what the caller gives becomes Python's numbers."""
+    design = dense.DESIGNS["one_nested"]
+    stats = cross_products(*map(asarray, (design.X, design.Z, dense.draw_genes(design, 4))), d=design.d)
+    fit = fit_summary(replace(stats, n=n), options)
+    assert (fit.estimates.status == Status.CONVERGED).all()
