@@ -16,7 +16,7 @@ except ImportError:  # the console script exists without the extra too
     sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
 
 from . import __version__
-from .inference import DF_METHODS
+from .degrees_of_freedom import DF_METHODS
 from .run import Run, demonstrate, fit_to_folder
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.

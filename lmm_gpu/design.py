@@ -46,6 +46,8 @@ class Design:
         One name per column of `Z`: ``donor[D1]``, ``donor:cell_type[D1:B]``, ``age|donor[D1]``.
     component_names
         One name per block: ``donor``, ``donor:cell_type``, ``age|donor``.
+    terms
+        Terms of the fixed part and the columns of `X` of each; ``1`` is the intercept.
     """
 
     formula: str
@@ -55,6 +57,7 @@ class Design:
     fixed_names: tuple[str, ...]
     random_names: tuple[str, ...] = field(repr=False)
     component_names: tuple[str, ...]
+    terms: tuple[tuple[str, tuple[int, ...]], ...]
 
     @property
     def n(self) -> int:
@@ -119,7 +122,7 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
             f"the formula {formula!r} has no random term: add at least one, such as (1 | donor), for what the cells "
             "of a group share"
         )
-    X, fixed_names = _fixed_columns(fixed, obs)  # (n, p)
+    X, fixed_names, columns_of = _fixed_columns(fixed, obs)  # (n, p)
     blocks = [block for term in terms for block in _blocks(term, obs)]
     _refuse_duplicates(blocks)
     return Design(
@@ -130,6 +133,7 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
         fixed_names=fixed_names,
         random_names=tuple(f"{block.name}[{level}]" for block in blocks for level in block.levels),
         component_names=tuple(block.name for block in blocks),
+        terms=columns_of,
     )
 
 
@@ -162,7 +166,8 @@ def fixed_design(formula: str, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str
     >>> X.tolist(), names
     ([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], ('cls[B]', 'cls[T]'))
     """
-    return _fixed_columns(right_hand_side(formula), obs)
+    X, names, _ = _fixed_columns(right_hand_side(formula), obs)
+    return X, names
 
 
 def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, tuple[str, ...]]:
@@ -198,12 +203,16 @@ def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, t
     return sparse.csr_array(model, dtype=np.float64), model.model_spec.column_names
 
 
-def _fixed_columns(text: str, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
+def _fixed_columns(
+    text: str, obs: pd.DataFrame
+) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
+    """X (n, p), names of its columns, and the columns of each term."""
     model = _model_matrix(text, obs, output="numpy")
     names = model.model_spec.column_names
     if not names:
         raise ValueError(f"the fixed part {text.strip()!r} has no columns: leave the intercept in by writing '~ 1'")
-    return np.asarray(model, dtype=np.float64), names  # (n, p)
+    terms = tuple((str(term), tuple(columns)) for term, columns in model.model_spec.term_indices.items() if columns)
+    return np.asarray(model, dtype=np.float64), names, terms  # (n, p)
 
 
 def _model_matrix(text: str, obs: pd.DataFrame, output: str) -> formulaic.ModelMatrix:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,8 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
             progress(done)
     _warn(estimates.status)
     _warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
-    return LMMFit(estimates, summary, shared, options.method, options.epsilon)
+    refit = partial(fit_summary, options=replace(options, theta0=None))
+    return LMMFit(estimates, summary, shared, options.method, options.epsilon, refit=refit)
 
 
 def estimate_block(model: MixedModel, start: Array | None, coefficients: Contrasts, options: FitOptions) -> Estimates:

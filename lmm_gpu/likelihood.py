@@ -104,6 +104,22 @@ class Likelihood(ABC):
         """Return the same without tables."""
         return self
 
+    @abstractmethod
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, b) for the w of `gradient_form`."""
+
+    @abstractmethod
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' w_i (k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def curvature_form(self, g: Array) -> Array:
+        """e_i' ZVZ_ij e_j (k, k, b) for e = Z' P0 y."""
+
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form` (c, b) for the columns of `a` (q, c), or None where it would not pay.
 
@@ -148,6 +164,23 @@ class Likelihood(ABC):
         value, quad, rounding, ok, *rest = _compose((k, self.residual_df), *scalars, *per_effect, *blocks)
         information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
         return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, quad, rounding, ok, t.left)
+
+    def observed_information(self, theta: Array) -> Array:
+        """Observed information (k+1, k+1, b) at `theta` (k+1, b): the negative Hessian of the log-likelihood.
+
+        y'P V_i P V_j P y less the expected information, where V_0 = (V - sum_i s_i V_i) / s_0 and P V P = P.
+        """
+        xp = namespace(theta)
+        g, s_0 = self.ratios(theta), theta[-1, :]  # (k, b), (b,)
+        t = self.traces(g)
+        curvature = self.curvature_form(g)  # (k, k, b)
+        by_residual = t.E - xp.sum(curvature * g[None, :, :], axis=1)  # (k, b)
+        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
+        corner = yR2y - xp.sum(g * by_residual, axis=0)  # (b,)
+        top = xp.concat([curvature, by_residual[:, None, :]], axis=1)  # (k, k+1, b)
+        bottom = xp.concat([by_residual, corner[None, :]], axis=0)  # (k+1, b)
+        quadratic = xp.concat([top, bottom[None, :, :]], axis=0) / (s_0 * s_0 * s_0)[None, None, :]
+        return quadratic - self.evaluate(theta).information
 
     def ratios(self, theta: Array) -> Array:
         """Variance ratios g (k, b) at `theta` (k+1, b)."""

@@ -8,17 +8,22 @@ the covariance itself is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .arrays import Array, namespace
 from .likelihood import Likelihood
 from .linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from .multi_component import MultiComponent
+from .plan import blocks
 from .projection import Projection
 from .ratio_table import LARGEST_RATIO, RatioTable, lookup
 from .root import ranges
 from .single_component import SingleComponent
 from .summary import SummaryStats
+
+#: Bytes of the vectors of contrasts that are formed together.
+LARGEST_PIECE = 2**26
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,18 @@ class MixedModel:
         by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)
         return xp.concat([by_component, by_residual[None, :, :]], axis=0)
 
+    def contrast_adjustment(self, theta: Array, contrasts: Contrasts, W: Array) -> Array:
+        """Half of what Kenward and Roger add to `contrast_variance` (c, b), for `W` (k+1, k+1, b) = cov(theta).
+
+        sum_ij W_ij t_ij over all components, t_ij = w_i' ZVZ_ij w_j / s_0 for the random effects; the rows of the
+        residual follow from these, t_0j = -sum_i g_i t_ij, and are taken into the weights.
+        """
+        xp = namespace(theta)
+        g = self.likelihood.ratios(theta)  # (k, b)
+        a = contrasts.a
+        form = in_pieces(lambda g: self.likelihood.adjustment_form(g, a), g, a.shape[0] * a.shape[1])
+        return xp.sum(ratio_weights(W, g)[:, :, None, :] * form, axis=(0, 1)) / theta[-1, :][None, :]
+
     def covariance(self, theta: Array) -> Array:
         """Covariance matrices of the fixed effects (p, p, b)."""
         form = self.likelihood.covariance_form(self.likelihood.ratios(theta), self.xxz.T)
@@ -172,6 +189,21 @@ class MixedModel:
         cov = xp.permute_dims(self.covariance(theta), (2, 0, 1)) / theta[-1, :][:, None, None]
         scale = 1.0 / xp.sqrt(xp.linalg.diagonal(self.XXinv))
         return cov * scale[None, :, None] * scale[None, None, :], scale
+
+
+def ratio_weights(W: Array, g: Array) -> Array:
+    """J' W J (k, k, b) for J = (I, -g)' (k+1, k): `W` (k+1, k+1, b) with the residual's rows taken into the others."""
+    k = g.shape[0]
+    edge, corner = W[:k, k, :], W[k, k, :]  # (k, b), (b,)
+    crossed = g[:, None, :] * (edge - 0.5 * g * corner[None, :])[None, :, :]  # (k, k, b)
+    return W[:k, :k, :] - crossed - namespace(g).permute_dims(crossed, (1, 0, 2))
+
+
+def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
+    """`form` (..., b) of the ratios `g` (k, b), for so few genes at a time that `width` numbers each stay small."""
+    size = max(1, LARGEST_PIECE // (8 * width * (g.shape[0] + 1)))
+    parts = [form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)]
+    return parts[0] if len(parts) == 1 else namespace(g).concat(parts, axis=-1)
 
 
 def _largest_eigenvalues(summary: SummaryStats) -> Array:

@@ -187,6 +187,49 @@ class MultiComponent(Likelihood):
         w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
         return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
 
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, b)."""
+        x, y = self._loaded_pairs(g, self._moved(g, a))  # (r, k, c, b)
+        return namespace(g).sum(x[:, :, None, :, :] * y[:, None, :, :, :], axis=0)
+
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' w_i (k, c, c, b)."""
+        xp = namespace(g)
+        stacks = [xp.permute_dims(w_i, (2, 1, 0)) for w_i in self._moved(g, a)]  # (b, c, d_i)
+        products = [xp.matmul(w_i, xp.matrix_transpose(w_i)) for w_i in stacks]  # (b, c, c)
+        return xp.permute_dims(xp.stack(products, axis=0), (0, 2, 3, 1))
+
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, c, b)."""
+        xp, (k, b), c = namespace(g), g.shape, a.shape[1]
+        x, y = (xp.reshape(z, (-1, k * c, b)) for z in self._loaded_pairs(g, self._moved(g, a)))
+        square = xp.matmul(xp.permute_dims(x, (2, 1, 0)), xp.permute_dims(y, (2, 0, 1)))  # (b, k * c, k * c)
+        return xp.permute_dims(xp.reshape(square, (b, k, c, k, c)), (1, 3, 2, 4, 0))
+
+    def curvature_form(self, g: Array) -> Array:
+        """e_i' ZVZ_ij e_j (k, k, b)."""
+        root = self.root
+        v, _ = self._whitened(g)
+        e = [e_i[:, None, :] for e_i in root.components(root.K_e @ v, root.K_R @ v)]  # (d_i, 1, b)
+        x, y = self._loaded_pairs(g, e)  # (r, k, 1, b)
+        return namespace(g).sum(x[:, :, None, 0, :] * y[:, None, :, 0, :], axis=0)
+
+    def _moved(self, g: Array, a: Array) -> list[Array]:
+        # w_i (d_i, c, b) for w = a - K A^-1 K'D a
+        xp, root = namespace(g), self.root
+        y = root.apply(root.inner(g), self._loaded(g, a))  # (r, c, b)
+        K = root.components(root.K_e, root.K_R)
+        return [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
+
+    def _loaded_pairs(self, g: Array, w: list[Array]) -> tuple[Array, Array]:
+        # x_i = K_i'w_i and A^-1 x_i (r, k, c, b): w_i' ZVZ_ij w_j = x_i' A^-1 x_j
+        xp, root = namespace(g), self.root
+        K = root.components(root.K_e, root.K_R)
+        x = xp.stack([xp.tensordot(K_i.T, w_i, axes=1) for K_i, w_i in zip(K, w, strict=True)], axis=1)
+        r, k, c, b = x.shape
+        y = root.apply(root.inner(g), xp.reshape(x, (r, k * c, b)))
+        return x, xp.reshape(y, (r, k, c, b))
+
     def _with_tables(self, genes: int, memory: int) -> MultiComponent:
         """The same with tables, if there is a grid that they are accurate on, cheaper than the genes and not too large.
 

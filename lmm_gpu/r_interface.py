@@ -225,7 +225,7 @@ def lmm(
         "summary_data": output_SS,
     }
     outputs = tuple(name for name, wanted in shown.items() if wanted)
-    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs)
+    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs, fit.refit)
     if verbose:
         print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
     return fit
@@ -380,8 +380,8 @@ def lmmtest(
     contrast : DataFrame or array (p, c), dict, str or list of str, optional
         Contrasts in columns, as `contrast_matrix` makes them, or what it takes, or {name: weight}.
     alternative : {"two.sided", "less", "greater"}
-    ddf : {"residual", "satterthwaite", "between-within"}
-        Degrees of freedom: n - p as FLASHMM has it, or honest ones.
+    ddf : {"residual", "satterthwaite", "kenward-roger", "lmertest", "between-within"}
+        Degrees of freedom: n - p as FLASHMM has it, or honest ones. "kenward-roger" adjusts the standard errors too.
 
     Returns
     -------

@@ -9,54 +9,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .arrays import Array, indices, like, to_numpy
-from .contrasts import contrast_rows
-from .inference import ContrastTest, between_within_df, check_df_method, contrast_test
+from .arrays import Array, to_numpy
+from .estimates import Estimates
+from .fit_tests import FitTests
+from .fit_variances import FitVariances
 from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block
 from .pvalues import t_pvalue
 from .scoring import Status
 from .summary import SummaryStats
-from .table import tidy
-from .threads import in_threads, quiet_blas
 
-
-@dataclass(frozen=True)
-class Estimates:
-    """Numbers of m genes, on the host; NaN for a gene without an estimate."""
-
-    theta: np.ndarray  #: (k+1, m)
-    se_theta: np.ndarray  #: (k+1, m)
-    dlogL: np.ndarray  #: (k+1, m)
-    logLik: np.ndarray  #: (m,)
-    niter: np.ndarray  #: (m,)
-    status: np.ndarray  #: (m,), Status
-    coef: np.ndarray  #: (p, m)
-    se: np.ndarray  #: (p, m)
-
-    @classmethod
-    def empty(cls, m: int, p: int, rows: int) -> Estimates:
-        """Nothing estimated yet: NaN, and the status of genes that are never fitted."""
-        shapes = dict.fromkeys(("theta", "se_theta", "dlogL"), (rows, m)) | dict.fromkeys(("coef", "se"), (p, m))
-        nan = {name: np.full(shape, np.nan) for name, shape in shapes.items()}
-        return cls(
-            **nan, logLik=np.full(m, np.nan), niter=np.full(m, np.nan), status=np.full(m, int(Status.NO_VARIANCE))
-        )
-
-    def put(self, genes: np.ndarray, part: Estimates) -> None:
-        """Write the numbers of `genes` (positions)."""
-        for name, value in vars(part).items():
-            getattr(self, name)[..., genes] = value
+__all__ = ["Estimates", "LMMFit"]
 
 
 @dataclass(frozen=True, eq=False)
-class LMMFit:
+class LMMFit(FitTests, FitVariances):
     """One linear mixed model per gene.
 
     Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
     (k+1) x m with rows var1 .. vark, var0 (residual last), `logLik`, `niter`, `status`, `converged` are Series.
     `cov`, `FIM_beta` (p x p x m), `FIM_theta` ((k+1) x (k+1) x m) and `RE` (q x m) are formed when asked for,
     and None unless the fit was told to output them. Every attribute is also a key: `fit["theta"]`.
+
+    `refit` fits other summary statistics with the same options; a likelihood-ratio test needs it.
 
     `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
     """
@@ -68,6 +42,7 @@ class LMMFit:
     epsilon: float = 1e-5
     ddf: str = "satterthwaite"
     outputs: tuple[str, ...] = ("cov", "FIM_beta", "FIM_theta", "RE", "summary_data")
+    refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
@@ -205,89 +180,7 @@ class LMMFit:
         """The summary statistics that were fitted."""
         return self.summary if "summary_data" in self.outputs else None
 
-    # --- tests ---
-
-    def test(
-        self, contrast: Any = None, df: str = "satterthwaite", alternative: str = "two-sided", level: float = 0.95
-    ) -> pd.DataFrame:
-        """Test contrasts of the fixed effects: one row per feature and contrast.
-
-        Parameters
-        ----------
-        contrast : str, dict, array (p,), DataFrame (p x c), optional
-            "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
-            by default every coefficient.
-        df : {"satterthwaite", "between-within", "residual"}
-            Degrees of freedom. Satterthwaite's use the expected information and are at most the
-            between-within df, which also apply where a component is held at zero.
-        alternative : {"two-sided", "less", "greater"}
-        level : float
-            Coverage of the confidence interval.
-
-        Returns
-        -------
-        DataFrame
-            variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value (Benjamini-Hochberg within a
-            contrast), log10_p_value, ci_low, ci_high, mean_expr, status, and <component>_variance.
-
-        Raises
-        ------
-        ValueError
-            For unknown names, methods or alternatives, with the known ones.
-        """
-        check_df_method(df)
-        if isinstance(contrast, np.ndarray) and contrast.ndim == 2 and contrast.shape[0] > 1:
-            raise ValueError(
-                "a matrix of several rows asks for a joint F test, which is not available; give {label: weights}"
-            )
-        C, labels = contrast_rows(contrast, self.summary.fixed_names)
-        tested = self.contrast_test(C, df)
-        mean = self.summary.mean()
-        names = self.summary.variance_names
-        return tidy(
-            tested,
-            self.summary.features,
-            labels,
-            {
-                "mean_expr": np.full(self.summary.m, np.nan) if mean is None else to_numpy(mean),
-                "status": self.status.to_numpy(),
-                **{f"{name}_variance": row for name, row in zip(names, self.estimates.theta, strict=True)},
-            },
-            alternative=alternative,
-            level=level,
-        )
-
-    def contrast_test(self, C: np.ndarray, method: str) -> ContrastTest:
-        """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
-        check_df_method(method)
-        between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
-        with quiet_blas(len(self.summary.random_names)):
-            contrasts = self.model.prepare(like(C, self.model.XXinv), gradient=method == "satterthwaite")
-
-        def test_block(bounds: tuple[int, int]) -> tuple[np.ndarray, ContrastTest]:
-            genes, model, theta = self._of(bounds)
-            return genes, contrast_test(model, theta, contrasts, method, between_within)
-
-        estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
-        for genes, part in in_threads(test_block, self._blocks()):
-            estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
-        return ContrastTest(estimate, se, df)
-
     # --- plumbing ---
-
-    def _blocks(self) -> list[tuple[int, int]]:
-        """Ranges of features, block by block."""
-        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return list(blocks(self.summary.m, size))
-
-    def _of(self, bounds: tuple[int, int]) -> tuple[np.ndarray, MixedModel, Array]:
-        """Positions, model and theta of the estimated features of a range."""
-        theta = self.estimates.theta[:, slice(*bounds)]
-        fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
-        model = self.model.with_genes(self.summary.select(slice(*bounds)))
-        if fitted.size < theta.shape[1]:
-            model = model.select(indices(fitted, model.beta_ols))
-        return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)
 
     def _formed(
         self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]

@@ -112,6 +112,37 @@ class SingleComponent(Likelihood):
         ua = self.U.T @ a  # (q, c)
         return ((ua * ua).T @ (w * w))[None, :, :]
 
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w' ZVZ w (1, 1, c, b)."""
+        w = self._shrinkage(g)
+        ua = self.U.T @ a  # (q, c)
+        return ((ua * ua).T @ (self.lam[:, None] * w * w * w))[None, None, :, :]
+
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w' w (1, c, c, b)."""
+        w = self._shrinkage(g)
+        return self._weighted_pairs(w * w, a)[None, :, :, :]
+
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w' ZVZ w (1, 1, c, c, b)."""
+        w = self._shrinkage(g)
+        return self._weighted_pairs(self.lam[:, None] * w * w * w, a)[None, None, :, :, :]
+
+    def curvature_form(self, g: Array) -> Array:
+        """e' ZVZ e (1, 1, b)."""
+        xp = namespace(g)
+        w = self._shrinkage(g)
+        cw = self.c * w  # (q, b)
+        return xp.sum(self.lam[:, None] * w * cw * cw, axis=0)[None, None, :]
+
+    def _weighted_pairs(self, weights: Array, a: Array) -> Array:
+        # a' U diag(weight) U' a (c, c, b) for `weights` (q, b): one matrix product for all genes
+        xp = namespace(a)
+        ua = self.U.T @ a  # (q, c)
+        q, c = ua.shape
+        pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
+        return xp.reshape(pairs.T @ weights, (c, c, weights.shape[1]))
+
     def _rotated_effects(self, g: Array) -> Array:
         # U' u (q, b)
         w = self._shrinkage(g)

@@ -84,6 +84,7 @@ def accumulate(
         component_names=tuple(design.component_names),
         formula=design.formula,
         transform=values.transform.name,
+        terms=design.terms,
     )
 
 

@@ -60,6 +60,8 @@ class SummaryStats:
         What the design and the values came from.
     centred : Centred, optional
         XY, ZY, Ynorm and Ysum of y - centre, where a gene lies far from zero for its spread: its digits are in these.
+    terms : tuple of (str, tuple of int), optional
+        Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
 
     Examples
     --------
@@ -89,6 +91,7 @@ class SummaryStats:
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
     centred: Centred | None = field(default=None, repr=False)
+    terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", int(self.n))  # NumPy's scalars promote, or are refused, on other libraries
@@ -161,7 +164,8 @@ class SummaryStats:
         """Write to one HDF5 file; a file at `path` is replaced once all of it is written.
 
         Arrays lie under their names as fields, those about a centre in the group ``centred``, labels are texts, and
-        ``n``, ``formula``, ``transform`` and ``fingerprint`` are attributes; `lmm_gpu.archive` describes the rest.
+        ``n``, ``formula``, ``transform``, ``terms`` (as JSON) and ``fingerprint`` are attributes; `lmm_gpu.archive`
+        describes the rest.
 
         Raises
         ------
@@ -185,6 +189,7 @@ class SummaryStats:
             arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
         labels = {name: getattr(self, name) for name in _LABELS}
         attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
+        attributes["terms"] = self.terms and json.dumps(self.terms)
         write_archive(path, _KIND, arrays, labels, attributes)
 
     @classmethod
@@ -205,7 +210,8 @@ class SummaryStats:
             fields |= {name: tuple(labels[name]) for name in _LABELS}
             fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
             fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
-            return cls(**fields, centred=Centred(**centred) if centred else None)
+            terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
+            return cls(**fields, terms=terms or None, centred=Centred(**centred) if centred else None)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"cannot use {path}: what it holds does not fit together ({error}); {_ADVICE}") from error
 
@@ -228,6 +234,26 @@ class SummaryStats:
         """Return the statistics of some of the genes: no copies."""
         centred = self.centred and replace(self.centred, **sliced(vars(self.centred), genes))
         return replace(self, **sliced(vars(self), genes), features=self.features[genes], centred=centred)
+
+    def without(self, component: int) -> SummaryStats:
+        """Statistics of the model without the random effect at position `component`; others must remain."""
+        xp, ends = namespace(self.ZZ), [sum(self.d[: i + 1]) for i in range(len(self.d))]
+        lo, hi = ends[component] - self.d[component], ends[component]
+        kept = [i for i in range(ends[-1]) if not lo <= i < hi]
+        rows = indices(kept, self.ZZ)
+        others = [i for i in range(len(self.d)) if i != component]
+        centred = self.centred and replace(self.centred, ZY=xp.take(self.centred.ZY, rows, axis=0))
+        return replace(
+            self,
+            ZX=xp.take(self.ZX, rows, axis=0),
+            ZY=xp.take(self.ZY, rows, axis=0),
+            ZZ=xp.take(xp.take(self.ZZ, rows, axis=0), rows, axis=1),
+            d=tuple(self.d[i] for i in others),
+            random_names=tuple(self.random_names[i] for i in kept),
+            component_names=tuple(self.component_names[i] for i in others),
+            formula=None,
+            centred=centred,
+        )
 
     @property
     def variance_names(self) -> tuple[str, ...]:
@@ -286,6 +312,8 @@ def _check_shapes(ss: SummaryStats) -> None:
                 f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
             )
     check_components(ss.d, q)
+    if not {column for _, columns in ss.terms or () for column in columns} <= set(range(p)):
+        raise ValueError(f"terms are {ss.terms}; wanted columns of X by position, from 0 to {p - 1}")
     if len(ss.component_names) != len(ss.d):
         raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
     _check_centred(ss)

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from .f_tests import FTest
 from .inference import ContrastTest
-from .pvalues import benjamini_hochberg, t_log10_pvalue, t_pvalue
+from .pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue
 
 
 def tidy(
@@ -56,7 +57,44 @@ def tidy(
         "ci_low": low,
         "ci_high": high,
     }
-    c, m = estimate.shape
+    return _stacked(columns, features, labels, extra)
+
+
+def tidy_f(
+    tested: Sequence[FTest], features: Sequence[str], labels: Sequence[str], extra: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """Table of several F tests of m features, test after test.
+
+    Parameters
+    ----------
+    tested : sequence of FTest
+    features, labels : m names, and one per test
+    extra : mapping of str to array (m,)
+        Columns that are the same for every test.
+
+    Returns
+    -------
+    DataFrame
+        variable, contrast, statistic (F), df1, df (of the denominator), p_value, adj_p_value, log10_p_value, and
+        `extra`. Adjusted p-values are Benjamini and Hochberg's within each test.
+    """
+    log10_p = [f_log10_pvalue(test.statistic, test.df1, test.df) for test in tested]
+    columns = {
+        "statistic": np.stack([test.statistic for test in tested]),
+        "df1": np.stack([np.full(test.statistic.shape, test.df1) for test in tested]),
+        "df": np.stack([test.df for test in tested]),
+        "p_value": np.stack([f_pvalue(test.statistic, test.df1, test.df) for test in tested]),
+        "adj_p_value": np.stack([benjamini_hochberg(row) for row in log10_p]),
+        "log10_p_value": np.stack(log10_p),
+    }
+    return _stacked(columns, features, labels, extra)
+
+
+def _stacked(
+    columns: Mapping[str, np.ndarray], features: Sequence[str], labels: Sequence[str], extra: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    """One row per label and feature, from columns (labels, features) and `extra` (features,)."""
+    c, m = len(labels), len(features)
     names = {"variable": np.tile(np.asarray(features, dtype=object), c), "contrast": np.repeat(list(labels), m)}
     return pd.DataFrame(
         names

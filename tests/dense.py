@@ -74,6 +74,13 @@ def information(design, theta, method) -> np.ndarray:
     return np.array([[0.5 * np.sum(a * b.T) for b in moved] for a in moved])
 
 
+def observed_information(design, y, theta, method) -> np.ndarray:
+    """Minus the Hessian of the log-likelihood, by central differences of the score."""
+    sd = np.sqrt(np.diag(information(design, theta, method)))
+    slope = gradient(lambda at: score(design, y, at, method), np.asarray(theta, dtype=float), 1e-4 / sd)
+    return -0.5 * (slope + slope.T)
+
+
 def beta_covariance(design, theta) -> np.ndarray:
     return np.linalg.inv(design.X.T @ np.linalg.solve(design.V(theta), design.X))
 

@@ -69,6 +69,7 @@ def saved(tmp_path):
         {"XX": np.asfortranarray(DESIGN.X.T @ DESIGN.X)},
         {"n": 2**53 - 1},
         {"n": np.int64(60)},
+        {"terms": (("1", (0,)), ("größe", (1, 2)))},
     ],
 )
 def test_there_and_back(tmp_path, change):
@@ -89,7 +90,7 @@ def test_there_and_back_about_a_centre(tmp_path):
 def test_every_field_has_its_place():
     """A new field would be lost in the file: it needs a place there, and a case above."""
     kept = {"n", "XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum", "d", "formula", "transform", "centred"}
-    kept |= {"features", "fixed_names", "random_names", "component_names"}
+    kept |= {"features", "fixed_names", "random_names", "component_names", "terms"}
     assert {field.name for field in dataclasses.fields(SummaryStats)} == kept
 
 

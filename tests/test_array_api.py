@@ -13,12 +13,14 @@ from pathlib import Path
 import array_api_strict
 import dense
 import numpy as np
+import pandas as pd
 import pytest
 
 import lmm_gpu
 from lmm_gpu.arrays import to_numpy
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.model import MixedModel
+from lmm_gpu.moderation import Prior
 from lmm_gpu.scoring import Rules, Status, maximise
 from lmm_gpu.summary import SummaryStats, cross_products
 
@@ -171,6 +173,16 @@ def test_model(name, method):
     assert_close(model.contrast_variance(on_device(theta), on_device(C)), variance, variance)
     gradient = ours.contrast_gradient(theta, C)
     assert_close(model.contrast_gradient(on_device(theta), on_device(C)), gradient, np.abs(gradient).max())
+    W = np.linalg.inv(np.moveaxis(ours.likelihood.evaluate(theta).information, -1, 0)).transpose(1, 2, 0)
+    adjustment = ours.contrast_adjustment(theta, ours.prepare(C), W)
+    found = model.contrast_adjustment(on_device(theta), model.prepare(on_device(C)), on_device(W))
+    assert_close(found, adjustment, np.abs(adjustment).max())
+    observed = ours.likelihood.observed_information(theta)
+    assert_close(model.likelihood.observed_information(on_device(theta)), observed, np.abs(observed).max())
+    g, a = ours.likelihood.ratios(theta), (C @ ours.xxz).T
+    for form in ("gradient_pairs", "adjustment_pairs"):
+        wanted = getattr(ours.likelihood, form)(g, a)
+        assert_close(getattr(model.likelihood, form)(on_device(g), on_device(a)), wanted, np.abs(wanted).max())
     cov = ours.covariance(theta)
     assert_close(model.covariance(on_device(theta)), cov, np.abs(cov).max())
     u = ours.random_effects(theta)
@@ -205,10 +217,31 @@ def test_whole_fit(name, method):
         error = np.abs(getattr(a, key) - getattr(b, key)) / scale
         assert error[:, fitted].max() < 1e-10, key
     C = np.eye(design.X.shape[1])
-    for ddf in ("satterthwaite", "residual"):
+    for ddf in ("satterthwaite", "lmertest", *(["kenward-roger"] if method == "REML" else []), "residual"):
         ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
         np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        prior = Prior(4.0, 1.0)
+        ours, theirs = wanted.contrast_test(C, ddf, prior), found.contrast_test(C, ddf, prior)
+        np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
+        np.testing.assert_allclose(theirs.statistic, ours.statistic, rtol=1e-8)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_variances_and_random_effects(name, method):
+    ss, strict, _ = both(name)
+    wanted, found = fit_summary(ss, FitOptions(method=method)), fit_summary(strict, FitOptions(method=method))
+    methods = ["lrt", "wald", *(["rlrt"] if name == "one_nested" and method == "REML" else [])]
+    for test in methods:
+        ours, theirs = (fit.variance_test(0, method=test, draws=500) for fit in (wanted, found))
+        np.testing.assert_allclose(theirs["statistic"], ours["statistic"], rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(theirs["p_value"], ours["p_value"], rtol=1e-6)
+    pd.testing.assert_frame_equal(found.variance_intervals(), wanted.variance_intervals(), rtol=1e-8)
+    pd.testing.assert_frame_equal(found.ranef(), wanted.ranef(), rtol=1e-7, atol=1e-9)
+    pd.testing.assert_frame_equal(found.variance_fractions(), wanted.variance_fractions(), rtol=1e-8)
 
 
 def test_the_fallback_to_nonnegative():

@@ -65,6 +65,18 @@ def test_treatment_coding_by_hand(obs):
     assert design.X.dtype == np.float64
 
 
+def test_columns_of_each_term(obs):
+    design = build_design("~ condition * age + C(batch) + (1 | donor)", obs)
+    named = {term: [design.fixed_names[i] for i in columns] for term, columns in design.terms}
+    assert named == {
+        "1": ["Intercept"],
+        "condition": ["condition[T.ctrl]"],
+        "age": ["age"],
+        "C(batch)": ["C(batch)[T.2]", "C(batch)[T.3]"],
+        "condition:age": ["condition[T.ctrl]:age"],
+    }
+
+
 def test_numbers_texts_and_flags(obs):
     design = build_design("~ text + whole + flag + male + C(batch) + (1 | donor)", obs)
     assert design.fixed_names == (

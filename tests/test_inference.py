@@ -11,7 +11,8 @@ import pytest
 import scipy.stats
 
 from lmm_gpu import fit, lmm, sslmm
-from lmm_gpu.inference import between_within_df, contrast_test
+from lmm_gpu.degrees_of_freedom import between_within_df
+from lmm_gpu.inference import contrast_test
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -100,6 +101,22 @@ def test_a_balanced_design_between_donors_gives_the_t_test_on_donor_means(betwee
     np.testing.assert_allclose(table["p_value"][inside], exact.pvalue[inside], rtol=1e-5)
 
 
+@pytest.mark.parametrize("df", ["satterthwaite", "between-within", "lmertest", "kenward-roger"])
+def test_a_balanced_treatment_within_donors_with_its_own_variance_is_the_paired_t_test(df):
+    donors, cells, m = 7, 4, 20
+    rng = np.random.default_rng(3)
+    obs = pd.DataFrame({"donor": np.repeat(list("abcdefg"), 2 * cells), "arm": np.tile(list("uuuuvvvv"), donors)})
+    means = rng.normal(size=(donors, 2, m)) + 2 * rng.normal(size=(donors, 1, m))
+    Y = np.repeat(means.reshape(-1, m), cells, axis=0) + rng.normal(size=(len(obs), m))
+    table = fit((Y, obs), "~ arm + (1 | donor/arm)", progress=False).test("arm[T.v]", df=df)
+    seen = Y.reshape(donors, 2, cells, m).mean(axis=2)
+    exact = scipy.stats.ttest_rel(seen[:, 1], seen[:, 0])
+    inside = (table["status"] == "converged").to_numpy()
+    assert inside.sum() > 15
+    np.testing.assert_allclose(table["statistic"][inside], exact.statistic[inside], rtol=1e-5)
+    np.testing.assert_allclose(table["df"][inside], donors - 1, rtol=1e-5)
+
+
 # --- between and within, by hand ------------------------------------------------------------------
 
 DONORS = [f"D{i}" for i in np.repeat(np.arange(6), 10)]
@@ -117,6 +134,8 @@ CELLS = pd.DataFrame(
 CELLS["batch"] = CELLS["rep"].where(CELLS["donor"] != "D3", "1")  # differs between replicates of five donors
 AVERAGE = "(cls[p]:arm[T.v] + cls[q]:arm[T.v])/2"
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell):UserWarning")
+
 BY_HAND = [
     # formula, contrast, df, why
     ("~ arm + (1 | donor)", "arm[T.v]", 6 - 2, "donors less intercept and arm"),
@@ -130,7 +149,14 @@ BY_HAND = [
     ("~ 0 + cls + cls:arm + (1 | donor)", "cls[p]:arm[T.v]", 60 - 4 - 4, "an effect on some of a donor's cells"),
     ("~ 0 + cls + cls:arm + (1 | donor)", "cls[p] + cls[q]", 6 - 2, "one for every cell"),
     ("~ arm + batch + (1 | donor/rep)", "arm[T.v]", 6 - 2, "donors are fewer than replicates"),
-    ("~ arm + batch + (1 | donor/rep)", "batch[T.2]", 12 - 3, "between replicates, within donors"),
+    ("~ arm + batch + (1 | donor/rep)", "batch[T.2]", 12 - 6 - 1, "between replicates, within donors: less the donors"),
+    (
+        "~ arm + half + (1 | donor/half)",
+        "half[T.t]",
+        (6 - 1) * (2 - 1),
+        "a treatment in blocks: against the interaction",
+    ),
+    ("~ arm + half + (1 | donor/half)", "arm[T.v]", 6 - 2, "the donors are not less for what is nested in them"),
     ("~ arm + half + (1 | donor/rep)", "half[T.t]", 60 - 3 - 10, "within replicates: 12 less 2 span Z after X"),
     ("~ x + (x || donor)", "x", 6 - 1, "the slope is a sum of the donors' slopes"),
     ("~ x + (x || donor)", "Intercept", 6 - 1, "against the donors' intercepts"),
@@ -239,7 +265,7 @@ def test_residual_df_are_those_of_the_method():
 def test_unknown_methods_are_refused():
     design = dense.DESIGNS["one_crossed"]
     result = fitted(design, dense.draw_genes(design, 2))
-    refused = pytest.raises(ValueError, match=r"df='kr' is not known.*satterthwaite, between-within, residual")
+    refused = pytest.raises(ValueError, match=r"df='kr' is not known.*satterthwaite, kenward-roger, lmertest")
     with refused:
         result.contrast_test(np.eye(2), "kr")
     with refused:

@@ -20,6 +20,7 @@ from lmm_gpu import plan, scoring
 from lmm_gpu.arrays import indices, namespace, to_numpy
 from lmm_gpu.fitting import BOUNDS, FitOptions, fit_summary
 from lmm_gpu.model import MixedModel
+from lmm_gpu.moderation import Prior
 from lmm_gpu.scoring import Rules, State, Status, advance, maximise
 from lmm_gpu.summary import cross_products
 
@@ -173,11 +174,22 @@ def test_whole_fit(case, bounds):
     for key, scale in {"theta": b.theta[-1], "se_theta": b.theta[-1], "coef": b.se, "se": b.se}.items():
         error = np.abs(getattr(a, key) - getattr(b, key)) / scale
         assert error[:, fitted].max() < 1e-10, key
-    for ddf in ("satterthwaite", "between-within", "residual"):
+    reml = ["kenward-roger"] if method == "REML" else []
+    for ddf in ("satterthwaite", "lmertest", *reml, "between-within", "residual"):
         C = np.eye(design.X.shape[1])
-        ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
-        np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
-        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        for prior in (None, Prior(4.0, 1.0)):
+            ours, theirs = wanted.contrast_test(C, ddf, prior), found.contrast_test(C, ddf, prior)
+            np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-8)
+            np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+        ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
+        np.testing.assert_allclose(theirs.statistic, ours.statistic, rtol=1e-7)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-7)
+    for test in ("lrt", "wald", *(["rlrt"] if method == "REML" and len(design.d) == 1 else [])):
+        ours, theirs = (fit.variance_test(0, method=test, draws=300) for fit in (wanted, found))
+        np.testing.assert_allclose(theirs["p_value"], ours["p_value"], rtol=1e-5)
+    np.testing.assert_allclose(found.ranef()["sd"], wanted.ranef()["sd"], rtol=1e-7)
+    limits = [fit.variance_intervals()[["ci_low", "ci_high"]] for fit in (found, wanted)]
+    np.testing.assert_allclose(*limits, rtol=1e-7, atol=1e-10)
 
 
 @pytest.mark.parametrize("library", ["cupy_like", "torch"])

@@ -80,6 +80,39 @@ def test_quad_is_the_generalised_residual_sum_of_squares(case):
     np.testing.assert_allclose(found.quad, expected, rtol=1e-10)
 
 
+def test_observed_information_is_minus_the_curvature(case):
+    design, Y, theta, method, _ = case
+    found = likelihood_of(design, Y, method).observed_information(theta)
+    for y, t, observed in zip(Y.T, theta.T, by_gene(found), strict=True):
+        sd = deviations(dense.information(design, t, method))
+        error = np.abs(observed - dense.observed_information(design, y, t, method)) / (sd[:, None] * sd)
+        np.testing.assert_array_less(error, 1e-6 * (1 + np.abs(observed / (sd[:, None] * sd)).max()))
+
+
+def test_forms_of_contrasts_are_the_dense_products(case):
+    """w = Z'V^-1 X C c and ZVZ = s_0 Z'PZ, with S in place of Z'Z whatever the method."""
+    design, Y, theta, method, _ = case
+    likelihood = likelihood_of(design, Y, method)
+    rows = np.random.default_rng(2).normal(size=(4, design.X.shape[1]))
+    g, a = likelihood.ratios(theta), (rows @ np.linalg.solve(design.X.T @ design.X, design.X.T @ design.Z)).T
+    squares, moved = likelihood.gradient_form(g, a), likelihood.adjustment_form(g, a)
+    pairs, moved_pairs = likelihood.gradient_pairs(g, a), likelihood.adjustment_pairs(g, a)
+    parts, k = np.split(np.arange(sum(design.d)), np.cumsum(design.d)[:-1]), len(design.d)
+    for gene, t in enumerate(theta.T):
+        w = design.Z.T @ np.linalg.solve(design.V(t), design.X @ dense.beta_covariance(design, t) @ rows.T)  # (q, c)
+        ZVZ = t[-1] * design.Z.T @ design.P(t) @ design.Z
+        for i in range(k):
+            wanted = w[parts[i]].T @ w[parts[i]]
+            scale = np.abs(wanted).max()
+            np.testing.assert_allclose(pairs[i, :, :, gene], wanted, atol=1e-9 * scale)
+            np.testing.assert_allclose(squares[i, :, gene], np.diag(wanted), atol=1e-9 * scale)
+            for j in range(k):
+                wanted = w[parts[i]].T @ ZVZ[np.ix_(parts[i], parts[j])] @ w[parts[j]]
+                scale = np.abs(wanted).max()
+                np.testing.assert_allclose(moved_pairs[i, j, :, :, gene], wanted, atol=1e-8 * scale)
+                np.testing.assert_allclose(moved[i, j, :, gene], np.diag(wanted), atol=1e-8 * scale)
+
+
 # --- many genes -----------------------------------------------------------------------------------
 
 
@@ -212,7 +245,7 @@ def test_multi_component_with_one_component_is_single_component(one):
     g = single.ratios(theta)
     np.testing.assert_allclose(multi.random_effects(g), single.random_effects(g), rtol=1e-9, atol=1e-10)
     a = np.random.default_rng(3).normal(size=(q, 4))
-    for form in ("variance_form", "covariance_form", "gradient_form"):
+    for form in ("variance_form", "covariance_form", "gradient_form", "adjustment_form", "adjustment_pairs"):
         found, expected = getattr(multi, form)(g, a), getattr(single, form)(g, a)
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9 * np.abs(expected).max())
 

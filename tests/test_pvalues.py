@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from lmm_gpu.pvalues import benjamini_hochberg, t_log10_pvalue, t_pvalue
+from lmm_gpu.pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue
 
 ALTERNATIVES = ("two-sided", "less", "greater")
 
@@ -29,6 +29,39 @@ def exact_tail(t: float, df: int, digits: int = 60) -> Decimal:
             term *= cosine2 * (j - 1) / j
             total += term
         return 1 - (squared / (df + squared)).sqrt() * total
+
+
+# --- F --------------------------------------------------------------------------------------------
+
+
+@cache
+def exact_upper_tail(F: float, half: int, df: int) -> Decimal:
+    """P(F > F) on 2 half and df degrees of freedom: a finite sum (Abramowitz and Stegun 26.6.4), in decimals."""
+    with localcontext() as context:
+        context.prec = 60
+        W = 2 * half * Decimal(F)
+        x = df / (df + W)
+        term = total = Decimal(1)
+        for j in range(1, half):
+            term *= (1 - x) * (Decimal(df) / 2 + j - 1) / j
+            total += term
+        return x ** (Decimal(df) / 2) * total
+
+
+@pytest.mark.parametrize("half", [1, 2, 5, 40])
+@pytest.mark.parametrize("df", [1, 3, 8, 250, 100_000])
+@pytest.mark.parametrize("F", [0.001, 0.7, 2.0, 9.0, 600.0, 1e6])
+def test_upper_tails_of_F(F, half, df):
+    exact = exact_upper_tail(F, half, df)
+    assert f_log10_pvalue(F, 2 * half, df) == pytest.approx(float(exact.log10()), rel=1e-11, abs=1e-11)
+    if exact > Decimal("1e-290"):
+        assert f_pvalue(F, 2 * half, df) == pytest.approx(float(exact), rel=1e-9)
+
+
+@pytest.mark.parametrize("df", [1.0, 4.7, 300.0, 1e5])
+def test_F_on_one_df_is_t_squared(df):
+    t = np.array([0.01, 1.0, 4.0, 60.0, 500.0, np.nan])
+    np.testing.assert_allclose(f_log10_pvalue(t**2, 1, df), t_log10_pvalue(t, df), rtol=1e-10)
 
 
 # --- Student's t ----------------------------------------------------------------------------------

@@ -455,7 +455,10 @@ def test_honest_degrees_of_freedom(plain):
         ({"contrast": [0, 0]}, "all its weights are zero"),
         ({"contrast": pd.DataFrame({"d": [1, -1]}, ["A", "C"])}, r"rows lack \['B'\] and hold the unknown \['C'\]"),
         ({"alternative": "both"}, "alternative='both' is not known"),
-        ({"ddf": "n - p"}, "df='n - p' is not known; use one of satterthwaite, between-within, residual"),
+        (
+            {"ddf": "n - p"},
+            "df='n - p' is not known; use one of satterthwaite, kenward-roger",
+        ),
     ],
 )
 def test_lmmtest_refuses(plain, arguments, message):

@@ -28,7 +28,7 @@ FORMULA = "~ arm + cls + (1 | donor) + (1 | plate)"
 FIXED, RANDOM = ["Intercept", "arm[T.stim]", "cls[T.T]"], ["donor", "plate"]
 COMPONENTS = ["var1", "var2", "var0"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:.* do not vary once X is taken out:UserWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.* (do not vary once X is taken out|no random effect lets):UserWarning")
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +257,11 @@ def test_residual_df_are_the_r_faces(result, r_fit):
         ({"contrast": "arm[T.Stim]"}, r"no column is called 'arm\[T.Stim\]'; the closest are \['arm\[T.stim\]'\]"),
         ({"contrast": "arm[T.stim] - arm[T.stim]"}, "all its weights are zero"),
         ({"contrast": np.ones(2)}, r"got weights of shape \(2,\), wanted \(3,\)"),
-        ({"contrast": np.eye(3)}, "joint F test, which is not available; give {label: weights}"),
-        ({"df": "kr"}, "df='kr' is not known; use one of satterthwaite, between-within, residual"),
+        ({"contrast": np.eye(3), "alternative": "less"}, "a joint F test has no direction; use 'two-sided'"),
+        (
+            {"df": "kr"},
+            "df='kr' is not known; use one of satterthwaite, kenward-roger, lmertest, between",
+        ),
         ({"alternative": "two.sided"}, "alternative='two.sided' is not known; use one of two-sided, less, greater"),
         ({"level": 95}, "level=95: the coverage of the interval must lie between 0 and 1"),
     ],
@@ -268,9 +271,11 @@ def test_what_test_refuses(result, arguments, message):
         result.test(**arguments)
 
 
-def test_kenward_roger_is_not_silently_something_else(result):
-    with pytest.raises(ValueError, match="df='kenward-roger' is not known"):
-        result.test(df="kenward-roger")
+def test_kenward_roger_leaves_the_standard_errors_of_a_balanced_design(result):
+    plain, adjusted = (result.test("arm[T.stim]", df=df).drop(3) for df in ("residual", "kenward-roger"))
+    np.testing.assert_array_equal(adjusted["log_fc"], plain["log_fc"])
+    np.testing.assert_allclose(adjusted["se"], plain["se"], rtol=1e-8)
+    assert (adjusted["df"] < 10).all() and (adjusted["p_value"] > plain["p_value"]).all()
 
 
 # --- printing and blocks --------------------------------------------------------------------------
