@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat
@@ -44,7 +45,8 @@ def zeros(shape: tuple[int, ...], reference: Array, *, dtype: Any = None) -> Arr
     """Zeros of the same library, device and (by default) dtype as `reference`."""
     xp = namespace(reference)
     dtype = reference.dtype if dtype is None else dtype
-    return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(reference))
+    with entered(reference):  # CuPy allocates on the current device
+        return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(reference))
 
 
 def indices(values: Any, reference: Array) -> Array:
@@ -55,6 +57,11 @@ def indices(values: Any, reference: Array) -> Array:
 def flag_indices(flags: Array) -> np.ndarray:
     """Positions of the true entries of a boolean vector, on the host: one synchronisation."""
     return np.flatnonzero(to_numpy(flags))
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array of a library of the standard, NumPy's included."""
+    return array_api_compat.is_array_api_obj(x)
 
 
 def on_host(x: Array) -> bool:
@@ -91,17 +98,15 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     return call
 
 
-def resolve_device(device: str) -> str:
-    """Check the `device` option; the host is the only device of this version.
+def entered(x: Array) -> AbstractContextManager:
+    """Context in which the device of `x` is the current one: CuPy computes and allocates there, whatever is asked."""
+    device: Any = array_api_compat.device(x) if is_array(x) and not on_host(x) else None
+    return device if hasattr(device, "__enter__") and hasattr(device, "id") else nullcontext()
 
-    Raises
-    ------
-    ValueError
-        For a device that cannot be used, with what can be.
-    """
-    if device in ("auto", "cpu"):
-        return "cpu"
-    raise ValueError(f"device={device!r} cannot be used: this version computes on the host; use 'auto' or 'cpu'")
+
+def threads_for(x: Array) -> int | None:
+    """Threads to compute with arrays like `x`: None, as many as there are processors, on the host; one elsewhere."""
+    return None if on_host(x) else 1
 
 
 def _host_device(x: Array) -> Any:

@@ -57,7 +57,7 @@ def fit(
     method: Annotated[str, typer.Option(help="REML or ML.")] = "REML",
     bounds: Annotated[str, typer.Option(help="auto, nonnegative or none.")] = "auto",
     memory: Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")] = None,
-    device: Annotated[str, typer.Option(help="auto or cpu.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or cuda:0,cuda:1.")] = "auto",
 ) -> None:
     """Fit one mixed model per gene and write a table of tests and a summary.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
-from .arrays import Array, indices, like, to_numpy
+from .arrays import Array, entered, indices, like, threads_for, to_numpy
 from .model import MixedModel
 from .plan import Shape, blocks, genes_per_block
 from .scoring import Status
@@ -72,8 +73,14 @@ class Fitted:
             genes, model, theta = self._of(bounds)
             return genes, form(model, theta)
 
-        with quiet_blas(len(self.summary.random_names)):
-            yield from in_threads(formed, self._blocks())
+        with self._computing():
+            yield from in_threads(formed, self._blocks(), threads_for(self.model.XXinv))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Context of what is computed with the model: on its device, without threads that would be in the way."""
+        with entered(self.model.XXinv), quiet_blas(len(self.summary.random_names)):
+            yield
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Ranges of features, block by block."""
@@ -84,7 +91,8 @@ class Fitted:
         """Positions, model and theta of the estimated features of a range."""
         theta = self.estimates.theta[:, slice(*bounds)]
         fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
-        model = self.model.with_genes(self.summary.select(slice(*bounds)))
+        part = self.summary.select(slice(*bounds)).on(lambda x: like(x, self.model.XXinv))
+        model = self.model.with_genes(part)
         if fitted.size < theta.shape[1]:
             model = model.select(indices(fitted, model.beta_ols))
         return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)

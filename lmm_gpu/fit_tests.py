@@ -18,7 +18,6 @@ from .f_tests import FTest, RowSpace, combine_df, f_test
 from .inference import ContrastTest, contrast_test
 from .moderation import Prior, fit_prior
 from .table import tidy, tidy_f
-from .threads import quiet_blas
 
 
 class FitTests(Fitted):
@@ -152,7 +151,7 @@ class FitTests(Fitted):
         check_df_method(method, self.method)
         between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
         gradient = is_satterthwaite(method) or prior is not None
-        with quiet_blas(len(self.summary.random_names)):
+        with self._computing():
             ready = self.model.prepare(like(C, self.model.XXinv), gradient=gradient)
         estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
         tested = self._by_block(lambda model, at: contrast_test(model, at, ready, method, between_within, prior))

@@ -9,7 +9,7 @@ s_0 profiled at the last ratios; fixed effects and standard errors
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,13 +17,23 @@ from typing import Any
 import numpy as np
 
 from .arrays import Array, flag_indices, indices, like, namespace, to_numpy
+from .devices import Device, resolve
 from .linalg import inverse_small
 from .model import Contrasts, MixedModel
-from .plan import Shape, blocks, even_blocks, genes_per_block, parse_memory, threads_within
+from .plan import (
+    MOST_GENES_ON_DEVICE,
+    Shape,
+    blocks,
+    even_blocks,
+    genes_per_block,
+    parse_memory,
+    threads_within,
+)
 from .results import Estimates, LMMFit
+from .scheduler import run
 from .scoring import Outcome, Rules, Status, maximise
 from .summary import SummaryStats
-from .threads import in_threads, quiet_blas
+from .threads import quiet_blas
 
 METHODS = ("REML", "ML")
 BOUNDS = ("auto", "nonnegative", "none")
@@ -44,6 +54,7 @@ class FitOptions:
     theta0: Any = None
     memory: int | str | None = None
     block: int | None = None
+    device: Any = "auto"
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -87,14 +98,19 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
     memory = parse_memory(options.memory)
     if memory is not None and len(summary.d) > 1:
         memory = memory // 2  # half for what all genes share, half for their blocks
-    shared = MixedModel.decompose(summary, options.method, memory)
-    theta0 = _start_values(options.theta0, shared, summary.m)
-    estimates = Estimates.empty(summary.m, shared.XXinv.shape[0], len(summary.d) + 1)
+    devices = resolve(options.device, summary.ZZ, summary.ZY)
+    shared = {device.name: _share(summary, options, device, memory) for device in devices}
+    first, _ = shared[devices[0].name]
+    theta0 = _start_values(options.theta0, first, summary.m)
+    estimates = Estimates.empty(summary.m, first.XXinv.shape[0], len(summary.d) + 1)
     few_digits = np.zeros(summary.m, dtype=bool)
-    coefficients = shared.prepare(like(np.eye(shared.XXinv.shape[0]), shared.XXinv), gradient=False)
 
-    def fit_genes(bounds: tuple[int, int]) -> int:
-        block = shared.with_genes(summary.select(slice(*bounds)))
+    def load(device: Device, bounds: tuple[int, int]) -> SummaryStats:
+        return summary.select(slice(*bounds)).on(device.put)
+
+    def fit_genes(device: Device, bounds: tuple[int, int], part: SummaryStats) -> None:
+        model, coefficients = shared[device.name]
+        block = model.with_genes(part)
         few_digits[slice(*bounds)] = to_numpy(block.few_digits)
         varying = flag_indices(block.varies)
         if varying.size < bounds[1] - bounds[0]:
@@ -103,22 +119,41 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
         if genes.size:
             start = None if theta0 is None else like(theta0[:, genes], block.beta_ols)
             estimates.put(genes, estimate_block(block, start, coefficients, options))
-        return bounds[1] - bounds[0]
 
-    shape = Shape(shared.XXinv.shape[0], summary.d)
-    threads = threads_within(shape, memory)
-    if options.block is None:
-        size = genes_per_block(shape, None if memory is None else memory // threads)
-        ranges = even_blocks(summary.m, size, threads)
-    else:
-        ranges = blocks(summary.m, options.block)
-    for done in in_threads(fit_genes, ranges, threads):
+    shape = Shape(first.XXinv.shape[0], summary.d)
+    workers = threads_within(shape, memory)
+    for done in run(devices, workers, _ranges(summary.m, shape, options, devices, workers, memory), load, fit_genes):
         if progress is not None:
             progress(done)
     _warn(estimates.status)
     _warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
     refit = partial(fit_summary, options=replace(options, theta0=None))
-    return LMMFit(estimates, summary, shared, options.method, options.epsilon, refit=refit)
+    return LMMFit(estimates, summary, first, options.method, options.epsilon, refit=refit)
+
+
+def _share(
+    summary: SummaryStats, options: FitOptions, device: Device, memory: int | None
+) -> tuple[MixedModel, Contrasts]:
+    """What all genes share, on a device: the decomposed design, and the coefficients as contrasts."""
+    if memory is None and not device.threaded:
+        memory = device.free_bytes()
+    with device.entered():
+        design = summary.select(slice(0)).on(device.put)
+        model = MixedModel.decompose(design, options.method, memory, summary.m)
+        return model, model.prepare(like(np.eye(model.XXinv.shape[0]), model.XXinv), gradient=False)
+
+
+def _ranges(
+    m: int, shape: Shape, options: FitOptions, devices: list[Device], workers: int, memory: int | None
+) -> Iterator[tuple[int, int]]:
+    """Blocks of genes: as many as are asked for, or as fit the memory, and the same for every worker."""
+    if options.block is not None:
+        return blocks(m, min(options.block, MOST_GENES_ON_DEVICE))
+    if all(device.threaded for device in devices):
+        size = genes_per_block(shape, None if memory is None else memory // workers)
+        return even_blocks(m, size, workers)
+    budget = min(device.free_bytes() for device in devices) if memory is None else memory
+    return even_blocks(m, genes_per_block(shape, budget, MOST_GENES_ON_DEVICE), len(devices))
 
 
 def estimate_block(model: MixedModel, start: Array | None, coefficients: Contrasts, options: FitOptions) -> Estimates:

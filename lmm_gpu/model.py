@@ -54,21 +54,27 @@ class MixedModel:
         return cls.decompose(summary, method).with_genes(summary)
 
     @classmethod
-    def decompose(cls, summary: SummaryStats, method: str = "REML", memory: int | None = None) -> MixedModel:
+    def decompose(
+        cls, summary: SummaryStats, method: str = "REML", memory: int | None = None, genes: int | None = None
+    ) -> MixedModel:
         """Project X out and decompose the random effects: what all genes share, and no gene yet.
 
-        Tables of what depends on the variance ratios alone may take `memory` (bytes).
+        Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
+        of `summary`, and may take `memory` (bytes).
         """
-        projection, none = Projection.build(summary), summary.select(slice(0))
-        genes, likelihood = projection.genes(none), cls._likelihood(projection, summary, method, memory)
+        projection, count = Projection.build(summary), summary.m if genes is None else genes
+        none = projection.genes(summary.select(slice(0)))
+        likelihood = cls._likelihood(projection, summary.d, method, memory, count)
         largest = _largest_eigenvalues(summary)
-        return cls(projection, likelihood, largest, genes.beta_ols, genes.varies, genes.few_digits)
+        return cls(projection, likelihood, largest, none.beta_ols, none.varies, none.few_digits)
 
     @staticmethod
-    def _likelihood(projection: Projection, summary: SummaryStats, method: str, memory: int | None) -> Likelihood:
-        if len(summary.d) == 1:
+    def _likelihood(
+        projection: Projection, d: tuple[int, ...], method: str, memory: int | None, genes: int
+    ) -> Likelihood:
+        if len(d) == 1:
             return SingleComponent.decompose(projection, method)
-        return MultiComponent.decompose(projection, summary.d, method, summary.m, memory)
+        return MultiComponent.decompose(projection, d, method, genes, memory)
 
     def with_genes(self, summary: SummaryStats) -> MixedModel:
         """Return the model of the genes of `summary`, some or all of those of the design."""

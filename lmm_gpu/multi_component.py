@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .arrays import Array, fused, namespace, to_numpy, zeros
+from .arrays import Array, fused, namespace, threads_for, to_numpy, zeros
 from .likelihood import Likelihood, Traces
 from .linalg import largest_eigenvalue
 from .plan import blocks, table_bytes
@@ -50,6 +50,7 @@ class MultiComponent(Likelihood):
     default_df: int
     rank: int
     n_components: int
+    n_fixed: int  #: columns of X
 
     @classmethod
     def decompose(
@@ -86,6 +87,7 @@ class MultiComponent(Likelihood):
             default_df=projection.n - p,
             rank=root.mu.shape[0],
             n_components=len(d),
+            n_fixed=p,
         )
         return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
 
@@ -240,7 +242,8 @@ class MultiComponent(Likelihood):
             axes = tuple(Axis.build(lam, lowest) for lam in largest)
             nodes = axes[e].size if len(axes) == 2 else math.prod(axis.size for axis in axes)
             corner = (lowest - 1.0) / self.lam  # (k, 1)
-            too_large = table_bytes(axes[e].size, self.root.K_R.shape[0]) > memory
+            functions = len(axes) * (len(axes) + 1) + 2 + self.n_fixed
+            too_large = table_bytes(tuple(axis.size for axis in axes), self.root.K_R.shape[0], functions) > memory
             if nodes > genes or too_large or not bool(xp.all(self.root_trace.traces(corner)[3])):
                 continue
             g_e = axes[e].ratios(axes[e].nodes(), self.lam)  # (J,)
@@ -269,7 +272,9 @@ class MultiComponent(Likelihood):
             return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
         e, spectra = self.root.eliminated, self.spectra
         g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
-        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES))
+        parts = in_threads(
+            lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES), threads_for(g)
+        )
         values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
         return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ DEFAULT_SHARE = 0.25
 BLOCK_BYTES = 256 * 2**20
 #: Genes of a block: fewer, and the overhead of every call shows; more, and their numbers leave the caches.
 MOST_GENES = 2048
+#: Genes of a block on a device, where few genes leave it waiting for launches: batched solvers take no more.
+MOST_GENES_ON_DEVICE = 65_535
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,17 @@ class Shape:
         return 8 * (vectors + rest * (q + 4 * p + 12 * rest))
 
 
-def table_bytes(nodes: int, q_R: int) -> int:
-    """Bytes that the tables of a design take while they are built: a few matrices (q_R, q_R) per node of an effect."""
-    return 8 * 5 * nodes * q_R * q_R
+def table_bytes(sizes: tuple[int, ...], q_R: int, functions: int) -> int:
+    """Bytes that the tables of a design take while they are built.
+
+    Of `functions` numbers at every node of the grid of `sizes`, four copies; and a few matrices (q_R, q_R) at every
+    node of one effect.
+    """
+    return 8 * (4 * math.prod(sizes) * functions + 5 * max(sizes) * q_R * q_R)
 
 
-def genes_per_block(shape: Shape, memory: int | None) -> int:
-    """Largest block of genes that the memory budget (bytes) allows; None is a moderate budget.
+def genes_per_block(shape: Shape, memory: int | None, most: int = MOST_GENES) -> int:
+    """Largest block of genes that the memory budget (bytes) allows, at most `most`; None is a moderate budget.
 
     Raises
     ------
@@ -48,10 +55,10 @@ def genes_per_block(shape: Shape, memory: int | None) -> int:
     """
     need = shape.bytes_per_gene()
     if memory is None:
-        return max(1, min(MOST_GENES, BLOCK_BYTES // need))
+        return max(1, min(most, BLOCK_BYTES // need))
     if need > memory:
         raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
-    return min(MOST_GENES, memory // need)
+    return min(most, memory // need)
 
 
 def threads_within(shape: Shape, memory: int | None) -> int:

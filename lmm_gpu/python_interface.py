@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .arrays import resolve_device
 from .design import build_design
+from .devices import resolve
 from .fitting import FitOptions, fit_summary
 from .io import Source, open_source
 from .plan import parse_memory
@@ -32,7 +32,7 @@ def summarize(
     transform: str | None = None,
     size_factors: str | np.ndarray | None = None,
     is_counts: bool | None = None,
-    device: str = "auto",
+    device: Any = "auto",
     memory: int | str | None = None,
     progress: bool = True,
 ) -> SummaryStats:
@@ -57,7 +57,8 @@ def summarize(
         For "normalize": a column of obs or one factor per cell; by default total counts over their mean.
     is_counts : bool, optional
         Whether the values are raw counts; by default they are looked at. Ignored if `transform` is given.
-    device : {"auto", "cpu"}
+    device : str, or list of str
+        "auto" (a CUDA device if there is one, else the host), "cpu", "cuda", "cuda:1", or several of them.
     memory : int or str, optional
         Budget for chunks of cells, such as "2GB".
     progress : bool
@@ -80,7 +81,7 @@ def summarize(
     >>> summarize((Y, obs), "~ condition + (1 | donor)").fixed_names
     ('Intercept', 'condition[T.b]')
     """
-    resolve_device(device)
+    resolve(device)
     budget = parse_memory(memory)
     if not isinstance(formula, str):
         raise ValueError(f"got formula={formula!r}; wanted text such as '~ condition + (1 | donor)'")
@@ -99,7 +100,7 @@ def fit(
     bounds: str = "auto",
     max_iter: int = 50,
     epsilon: float = 1e-5,
-    device: str = "auto",
+    device: Any = "auto",
     memory: int | str | None = None,
     progress: bool = True,
     **reading: Any,
@@ -118,7 +119,8 @@ def fit(
     max_iter : int
     epsilon : float
         Converged when every partial derivative of the log-likelihood is at most this.
-    device : {"auto", "cpu"}
+    device : str, or list of str
+        "auto" (a CUDA device if there is one, else the host), "cpu", "cuda", "cuda:1", or several of them.
     memory : int or str, optional
         Budget for chunks of cells and blocks of genes, such as "2GB".
     progress : bool
@@ -145,8 +147,7 @@ def fit(
     >>> table[["variable", "contrast"]].iloc[0].tolist(), table["df"].le(4).all().item()
     (['Gene1', 'condition[T.b]'], True)
     """
-    resolve_device(device)
-    options = FitOptions(method, bounds, max_iter, epsilon, memory=memory)
+    options = FitOptions(method, bounds, max_iter, epsilon, memory=memory, device=device)
     if isinstance(data, SummaryStats):
         if formula is not None or reading:
             surplus = ", ".join((["formula"] if formula is not None else []) + list(reading))

@@ -15,10 +15,12 @@ import pandas as pd
 import scipy.sparse
 from tqdm.auto import tqdm
 
-from .arrays import resolve_device
+from .arrays import is_array
 from .contrasts import contrast_rows
 from .design import fixed_design, r_names, random_columns
+from .devices import resolve
 from .fitting import FitOptions, fit_summary
+from .gene_blocks import products_by_block
 from .inputs import (
     axis_labels,
     check_same_cells,
@@ -32,7 +34,7 @@ from .inputs import (
     sparse_if_worth_it,
 )
 from .plan import blocks, parse_memory
-from .products import centred_products, constant_of, design_products, join_genes
+from .products import constant_of, design_products
 from .pvalues import t_pvalue
 from .results import LMMFit
 from .summary import SummaryStats, assemble
@@ -49,7 +51,7 @@ def sslmm(
     is_counts: bool | None = None,
     Y_names: Sequence[str] | None = None,
     X_names: Sequence[str] | None = None,
-    device: str = "auto",
+    device: Any = "auto",
     memory: int | str | None = None,
 ) -> SummaryStats:
     """Compute summary statistics from cells, for `lmm`.
@@ -70,7 +72,8 @@ def sslmm(
         Fit log2(1 + Y). By default Y that holds nothing but non-negative integers is taken as raw counts.
     Y_names, X_names : sequence of str, optional
         Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
-    device : {"auto", "cpu"}
+    device : str, or list of str
+        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
     memory : int or str, optional
         Budget for temporaries, in bytes or as "2GB".
 
@@ -91,7 +94,7 @@ def sslmm(
     >>> ss["n"], ss["ZZ"].tolist()
     (4, [[2.0, 0.0], [0.0, 2.0]])
     """
-    resolve_device(device)
+    devices = resolve(device, *[A for A in (X, Y, Z) if is_array(A)])
     X, x_cells, x_labels = read_matrix(X, "X")
     Z, z_cells, z_labels = read_matrix(Z, "Z")
     Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True)
@@ -103,13 +106,12 @@ def sslmm(
         check_values(matrix, name)
     transform = recognise(Y, is_counts)
     X, Z = dense(X), sparse_if_worth_it(Z)
-    constant, parts = constant_of(X), []
-    for lo, hi in blocks(m, _block_size(m, n, nBlocks, parse_memory(memory))):
-        values = transform.apply(rows_of(Y, lo, hi).T)
-        parts.append(centred_products(X, Z, values, constant))
+    constant = constant_of(X)
+    values = lambda bounds: transform.apply(rows_of(Y, *bounds).T)  # noqa: E731
+    ranges = blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
     return assemble(
         design_products(X, Z),
-        join_genes(parts),
+        products_by_block(X, Z, values, ranges, constant, devices),
         constant,
         d=widths,
         features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
@@ -142,7 +144,7 @@ def lmm(
     Y_names: Sequence[str] | None = None,
     X_names: Sequence[str] | None = None,
     bounds: str = "auto",
-    device: str = "auto",
+    device: Any = "auto",
     memory: int | str | None = None,
     progress: bool = False,
 ) -> LMMFit:
@@ -176,7 +178,8 @@ def lmm(
     bounds : {"auto", "nonnegative", "none"}
         "auto": components may be negative as long as V is positive definite, and are held at or above zero for
         a feature that has no such optimum. "nonnegative": never negative. "none": no fallback.
-    device : {"auto", "cpu"}
+    device : str, or list of str
+        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
     memory : int or str, optional
         Budget for a block of features.
     progress : bool
@@ -205,7 +208,6 @@ def lmm(
     >>> list(fit.theta.index), fit.converged.all().item()
     (['var1', 'var0'], True)
     """
-    resolve_device(device)
     others = {"XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
     if not isinstance(XX, SummaryStats):
         summary = read_statistics({"XX": XX, **others}, d, Y_names, X_names)
@@ -214,7 +216,7 @@ def lmm(
     else:
         summary = relabelled(XX, d, Y_names, X_names)
     block = None if nBlocks is None else math.ceil(summary.m / _check_blocks(nBlocks))
-    options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block)
+    options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block, device)
     with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
         fit = fit_summary(summary, options, bar.update)
     shown = {
@@ -251,7 +253,7 @@ def lmmfit(
     Y_names: Sequence[str] | None = None,
     X_names: Sequence[str] | None = None,
     bounds: str = "auto",
-    device: str = "auto",
+    device: Any = "auto",
     memory: int | str | None = None,
     progress: bool = False,
 ) -> LMMFit:

@@ -188,9 +188,8 @@ class LMMFit(FitTests, FitVariances):
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for bounds in self._blocks():
-            genes, model, theta = self._of(bounds)
-            result[..., genes] = form(model, theta)
+        for genes, formed in self._by_block(form):
+            result[..., genes] = formed
         return result
 
     def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:

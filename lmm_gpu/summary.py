@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from .alignment import aligned, check_same_cells, check_unique, default_names, sliced
 from .archive import read_archive, write_archive
-from .arrays import Array, flag_indices, indices, namespace, to_numpy
+from .arrays import Array, entered, flag_indices, indices, namespace, to_numpy
 from .products import (
     Centred,
     add_centred,
@@ -101,6 +101,12 @@ class SummaryStats:
     def m(self) -> int:
         """Number of genes."""
         return self.XY.shape[1]
+
+    def on(self, put: Callable[[Array], Array]) -> SummaryStats:
+        """Return the same with every array replaced by ``put(array)``, as for another device."""
+        arrays = {name: put(x) for name, x in vars(self).items() if hasattr(x, "dtype")}
+        centred = self.centred and replace(self.centred, **{name: put(x) for name, x in vars(self.centred).items()})
+        return replace(self, **arrays, centred=centred)
 
     def keys(self) -> tuple[str, ...]:
         """Names of the statistics, as R's list has them."""
@@ -271,8 +277,9 @@ def cross_products(X: Any, Z: Any, Y: Any, **labels: Any) -> SummaryStats:
 
     `labels` are the remaining fields of `SummaryStats`; by default one random effect and numbered names.
     """
-    constant = constant_of(X)
-    return assemble(design_products(X, Z), centred_products(X, Z, Y, constant), constant, **labels)
+    with entered(Y):
+        constant = constant_of(X)
+        return assemble(design_products(X, Z), centred_products(X, Z, Y, constant), constant, **labels)
 
 
 def assemble(

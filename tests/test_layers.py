@@ -12,9 +12,9 @@ import lmm_gpu
 LAYERS = [
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
-    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
-    {"summary", "likelihood", "spectra"},
-    {"projection", "inputs"},
+    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices"},
+    {"summary", "likelihood", "spectra", "scheduler"},
+    {"projection", "inputs", "gene_blocks"},
     {"single_component", "multi_component"},
     {"model"},
     {"degrees_of_freedom"},
