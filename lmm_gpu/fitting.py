@@ -172,7 +172,7 @@ def estimate_block(model: MixedModel, start: Array | None, coefficients: Contras
         logLik=to_numpy(at_theta.value + 0.5 * (at_theta.quad / theta[-1, :] - model.likelihood.residual_df)),
         niter=to_numpy(outcome.niter).astype(float),
         status=_named(to_numpy(outcome.status), to_numpy(theta), options),
-        coef=to_numpy(model.coefficients(theta)),
+        coef=to_numpy(model.coefficients(theta, at_theta.v)),
         se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
     )
 

@@ -39,6 +39,7 @@ class Traces:
     ok: Array  #: (b,), bool: the covariance matrix is positive definite
     condition: Array  #: (b,), condition number of what was solved for E and z
     left: Array | None = None  #: (b,), bool: not known, because the ratios lie outside of the tables
+    v: Array | None = None  #: (r, b), A^-1 K^+ Z'Ry, what the random effects follow from, where that took a solve
 
 
 class Likelihood(ABC):
@@ -85,8 +86,8 @@ class Likelihood(ABC):
         """BLUPs u = D e (q, b)."""
 
     @abstractmethod
-    def effect_form(self, g: Array, a: Array) -> Array:
-        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c)."""
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
+        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c); `v` of the evaluation there, if it is at hand."""
 
     @abstractmethod
     def variance_form(self, g: Array, a: Array) -> Array:
@@ -163,7 +164,7 @@ class Likelihood(ABC):
         scalars = (s_0, self.yry, t.logdet, t.ok, t.condition)
         value, quad, rounding, ok, *rest = _compose((k, self.residual_df), *scalars, *per_effect, *blocks)
         information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
-        return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, quad, rounding, ok, t.left)
+        return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, quad, rounding, ok, t.left, t.v)
 
     def observed_information(self, theta: Array) -> Array:
         """Observed information (k+1, k+1, b) at `theta` (k+1, b): the negative Hessian of the log-likelihood.

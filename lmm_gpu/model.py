@@ -112,9 +112,9 @@ class MixedModel:
         """BLUPs (q, b)."""
         return self.likelihood.random_effects(self.likelihood.ratios(theta))
 
-    def coefficients(self, theta: Array) -> Array:
-        """Fixed effects (p, b)."""
-        return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T)
+    def coefficients(self, theta: Array, v: Array | None = None) -> Array:
+        """Fixed effects (p, b); `v` of the evaluation at `theta`, if it is at hand."""
+        return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T, v)
 
     def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
         """Contrasts in the rows of `C` (c, p) for many genes: their variances tabulated where that pays."""

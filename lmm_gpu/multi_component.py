@@ -128,7 +128,7 @@ class MultiComponent(Likelihood):
     def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, v: Array, solved: Array) -> Traces:
         # with E and z from v = A^-1 h (r, b)
         condition = namespace(g).max(self._scale(g), axis=0)
-        return Traces(T, B, *self._squares(v), logdet=logdet, ok=ok & solved, condition=condition)
+        return Traces(T, B, *self._squares(v), logdet=logdet, ok=ok & solved, condition=condition, v=v)
 
     def untabulated(self) -> MultiComponent:
         """Return the same without tables."""
@@ -158,10 +158,10 @@ class MultiComponent(Likelihood):
         g_e, D_R = root.split(g)
         return xp.concat(root.components(g_e[None, :] * (root.K_e @ v), D_R.T * (root.K_R @ v)), axis=0)
 
-    def effect_form(self, g: Array, a: Array) -> Array:
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
         """a' u (c, b): the roots meet the few columns of `a`, not the genes."""
         root = self.root
-        v, _ = self._whitened(g)
+        v = self._whitened(g)[0] if v is None else v
         g_e, D_R = root.split(g)
         a_e, a_R = root.rows(a)
         return g_e[None, :] * ((root.K_e.T @ a_e).T @ v) + a_R.T @ (D_R.T * (root.K_R @ v))

@@ -57,6 +57,7 @@ class Evaluation:
     rounding: Array  #: (b,), rounding error of `value`: differences below it mean nothing
     ok: Array  #: (b,), bool: the numbers are valid
     left: Array | None = None  #: (b,), bool: not valid because the objective is tabulated elsewhere
+    v: Array | None = None  #: (r, b), what the random effects follow from, where it takes work
 
 
 class Objective(Protocol):

@@ -87,7 +87,7 @@ class SingleComponent(Likelihood):
         """BLUPs (q, b)."""
         return self.U @ self._rotated_effects(g)
 
-    def effect_form(self, g: Array, a: Array) -> Array:
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
         """a' u (c, b): the eigenvectors meet the few columns of `a`, not the genes."""
         return (self.U.T @ a).T @ self._rotated_effects(g)
 
