@@ -7,6 +7,7 @@ the arrays it is given (`namespace(x)`), so that the same lines run on NumPy tod
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 
 Array = Any  # an array of any array API library: the standard has no common base class
 
+_ON_HOST = (np.ndarray, float, int)  # what NumPy computes with: arrays, and scalars beside them
+
 
 def namespace(*arrays: Array) -> Any:
     """Array API namespace shared by `arrays` (None and Python scalars are ignored)."""
-    if all(type(x) is np.ndarray for x in arrays):  # the general way takes longer than a small operation
+    if all(type(x) in _ON_HOST for x in arrays):  # the general way takes longer than a small operation
         return array_api_compat.numpy
     return array_api_compat.array_namespace(*arrays)
 
@@ -72,8 +75,11 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
 
     ``body(xp, options, *arrays)`` returns a tuple of arrays, each of the shape to which all its arguments broadcast. It
     may use operators, comparisons, `where` and elementwise functions of `xp`; what it does may depend on `options`,
-    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``.
+    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``, where Python numbers may stand
+    among the arrays: a kernel is compiled for every new `options`, not for new numbers. Where no kernel can be made,
+    the body is computed as written, with one warning.
     """
+    plainly: set[tuple[Any, Hashable]] = set()  # what no kernel could be made of
 
     @functools.cache
     def kernel(xp: Any, options: Hashable) -> Callable[..., tuple[Array, ...]]:
@@ -86,9 +92,29 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     @functools.wraps(body)
     def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
         xp = namespace(*arrays)
-        return kernel(xp, options)(*arrays) if hasattr(xp, "fuse") else body(xp, options, *arrays)
+        if not hasattr(xp, "fuse") or (xp, options) in plainly:
+            return body(xp, options, *arrays)
+        try:
+            return kernel(xp, options)(*arrays)
+        except MemoryError:  # says nothing about the kernel
+            raise
+        except Exception as error:  # the tracer's, the compiler's or the driver's
+            result = body(xp, options, *arrays)  # what is wrong with the arrays or the device raises here again
+            plainly.add((xp, options))
+            _warn_of_no_kernel(body, error)
+            return result
 
     return call
+
+
+def _warn_of_no_kernel(body: Callable[..., Any], error: Exception) -> None:
+    name, reason = f"{body.__module__}.{body.__name__}", str(error).split("\n", 1)[0]
+    warnings.warn(
+        f"{name} could not be fused into one kernel and is computed operation by operation, which is right but slower: "
+        f"{type(error).__name__}: {reason}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def resolve_device(device: str) -> str:

@@ -168,7 +168,7 @@ def solve(A: Array, B: Array) -> tuple[Array, Array]:
     if raises_for_bad_matrices(A):
         return _bisect(xp.linalg.solve, A, B)
     X = xp.linalg.solve(A, B)
-    (size,) = _size_of_system(A.shape[1], *map(_largest, (A, X, B)))
+    (size,) = _size_of_system(None, *map(_largest, (A, X, B)), float(A.shape[1]))  # (b,)
     return X, _is_small(B - xp.matmul(A, X), size)
 
 
@@ -182,7 +182,7 @@ def _is_small(residual: Array, size: Array) -> Array:
 
 
 @fused
-def _size_of_system(xp: Any, q: int, A: Array, X: Array, B: Array) -> tuple[Array]:
+def _size_of_system(xp: Any, _: None, A: Array, X: Array, B: Array, q: float) -> tuple[Array]:
     return (A * X * q + B,)
 
 
