@@ -61,7 +61,8 @@ class Axis:
 
     def basis(self, g: Array, degrees: Array) -> Array:
         """Chebyshev polynomials (b, size) of the `degrees` (1, size) at the ratios `g` (b,), which must lie inside."""
-        (polynomials,) = _chebyshev(None, g[:, None], degrees, self.lam, self.lo, self.hi)
+        middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
+        (polynomials,) = _chebyshev(None, g[:, None], degrees, self.lam, middle, half)
         return polynomials
 
     def transform(self, reference: Array) -> Array:
@@ -78,9 +79,9 @@ class Axis:
 
 
 @fused
-def _chebyshev(xp: Any, _: None, g: Array, degrees: Array, lam: float, lo: float, hi: float) -> tuple[Array]:
+def _chebyshev(xp: Any, _: None, g: Array, degrees: Array, lam: float, middle: float, half: float) -> tuple[Array]:
     # cos(n arccos t) at the place t of [-1, 1] where log(1 + g lam) lies
-    t = (2.0 * xp.log1p(g * lam) - (lo + hi)) / (hi - lo)
+    t = (xp.log1p(g * lam) - middle) / half
     t = xp.where(t > 1.0, 1.0, xp.where(t < -1.0, -1.0, t))
     return (xp.cos(xp.acos(t) * degrees),)
 

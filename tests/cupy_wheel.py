@@ -102,15 +102,19 @@ extern "C" void run(long size, void **arrays) {{
 """
 
 
-@functools.cache
 def _host_loop(kernel: cupy.ElementwiseKernel):
-    # the loop that CuPy puts around its kernel's body, compiled by g++ without contraction to fused multiply-adds
+    # the loop that CuPy puts around its kernel's body
     preamble = kernel.preamble.replace('#include "cupy/float16.cuh"', "")
     parameters = [p for p in kernel.params if p.name != "_ind"]
     declared = "\n    ".join(
         f"{p.ctype} &{p.name} = (({p.ctype} *)arrays[{i}])[i];" for i, p in enumerate(parameters)
     )
-    code = _HOST.format(preamble=preamble, parameters=declared, operation=kernel.operation)
+    return _built(_HOST.format(preamble=preamble, parameters=declared, operation=kernel.operation))
+
+
+@functools.cache
+def _built(code: str):
+    # by g++, without contraction to fused multiply-adds: the same rounding as NumPy's
     with tempfile.TemporaryDirectory() as folder:
         file, library = Path(folder) / "loop.cpp", Path(folder) / "loop.so"
         file.write_text(code)
