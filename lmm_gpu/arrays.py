@@ -65,6 +65,15 @@ def on_host(x: Array) -> bool:
     return isinstance(x, np.ndarray)
 
 
+def threads_for(x: Array) -> int | None:
+    """Threads that work on `x` gains from: one per processor (None) on the host, else 1.
+
+    A thread begins on CUDA's device 0 wherever its arrays are, with library handles of its own, and waits for the
+    others to launch anything.
+    """
+    return None if on_host(x) else 1
+
+
 def raises_for_bad_matrices(x: Array) -> bool:
     """Whether the library of `x` refuses to factorise a stack with one bad matrix, where others leave garbage."""
     return on_host(x) or array_api_compat.is_torch_array(x) or _is_strict(x)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .arrays import Array, indices, like, to_numpy
+from .arrays import Array, indices, like, threads_for, to_numpy
 from .model import MixedModel
 from .plan import Shape, blocks, genes_per_block
 from .scoring import Status
@@ -73,7 +73,7 @@ class Fitted:
             return genes, form(model, theta)
 
         with quiet_blas(len(self.summary.random_names)):
-            yield from in_threads(formed, self._blocks())
+            yield from in_threads(formed, self._blocks(), threads_for(self.summary.XX))
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Ranges of features, block by block."""

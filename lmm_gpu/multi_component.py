@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .arrays import Array, fused, namespace, to_numpy, zeros
+from .arrays import Array, fused, namespace, threads_for, to_numpy, zeros
 from .likelihood import Likelihood, Traces
 from .linalg import largest_eigenvalue
 from .plan import blocks, table_bytes
@@ -269,7 +269,8 @@ class MultiComponent(Likelihood):
             return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
         e, spectra = self.root.eliminated, self.spectra
         g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
-        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES))
+        nodes = blocks(self.axes[e].size, NODES)
+        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), nodes, threads_for(g))
         values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
         return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .arrays import Array, flag_indices, fused, indices, like, namespace
+from .arrays import Array, flag_indices, fused, indices, like, namespace, threads_for
 from .plan import blocks
 from .threads import in_threads
 
@@ -150,7 +150,7 @@ def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], referen
 
 def _in_blocks(functions: Callable[[Array], Array], g: Array) -> Array:
     # values (w, b) at the ratios `g` (k, b), a few at a time
-    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK))
+    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK), threads_for(g))
     return namespace(g).concat(list(parts), axis=1)
 
 

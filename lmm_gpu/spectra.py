@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from .arrays import Array, namespace
+from .arrays import Array, namespace, threads_for
 from .linalg import eigh_stack
 from .plan import blocks
 from .root import Root
@@ -39,7 +39,8 @@ class Spectra:
     def build(cls, root: Root, g_e: Array) -> Spectra:
         """Decompose F at the ratios `g_e` (J,) of the eliminated effect of two, a few at a time."""
         xp = namespace(g_e)
-        parts = list(in_threads(lambda at: cls._build(root, g_e[at[0] : at[1]]), blocks(g_e.shape[0], NODES)))
+        few = blocks(g_e.shape[0], NODES)
+        parts = list(in_threads(lambda at: cls._build(root, g_e[at[0] : at[1]]), few, threads_for(g_e)))
         joined = {name: xp.concat([getattr(part, name) for part in parts], axis=0) for name in _BY_NODE}
         return cls(root=root, delta=xp.concat([part.delta for part in parts], axis=1), **joined)
 

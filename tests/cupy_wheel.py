@@ -106,9 +106,7 @@ def _host_loop(kernel: cupy.ElementwiseKernel):
     # the loop that CuPy puts around its kernel's body
     preamble = kernel.preamble.replace('#include "cupy/float16.cuh"', "")
     parameters = [p for p in kernel.params if p.name != "_ind"]
-    declared = "\n    ".join(
-        f"{p.ctype} &{p.name} = (({p.ctype} *)arrays[{i}])[i];" for i, p in enumerate(parameters)
-    )
+    declared = "\n    ".join(f"{p.ctype} &{p.name} = (({p.ctype} *)arrays[{i}])[i];" for i, p in enumerate(parameters))
     return _built(_HOST.format(preamble=preamble, parameters=declared, operation=kernel.operation))
 
 

@@ -56,6 +56,15 @@ def test_cholesky_flags_what_is_not_positive_definite(bad):
     np.testing.assert_allclose(L.get()[1], np.eye(2))
 
 
+@pytest.mark.parametrize("shape", [(3, 0, 0), (0, 2, 2)])
+def test_nothing_to_factorise_is_positive_definite(shape):
+    nothing = asarray(np.empty(shape))
+    (L, ok), (inverse, logdet, valid) = linalg.cholesky(nothing), linalg.inverse_and_logdet(nothing)
+    assert L.shape == inverse.shape == shape
+    assert ok.shape == valid.shape == logdet.shape == shape[:1]
+    assert ok.get().all() and valid.get().all() and (logdet.get() == 0).all()
+
+
 @pytest.mark.parametrize("bad", [SINGULAR, np.full((2, 2), np.nan)])
 def test_solve_flags_what_is_singular(bad):
     _, ok = linalg.solve(*(asarray(np.stack(stack)) for stack in ([PD, bad, PD], [np.eye(2)] * 3)))
@@ -98,6 +107,15 @@ def test_a_fit_inside_its_device(name, method):
         found = maximise(model.likelihood, model.likelihood.start(), Rules(nonnegative=True))
     assert found.theta.device == SECOND
     assert second.allocations > 100 and first.allocations == 0
+
+
+def test_tables_are_built_inside_their_device():
+    """A thread begins on the first device: none may be started for arrays of another one."""
+    with cuda.using_device(SECOND):
+        likelihood = model_of("two", 4000)[0].likelihood
+        assert likelihood.trace_table is not None
+        rows = likelihood.trace_table.evaluate(asarray(np.full((2, 3), 0.1)))
+    assert rows.device == SECOND
 
 
 def test_what_the_loop_waits_for():

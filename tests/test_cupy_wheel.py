@@ -1,23 +1,25 @@
 """What the real CuPy makes of the engine, on a machine that may have no GPU: run where its wheel is installed.
 
-    pip install "cupy-cuda12x>=14.2,<15" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
+pip install "cupy-cuda12x>=14.2,<15" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import array_api_compat
 import dense
 import numpy as np
 import pytest
 
 import lmm_gpu
 from lmm_gpu import arrays, likelihood, linalg, multi_component, ratio_table, root, scoring, single_component
-from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.model import MixedModel
 from lmm_gpu.scoring import Rules, maximise
 from lmm_gpu.summary import cross_products
@@ -25,6 +27,8 @@ from lmm_gpu.summary import cross_products
 WHEEL = 'pip install "cupy-cuda12x>=14.2,<15" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12'
 pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # a function that cannot be fused
 pytest.importorskip("cupy", reason=f"needs CuPy, with or without a GPU: {WHEEL}")
+import array_api_compat.cupy  # noqa: E402
+import array_api_compat.numpy  # noqa: E402
 import cupy_wheel as wheel  # noqa: E402
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="runs CuPy's kernels on the host: needs g++")
@@ -106,9 +110,7 @@ def traced(name):
 def fitted(name, method, rules, m=6):
     """Estimates, and what is asked of a model afterwards."""
     design = dense.DESIGNS[name]
-    model = MixedModel.build(
-        cross_products(design.X, design.Z, dense.draw_genes(design, m), d=design.d), method
-    )
+    model = MixedModel.build(cross_products(design.X, design.Z, dense.draw_genes(design, m), d=design.d), method)
     found = maximise(model.likelihood, None, rules)
     asked = [found.theta, found.quad, found.niter, found.status, found.halved]
     asked += [model.coefficients(found.theta), model.covariance(found.theta)]
@@ -124,14 +126,39 @@ def kernels(monkeypatch):
 
 
 def test_nothing_imports_cupy():
-    code = "import lmm_gpu, sys; from lmm_gpu import fitting, model; raise SystemExit('cupy' in sys.modules)"
+    """Nor does a fit on NumPy, which runs whether there is a driver or not."""
+    code = """
+import sys
+import numpy as np
+from lmm_gpu.summary import cross_products
+rng = np.random.default_rng(0)
+Z = np.repeat(np.eye(6), 10, axis=0)
+Y = Z @ rng.normal(size=(6, 3)) + rng.normal(size=(60, 3))
+fit = fit_summary(cross_products(np.ones((60, 1)), Z, Y, d=(6,)), FitOptions())
+assert np.isfinite(fit.estimates.theta).all()
+assert "cupy" not in sys.modules
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_fit_on_numpy_where_cupy_is_installed():
-    design = dense.DESIGNS["one_nested"]
-    fit = fit_summary(cross_products(design.X, design.Z, dense.draw_genes(design, 4), d=design.d), FitOptions())
-    assert np.isfinite(fit.estimates.theta).all()
+def test_arrays_are_told_to_be_cupys():
+    """The namespace of CuPy's arrays, in which functions are fused, and their device."""
+    x = wheel.empty((3,))
+    xp = arrays.namespace(x, 1.0, None)
+    assert (xp.__name__, xp.fuse, arrays._plain(xp)) == ("array_api_compat.cupy", wheel.cupy.fuse, wheel.cupy)
+    assert not arrays.raises_for_bad_matrices(x) and not arrays.on_host(x) and arrays.threads_for(x) == 1
+    assert wheel.cupy.cuda.Device(x.device) == x.device
+
+
+def test_cupy_has_what_the_engine_calls():
+    """All that stands behind `xp` and `namespace(x)` in the package."""
+    xp = array_api_compat.cupy
+    called = set()
+    for path in Path(lmm_gpu.__file__).parent.glob("*.py"):
+        called |= set(re.findall(r"(?:\bxp|\bnamespace\([^()]*\))\.((?:linalg\.)?\w+)", path.read_text()))
+    assert {"where", "linalg.eigh", "float64", "tensordot"} <= called
+    missing = {name for name in called if not hasattr(xp.linalg if "." in name else xp, name.split(".")[-1])}
+    assert missing <= {"Device"}  # of array-api-strict
 
 
 @needs_compiler
@@ -161,6 +188,34 @@ def test_tables_are_what_numpy_computes(request):
         inside = ~found.left
         np.testing.assert_allclose(getattr(found, name)[..., inside], getattr(expected, name)[..., inside], rtol=1e-8)
     assert {kernel.name for kernel, _ in kernels} >= {"chebyshev", "covers", "positive_scale"}
+
+
+VIEWS = {
+    "entry": lambda xp, x: x[1, 2, :],
+    "first": lambda xp, x: x[:, None, :2, 0],
+    "none": lambda xp, x: x[:, :0, :],
+    "nothing": lambda xp, x: x[:, :, :0][:, 1:, :],
+    "transposed": lambda xp, x: xp.matrix_transpose(x),
+    "T": lambda xp, x: x[0, :, :].T,
+    "diagonal": lambda xp, x: xp.linalg.diagonal(x[:, :, :4]),
+    "permuted": lambda xp, x: xp.permute_dims(x, (2, 0, 1)),
+    "moved": lambda xp, x: xp.moveaxis(x, 0, -1),
+    "rows": lambda xp, x: xp.reshape(x, (3, -1)),
+    "of nothing": lambda xp, x: xp.reshape(x[:0, :, :], (0, 20)),
+    "broadcast": lambda xp, x: xp.broadcast_to(x[0, 0, :], (4, 5)),
+    "broadcast once": lambda xp, x: xp.broadcast_to(x[0, :, :], (1, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_views_are_numpys(view):
+    """Shapes and strides; what is broadcast is not taken for C order, so that CuPy's solve copies it before writing."""
+    expected = view(array_api_compat.numpy, np.zeros((3, 4, 5)))
+    found = view(array_api_compat.cupy, wheel.empty((3, 4, 5)))
+    assert found.shape == expected.shape
+    assert found.flags.c_contiguous == expected.flags.c_contiguous
+    if expected.size:
+        assert found.strides == expected.strides
 
 
 def test_every_fused_function_is_tried():
