@@ -130,6 +130,7 @@ def test_nothing_imports_cupy():
     code = """
 import sys
 import numpy as np
+from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.summary import cross_products
 rng = np.random.default_rng(0)
 Z = np.repeat(np.eye(6), 10, axis=0)
