@@ -85,9 +85,9 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     ``body(xp, options, *arrays)`` returns a tuple of arrays, each of the shape to which all its arguments broadcast. It
     may use operators, comparisons, `where` and elementwise functions of `xp`; what it does may depend on `options`,
     which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``, where Python numbers may stand
-    among the arrays: a kernel is compiled for every new `options`, not for new numbers. Such numbers may only meet
-    arrays: CuPy's fusion computes what two of them give in half precision. Where no kernel can be made, the body is
-    computed as written, with one warning.
+    among the arrays: a kernel is compiled for every new `options`, not for new numbers. A number may only meet an array
+    of numbers: of two numbers, or of a number and a boolean, CuPy's fusion makes a float16. Where no kernel can be
+    made, the body is computed as written, with one warning.
     """
     plainly: set[tuple[Any, Hashable]] = set()  # what no kernel could be made of
 

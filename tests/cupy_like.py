@@ -16,7 +16,7 @@ import functools
 import cupy_like_linalg as linear
 import numpy as np
 from cupy_like_array import Array, Number, host, new, on_current_device, transferred, view, wrap, xp
-from cupy_like_device import Buffer, Device, current_device, one_kernel, synchronise
+from cupy_like_device import Buffer, Device, current_device, fusing, one_kernel, synchronise
 
 # --- elementwise: one kernel ----------------------------------------------------------------------
 
@@ -33,8 +33,9 @@ def _elementwise(name: str):
 
     @functools.wraps(function)
     def wrapped(*operands):
-        if not any(isinstance(x, Array) for x in operands) and any(isinstance(x, Number) for x in operands):
-            raise TypeError("cupy.fuse computes what numbers alone give in half precision")
+        flags_only = not any(isinstance(x, Array) and x.dtype != bool for x in operands)
+        if fusing() and flags_only and not all(isinstance(x, Array) for x in operands):
+            raise TypeError("cupy.fuse computes numbers that meet no array of numbers in half precision")
         return new(name, lambda: function(*map(host, operands)), *operands)
 
     return wrapped

@@ -207,7 +207,12 @@ def test_numbers_of_a_fused_function_meet_arrays_only():
     x = asarray([1.0, 2.0])
     (found,) = xp.fuse(lambda x, lo, hi: ((x - lo) * hi,))(x, 1.0, 3.0)
     np.testing.assert_array_equal(found.get(), [0.0, 3.0])
-    for wrong in (lambda x, lo, hi: (x * (lo + hi),), lambda x, lo, hi: (x * xp.log(lo) + hi,)):
+    for wrong in (
+        lambda x, lo, hi: (x * (lo + hi),),
+        lambda x, lo, hi: (x * xp.log(lo) + hi,),
+        lambda x, lo, hi: (xp.where(x > lo, 1.0, hi),),
+        lambda x, lo, hi: ((x > lo) * 0.5,),
+    ):
         with pytest.raises(TypeError, match="half precision"):
             xp.fuse(wrong)(x, 1.0, 3.0)
 

@@ -219,6 +219,21 @@ def test_views_are_numpys(view):
         assert found.strides == expected.strides
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x, lo, hi: (x * (lo + hi),),
+        lambda x, lo, hi: (wheel.cupy.where(x > lo, 1.0, hi),),
+        lambda x, lo, hi: ((x > lo) * 0.5,),
+    ],
+    ids=["sum", "where", "product"],
+)
+def test_a_number_that_meets_no_array_of_numbers_is_a_float16(wrong):
+    """Why `cupy_like` refuses it in what is fused."""
+    wrong.__name__ = "wrong"
+    assert "float16" in wheel.traced(wrong, wheel.empty((3,)), 1.0, 3.0).operation
+
+
 def test_every_fused_function_is_tried():
     modules = [importlib.import_module(f"lmm_gpu.{module.name}") for module in pkgutil.iter_modules(lmm_gpu.__path__)]
     fused = {
