@@ -7,6 +7,7 @@ the arrays it is given (`namespace(x)`), so that the same lines run on NumPy tod
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 
 Array = Any  # an array of any array API library: the standard has no common base class
 
+_ON_HOST = (np.ndarray, float, int)  # what NumPy computes with: arrays, and scalars beside them
+
 
 def namespace(*arrays: Array) -> Any:
     """Array API namespace shared by `arrays` (None and Python scalars are ignored)."""
-    if all(type(x) is np.ndarray for x in arrays):  # the general way takes longer than a small operation
+    if all(type(x) in _ON_HOST for x in arrays):  # the general way takes longer than a small operation
         return array_api_compat.numpy
     return array_api_compat.array_namespace(*arrays)
 
@@ -69,6 +72,15 @@ def on_host(x: Array) -> bool:
     return isinstance(x, np.ndarray)
 
 
+def threads_for(x: Array) -> int | None:
+    """Threads that work on `x` gains from: one per processor (None) on the host, else 1.
+
+    A thread begins on CUDA's device 0 wherever its arrays are, with library handles of its own, and waits for the
+    others to launch anything.
+    """
+    return None if on_host(x) else 1
+
+
 def raises_for_bad_matrices(x: Array) -> bool:
     """Whether the library of `x` refuses to factorise a stack with one bad matrix, where others leave garbage."""
     return on_host(x) or array_api_compat.is_torch_array(x) or _is_strict(x)
@@ -79,8 +91,12 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
 
     ``body(xp, options, *arrays)`` returns a tuple of arrays, each of the shape to which all its arguments broadcast. It
     may use operators, comparisons, `where` and elementwise functions of `xp`; what it does may depend on `options`,
-    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``.
+    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``, where Python numbers may stand
+    among the arrays: a kernel is compiled for every new `options`, not for new numbers. A number may only meet an array
+    of numbers: of two numbers, or of a number and a boolean, CuPy's fusion makes a float16. Where no kernel can be
+    made, the body is computed as written, with one warning.
     """
+    plainly: set[tuple[Any, Hashable]] = set()  # what no kernel could be made of
 
     @functools.cache
     def kernel(xp: Any, options: Hashable) -> Callable[..., tuple[Array, ...]]:
@@ -93,20 +109,35 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     @functools.wraps(body)
     def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
         xp = namespace(*arrays)
-        return kernel(xp, options)(*arrays) if hasattr(xp, "fuse") else body(xp, options, *arrays)
+        if not hasattr(xp, "fuse") or (xp, options) in plainly:
+            return body(xp, options, *arrays)
+        try:
+            return kernel(xp, options)(*arrays)
+        except MemoryError:  # says nothing about the kernel
+            raise
+        except Exception as error:  # the tracer's, the compiler's or the driver's
+            result = body(xp, options, *arrays)  # what is wrong with the arrays or the device raises here again
+            plainly.add((xp, options))
+            _warn_of_no_kernel(body, error)
+            return result
 
     return call
+
+
+def _warn_of_no_kernel(body: Callable[..., Any], error: Exception) -> None:
+    name, reason = f"{body.__module__}.{body.__name__}", str(error).split("\n", 1)[0]
+    warnings.warn(
+        f"{name} could not be fused into one kernel and is computed operation by operation, which is right but slower: "
+        f"{type(error).__name__}: {reason}",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def entered(x: Array) -> AbstractContextManager:
     """Context in which the device of `x` is the current one: CuPy computes and allocates there, whatever is asked."""
     device: Any = array_api_compat.device(x) if is_array(x) and not on_host(x) else None
     return device if hasattr(device, "__enter__") and hasattr(device, "id") else nullcontext()
-
-
-def threads_for(x: Array) -> int | None:
-    """Threads to compute with arrays like `x`: None, as many as there are processors, on the host; one elsewhere."""
-    return None if on_host(x) else 1
 
 
 def _host_device(x: Array) -> Any:

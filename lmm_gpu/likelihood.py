@@ -161,8 +161,8 @@ class Likelihood(ABC):
         xp, k = namespace(g), self.n_components
         per_effect = [x[i, :] for x in (g, t.T, t.E, t.z) for i in range(k)]
         blocks = [t.B[i, j, :] for i in range(k) for j in range(k)]
-        scalars = (s_0, self.yry, t.logdet, t.ok, t.condition)
-        value, quad, rounding, ok, *rest = _compose((k, self.residual_df), *scalars, *per_effect, *blocks)
+        scalars = (s_0, self.yry, t.logdet, t.ok, t.condition, float(self.residual_df))
+        value, quad, rounding, ok, *rest = _compose(k, *scalars, *per_effect, *blocks)
         information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
         return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, quad, rounding, ok, t.left, t.v)
 
@@ -196,10 +196,9 @@ def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> tuple[Array]:
 
 @fused
 def _compose(
-    xp: Any, sizes: tuple[int, int], s_0: Array, yry: Array, logdet: Array, ok: Array, condition: Array, *parts: Array
+    xp: Any, k: int, s_0: Array, yry: Array, logdet: Array, ok: Array, condition: Array, N: float, *parts: Array
 ) -> tuple[Array, ...]:
     """Value, quad, rounding, validity, score (k+1) and information ((k+1)^2), vectors (b,), as in the module's head."""
-    k, N = sizes
     positive = s_0 > 0
     s_0 = xp.where(positive, s_0, 1.0)
     g, T, E, z = (parts[i * k : (i + 1) * k] for i in range(4))

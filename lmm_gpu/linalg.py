@@ -147,6 +147,8 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     ok : bool array (b,)
     """
     xp = namespace(A)
+    if A.shape[1] == 0:  # nothing has a largest entry
+        return A, xp.isfinite(xp.sum(A, axis=(1, 2)))
     unit = (identity(A.shape[1], A) if unit is None else unit)[None, :, :]
     if raises_for_bad_matrices(A):
         finite = xp.isfinite(xp.sum(A, axis=(1, 2)))  # (b,)
@@ -155,8 +157,6 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     else:
         L = xp.linalg.cholesky(A)
         ok = _is_small(A - xp.matmul(L, xp.matrix_transpose(L)), xp.max(xp.linalg.diagonal(A), axis=1))
-    if A.shape[1] == 0:
-        return L, ok
     pivots = xp.min(xp.linalg.diagonal(L), axis=1)  # (b,)
     (ok,) = _and_positive(None, ok, pivots)  # (b,)
     return xp.where(ok[:, None, None], L, unit), ok
@@ -168,7 +168,7 @@ def solve(A: Array, B: Array) -> tuple[Array, Array]:
     if raises_for_bad_matrices(A):
         return _bisect(xp.linalg.solve, A, B)
     X = xp.linalg.solve(A, B)
-    (size,) = _size_of_system(A.shape[1], *map(_largest, (A, X, B)))
+    (size,) = _size_of_system(None, *map(_largest, (A, X, B)), float(A.shape[1]))  # (b,)
     return X, _is_small(B - xp.matmul(A, X), size)
 
 
@@ -182,7 +182,7 @@ def _is_small(residual: Array, size: Array) -> Array:
 
 
 @fused
-def _size_of_system(xp: Any, q: int, A: Array, X: Array, B: Array) -> tuple[Array]:
+def _size_of_system(xp: Any, _: None, A: Array, X: Array, B: Array, q: float) -> tuple[Array]:
     return (A * X * q + B,)
 
 

@@ -61,7 +61,8 @@ class Axis:
 
     def basis(self, g: Array, degrees: Array) -> Array:
         """Chebyshev polynomials (b, size) of the `degrees` (1, size) at the ratios `g` (b,), which must lie inside."""
-        (polynomials,) = _chebyshev((self.lam, self.lo, self.hi), g[:, None], degrees)
+        middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
+        (polynomials,) = _chebyshev(None, g[:, None], degrees, self.lam, middle, half)
         return polynomials
 
     def transform(self, reference: Array) -> Array:
@@ -73,22 +74,20 @@ class Axis:
 
     def covers(self, g: Array) -> Array:
         """Whether the ratios `g` (b,) lie on the grid."""
-        (inside,) = _covers((self.lam, math.exp(self.lo), math.exp(self.hi)), g)
+        (inside,) = _covers(None, g, self.lam, math.exp(self.lo), math.exp(self.hi))
         return inside
 
 
 @fused
-def _chebyshev(xp: Any, axis: tuple[float, float, float], g: Array, degrees: Array) -> tuple[Array]:
+def _chebyshev(xp: Any, _: None, g: Array, degrees: Array, lam: float, middle: float, half: float) -> tuple[Array]:
     # cos(n arccos t) at the place t of [-1, 1] where log(1 + g lam) lies
-    lam, lo, hi = axis
-    t = (2.0 * xp.log1p(g * lam) - (lo + hi)) / (hi - lo)
+    t = (xp.log1p(g * lam) - middle) / half
     t = xp.where(t > 1.0, 1.0, xp.where(t < -1.0, -1.0, t))
     return (xp.cos(xp.acos(t) * degrees),)
 
 
 @fused
-def _covers(xp: Any, axis: tuple[float, float, float], g: Array) -> tuple[Array]:
-    lam, lowest, highest = axis
+def _covers(xp: Any, _: None, g: Array, lam: float, lowest: float, highest: float) -> tuple[Array]:
     A = 1.0 + g * lam
     return ((lowest <= A) & (highest >= A),)
 

@@ -15,8 +15,8 @@ import functools
 
 import cupy_like_linalg as linear
 import numpy as np
-from cupy_like_array import Array, host, new, on_current_device, transferred, view, wrap, xp
-from cupy_like_device import Buffer, Device, current_device, one_kernel, synchronise
+from cupy_like_array import Array, Number, host, new, on_current_device, transferred, view, wrap, xp
+from cupy_like_device import Buffer, Device, current_device, fusing, one_kernel, synchronise
 
 # --- elementwise: one kernel ----------------------------------------------------------------------
 
@@ -33,6 +33,9 @@ def _elementwise(name: str):
 
     @functools.wraps(function)
     def wrapped(*operands):
+        flags_only = not any(isinstance(x, Array) and x.dtype != bool for x in operands)
+        if fusing() and flags_only and not all(isinstance(x, Array) for x in operands):
+            raise TypeError("cupy.fuse computes numbers that meet no array of numbers in half precision")
         return new(name, lambda: function(*map(host, operands)), *operands)
 
     return wrapped
@@ -48,8 +51,9 @@ OPERATORS = {
 }  # fmt: skip
 for _symbol, _name in OPERATORS.items():
     _function = getattr(xp, _name)
-    setattr(Array, f"__{_symbol}__", lambda a, b, f=_function: f(a, b))
-    setattr(Array, f"__r{_symbol}__", lambda a, b, f=_function: f(b, a))
+    for _class in (Array, Number):
+        setattr(_class, f"__{_symbol}__", lambda a, b, f=_function: f(a, b))
+        setattr(_class, f"__r{_symbol}__", lambda a, b, f=_function: f(b, a))
 for _symbol, _name in {"neg": "negative", "pos": "positive", "abs": "abs", "invert": "bitwise_invert"}.items():
     _function = getattr(xp, _name)
     setattr(Array, f"__{_symbol}__", lambda a, f=_function: f(a))
@@ -267,13 +271,13 @@ xp.linalg.svd, xp.linalg.qr = _matrix_by_matrix("svd"), _matrix_by_matrix("qr")
 
 
 def fuse(function):
-    """One kernel of a function of arrays: elementwise operations and reductions, nothing else."""
+    """One kernel of a function of arrays and numbers: elementwise operations and reductions, nothing else."""
     allowed = {*ELEMENTWISE.split(), "astype", *REDUCTIONS}
 
     @functools.wraps(function)
     def fused(*operands):
         with one_kernel(allowed):
-            results = function(*operands)
+            results = function(*[x if isinstance(x, Array) else Number(x) for x in operands])
         several = results if isinstance(results, tuple) else (results,)
         made = [new("fuse", lambda one=one: one.values, *operands, launches=i == 0) for i, one in enumerate(several)]
         return tuple(made) if isinstance(results, tuple) else made[0]

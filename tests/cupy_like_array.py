@@ -109,12 +109,23 @@ class Array:
         return tuple(plain)
 
 
+class Number:
+    """A number handed to a fused function, which computes it in the dtype of the array that it meets."""
+
+    __hash__ = None
+
+    def __init__(self, value):
+        self.value = value
+
+
 # --- from here to NumPy and back ------------------------------------------------------------------
 
 
 def host(x):
     if isinstance(x, (np.ndarray, np.generic)):
         raise TypeError(f"Unsupported type {type(x)}: NumPy values do not mix with arrays on a device")
+    if isinstance(x, Number):
+        return x.value
     return x.values if isinstance(x, Array) else x
 
 

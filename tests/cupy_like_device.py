@@ -107,7 +107,7 @@ class Buffer:
     def __init__(self, nbytes: int, device: Device | None = None):
         self.size = 0  # what __del__ gives back if taking it fails
         self.device = current_device() if device is None else device
-        size = 0 if getattr(_thread, "fusing", None) is not None else -(-nbytes // ROUND) * ROUND
+        size = 0 if fusing() else -(-nbytes // ROUND) * ROUND
         if size:
             MEMORIES[self.device.id].take(size)
         self.size = size
@@ -193,7 +193,7 @@ def no_synchronisation():
 
 def record(name: str, launches: int, nbytes: int) -> None:
     """Report an operation."""
-    if getattr(_thread, "fusing", None) is not None:
+    if fusing():
         if name not in _thread.fusing:
             raise TypeError(f"cupy.fuse cannot take in {name}")
         return
@@ -211,6 +211,11 @@ def one_kernel(allowed):
         yield
     finally:
         _thread.fusing = None
+
+
+def fusing() -> bool:
+    """Whether a function is being traced into one kernel."""
+    return getattr(_thread, "fusing", None) is not None
 
 
 def synchronise(name: str) -> None:

@@ -43,7 +43,7 @@ def cholesky(A: np.ndarray, *, upper: bool = False) -> tuple[np.ndarray, int]:
 
 
 def solve(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, int]:
-    """Two copies, two arrays of pointers, getrf, getrs, and the copy that puts the solutions in order."""
+    """Two copies, two arrays of pointers, getrf, getrs; the solutions lie transposed in memory."""
     _square(A)
     if not (B.ndim == 1 or A.shape[:-1] == B.shape[: A.ndim - 1]) or B.ndim not in (1, A.ndim):
         raise ValueError(f"solve does not broadcast on CuPy: a {A.shape}, b {B.shape}")
@@ -53,7 +53,7 @@ def solve(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, int]:
         B = np.broadcast_to(B[:, None], (*A.shape[:-1], 1))
     X = _each(np.linalg.solve, lambda: garbage(B.shape[-2:]), A, B)
     one_by_one = A.shape[-1] > BATCHED_SOLVE_LIMIT
-    return X, 4 * prod(A.shape[:-2]) if one_by_one else 6 + (B.shape[-1] > 1)
+    return _transposed_in_memory(X), 4 * prod(A.shape[:-2]) if one_by_one else 6
 
 
 def inv(A: np.ndarray) -> tuple[np.ndarray, int]:
@@ -63,7 +63,7 @@ def inv(A: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def eigh(A: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-    """A copy, the Jacobi (stack) or divide-and-conquer (one matrix) routine, and the transpose of the vectors."""
+    """A copy, and the Jacobi (stack) or divide-and-conquer (one matrix) routine; the vectors lie transposed."""
     _square(A)
     q = A.shape[-1]
     both = _each(
@@ -73,7 +73,7 @@ def eigh(A: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], int]:
         lambda: np.concatenate([np.sort(garbage((q,)))[None, :], garbage((q, q))]),
         A,
     )
-    return (both[..., 0, :], both[..., 1:, :]), 3
+    return (both[..., 0, :], _transposed_in_memory(both[..., 1:, :])), 2
 
 
 def slogdet(A: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], int]:
@@ -81,6 +81,11 @@ def slogdet(A: np.ndarray) -> tuple[tuple[np.ndarray, np.ndarray], int]:
     _square(A)
     sign, logdet = np.linalg.slogdet(A)
     return (np.asarray(sign), np.asarray(logdet)), 8
+
+
+def _transposed_in_memory(A: np.ndarray) -> np.ndarray:
+    # what cuBLAS and cuSOLVER write, column by column: a product with it copies it
+    return np.swapaxes(np.swapaxes(A, -1, -2).copy(), -1, -2)
 
 
 def _square(A: np.ndarray) -> None:

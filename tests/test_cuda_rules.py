@@ -8,15 +8,16 @@ import cupy_like_device as cuda
 import dense
 import numpy as np
 import pytest
-from cupy_like import asarray
+from cupy_like import asarray, xp
 
 from lmm_gpu import linalg, scoring
-from lmm_gpu.arrays import like, zeros
+from lmm_gpu.arrays import fused, like, zeros
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.model import MixedModel
 from lmm_gpu.scoring import Rules, Status, advance, maximise
 from lmm_gpu.summary import cross_products
 
+pytestmark = pytest.mark.filterwarnings("error::RuntimeWarning")  # a function that cannot be fused
 FIRST, SECOND = cuda.DEVICES
 PD, NOT_PD, SINGULAR = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[1.0, 2.0], [2.0, 1.0]]), np.ones((2, 2))
 
@@ -50,6 +51,15 @@ def test_cholesky_flags_what_is_not_positive_definite(bad):
     L, ok = linalg.cholesky(asarray(np.stack([PD, bad, PD])))
     np.testing.assert_array_equal(ok.get(), [True, False, True])
     np.testing.assert_allclose(L.get()[1], np.eye(2))
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 0), (0, 2, 2)])
+def test_nothing_to_factorise_is_positive_definite(shape):
+    nothing = asarray(np.empty(shape))
+    (L, ok), (inverse, logdet, valid) = linalg.cholesky(nothing), linalg.inverse_and_logdet(nothing)
+    assert L.shape == inverse.shape == shape
+    assert ok.shape == valid.shape == logdet.shape == shape[:1]
+    assert ok.get().all() and valid.get().all() and (logdet.get() == 0).all()
 
 
 @pytest.mark.parametrize("bad", [SINGULAR, np.full((2, 2), np.nan)])
@@ -92,6 +102,15 @@ def test_a_fit_inside_its_device(name, method):
         found = maximise(model.likelihood, model.likelihood.start(), Rules(nonnegative=True))
     assert found.theta.device == SECOND
     assert second.allocations > 100 and first.allocations == 0
+
+
+def test_tables_are_built_inside_their_device():
+    """A thread begins on the first device: none may be started for arrays of another one."""
+    with cuda.using_device(SECOND):
+        likelihood = model_of("two", 4000)[0].likelihood
+        assert likelihood.trace_table is not None
+        rows = likelihood.trace_table.evaluate(asarray(np.full((2, 3), 0.1)))
+    assert rows.device == SECOND
 
 
 def test_what_the_loop_waits_for():
@@ -153,6 +172,44 @@ def test_launches_of_several_components_do_not_grow_with_q():
         stats = cross_products(*map(asarray, (np.ones((n, 1)), Z, Y)), d=(10, levels))
         counts.add(launches(MixedModel.build(stats).likelihood.evaluate, asarray(np.ones((3, 4)))))
     assert len(counts) == 1
+
+
+def test_what_cannot_be_fused_is_computed_as_written():
+    """With one warning that names it, and never again through the tracer."""
+
+    def doubled_in_length(xp, _, x):
+        return (xp.concat([x, x]),)
+
+    function = fused(doubled_in_length)
+    with pytest.warns(RuntimeWarning, match="doubled_in_length could not be fused .* cupy.fuse cannot take in concat"):
+        (first,) = function(None, asarray([1.0, 2.0]))
+    (second,) = function(None, asarray([1.0, 2.0]))  # a second warning would be an error here
+    for found in (first, second):
+        np.testing.assert_array_equal(found.get(), [1.0, 2.0, 1.0, 2.0])
+
+
+def test_what_is_wrong_with_the_arrays_is_no_reason_not_to_fuse():
+    function = fused(lambda xp, _, x, y: (x + y,))
+    x = asarray([1.0, 2.0])
+    with pytest.raises(ValueError, match="enter the array's device"):
+        function(None, x, asarray([1.0, 2.0], device=SECOND))
+    with cuda.byte_limit(0), pytest.raises(MemoryError):
+        function(None, x, x)
+    assert launches(function, None, x, x) == 1
+
+
+def test_numbers_of_a_fused_function_meet_arrays_only():
+    x = asarray([1.0, 2.0])
+    (found,) = xp.fuse(lambda x, lo, hi: ((x - lo) * hi,))(x, 1.0, 3.0)
+    np.testing.assert_array_equal(found.get(), [0.0, 3.0])
+    for wrong in (
+        lambda x, lo, hi: (x * (lo + hi),),
+        lambda x, lo, hi: (x * xp.log(lo) + hi,),
+        lambda x, lo, hi: (xp.where(x > lo, 1.0, hi),),
+        lambda x, lo, hi: ((x > lo) * 0.5,),
+    ):
+        with pytest.raises(TypeError, match="half precision"):
+            xp.fuse(wrong)(x, 1.0, 3.0)
 
 
 LIMITS = {"one_nested": 80, "two": 160, "three_widest_inside": 160}

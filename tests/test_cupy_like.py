@@ -200,6 +200,15 @@ def test_launches_and_bytes():
     assert counted.launches_by(lambda one: one.name) == {"multiply": 1, "add": 1}
 
 
+def test_solutions_and_eigenvectors_lie_transposed():
+    """A product copies them, where NumPy's and `cholesky`'s lie in order."""
+    stack = asarray(np.stack([PD] * 5))
+    solved, (_, vectors), L = xp.linalg.solve(stack, stack), xp.linalg.eigh(stack), xp.linalg.cholesky(stack)
+    assert launches(xp.matmul, stack, solved) == launches(xp.matmul, vectors, stack) == 2
+    assert launches(xp.matmul, vectors.mT, stack) == launches(xp.matmul, L, stack) == 1
+    np.testing.assert_allclose(solved.get(), np.stack([np.eye(2)] * 5), atol=1e-15)
+
+
 def test_fusion_is_one_launch():
     x = asarray(np.arange(6.0).reshape(2, 3))
     two = xp.fuse(lambda a, b: (xp.where(a > 1.0, a * b, -a), xp.sum(a + b, axis=0)))
