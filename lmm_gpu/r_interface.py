@@ -225,7 +225,7 @@ def lmm(
         "summary_data": output_SS,
     }
     outputs = tuple(name for name, wanted in shown.items() if wanted)
-    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs)
+    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs, bounds, max_iter)
     if verbose:
         print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
     return fit

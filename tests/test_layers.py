@@ -14,7 +14,7 @@ LAYERS = [
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
     {"summary", "likelihood", "spectra"},
-    {"projection", "inputs"},
+    {"projection", "inputs", "fit_file"},
     {"single_component", "multi_component"},
     {"model"},
     {"inference"},
