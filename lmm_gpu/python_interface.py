@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .archive import kind_of
 from .arrays import resolve_device
 from .design import build_design
 from .fitting import FitOptions, fit_summary
 from .io import Source, open_source
 from .plan import parse_memory
+from .readers import MATRICES
 from .results import LMMFit
 from .stream import accumulate, check_size_factors, count_size_factors
-from .summary import SummaryStats
+from .summary import STATISTICS, SummaryStats
 from .transform import Transform
 
 
@@ -108,7 +111,7 @@ def fit(
 
     Parameters
     ----------
-    data : SummaryStats, or what `summarize` takes
+    data : SummaryStats, path to saved ones, or what `summarize` takes
     formula : str, optional
         lme4 syntax; only for data that are not summed up yet.
     method : {"REML", "ML"}
@@ -147,17 +150,32 @@ def fit(
     """
     resolve_device(device)
     options = FitOptions(method, bounds, max_iter, epsilon, memory=memory)
-    if isinstance(data, SummaryStats):
+    summary = saved_statistics(data, formula)
+    if summary is not None:
         if formula is not None or reading:
             surplus = ", ".join((["formula"] if formula is not None else []) + list(reading))
             raise ValueError(f"summary statistics already hold their model and values: leave out {surplus}")
-        summary = data
     else:
         if formula is None:
             raise ValueError("a formula is needed, such as '~ condition + (1 | donor)'")
         summary = summarize(data, formula, device=device, memory=memory, progress=progress, **reading)
     with _bar("fitting", summary.m, "gene", progress) as step:
-        return fit_summary(summary, options, step)
+        return replace(fit_summary(summary, options, step), bounds=bounds, max_iter=max_iter)
+
+
+def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | None:
+    """Return `data` that are summed up already, from memory or from a file; None for cells.
+
+    Without a formula only statistics make sense: then a file that is none of cells is refused if it holds none.
+    """
+    if isinstance(data, SummaryStats):
+        return data
+    if not isinstance(data, (str, Path)):
+        return None
+    of_cells = str(data).lower().endswith(tuple(ending for ending in MATRICES if ending != ".h5"))
+    if kind_of(data) == STATISTICS or (formula is None and not of_cells):
+        return SummaryStats.load(data)
+    return None
 
 
 def _chosen_transform(

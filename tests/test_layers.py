@@ -24,7 +24,9 @@ LAYERS = [
     {"python_interface", "r_interface"},
     {"__init__"},
     {"run"},
+    {"console"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = {path.stem: path for path in Path(lmm_gpu.__file__).parent.glob("*.py")}
