@@ -48,6 +48,9 @@ CONTRAST = typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name
 Df = Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")]
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
 Device = Annotated[str, typer.Option(help="auto or cpu.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
+]
 Json = Annotated[
     bool, typer.Option("--json", help="One line of JSON on standard output; notes and errors as JSON on the other.")
 ]
@@ -70,6 +73,7 @@ def fit(
     bounds: Annotated[str, typer.Option(help="auto, nonnegative or none.")] = "auto",
     memory: Memory = None,
     device: Device = "auto",
+    scheduler: Scheduler = None,
     json: Json = False,
 ) -> None:
     """Fit one mixed model per gene; write a table of tests, a summary, and the fit for `lmm-gpu test`.
@@ -78,7 +82,7 @@ def fit(
     """
     reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
     reading |= _given(size_factors=size_factors)
-    options = {"method": method, "bounds": bounds, "memory": memory, "device": device}
+    options = {"method": method, "bounds": bounds, "memory": memory, "device": device, "scheduler": scheduler}
     run = fit_to_folder(data, formula, output, contrast, df=df, reading=reading, **options)
     console.show(run)
     console.answer(run.record)
@@ -97,6 +101,7 @@ def summarize(
     size_factors: SizeFactors = None,
     memory: Memory = None,
     device: Device = "auto",
+    scheduler: Scheduler = None,
     json: Json = False,
 ) -> None:
     """Sum up cells for `lmm-gpu merge` and `lmm-gpu fit`, which need to know no more of them.
@@ -105,7 +110,8 @@ def summarize(
     """
     reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
     reading |= _given(size_factors=size_factors)
-    _told(summarize_to_file(data, formula, output, **reading, memory=memory, device=device))
+    where = {"memory": memory, "device": device, "scheduler": scheduler}
+    _told(summarize_to_file(data, formula, output, **reading, **where))
 
 
 @app.command()

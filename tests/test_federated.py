@@ -95,6 +95,20 @@ def test_a_site_without_an_arm_is_refused_by_name():
         parts[0] + parts[1]
 
 
+def test_a_site_without_an_arm_takes_part_if_all_name_the_levels():
+    formula = "~ C(arm, levels=['ctrl', 'stim']) + age + (1 | donor)"
+    sites = {site: (counts, genes, obs.assign(arm="ctrl") if site == "lima" else obs)
+             for site, (counts, genes, obs) in CELLS.items()}  # fmt: skip
+    oslo, lima, pune = (
+        lmm_gpu.summarize((counts, obs), formula, features=genes, progress=False)
+        for counts, genes, obs in sites.values()
+    )
+    counts, genes, obs = pooled()
+    obs = obs.assign(arm=np.concatenate([table["arm"] for *_, table in sites.values()]))
+    wanted = lmm_gpu.fit((counts, obs), formula, features=genes, progress=False)
+    assert_same_fit(lmm_gpu.fit(oslo + lima + pune, progress=False), wanted)
+
+
 # --- on the command line --------------------------------------------------------------------------
 
 

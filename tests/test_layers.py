@@ -21,6 +21,7 @@ LAYERS = [
     {"table"},
     {"results"},
     {"fitting", "stream"},
+    {"distributed"},
     {"python_interface", "r_interface"},
     {"__init__"},
     {"run"},
