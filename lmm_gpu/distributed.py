@@ -64,8 +64,10 @@ def connected(scheduler: Any) -> Iterator[Any]:
         yield scheduler
         return
     try:
+        # looked at first: a client without an address to go to keeps the process from ending
+        distributed.comm.resolve_address(getattr(scheduler, "scheduler_address", scheduler))
         client = distributed.Client(scheduler, set_as_default=False)
-    except (OSError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"cannot use scheduler={scheduler!r}: {reason}; wanted a dask Client or the address that `dask scheduler` "

@@ -241,7 +241,7 @@ def test_obs_of_other_cells(here):
         lmm_gpu.summarize((chunked(VALUES, 60, 4), OBS[1:]), FORMULA)
 
 
-@pytest.mark.parametrize("scheduler", ["nonsense://here", 3.5, "tcp://127.0.0.1:1"])
+@pytest.mark.parametrize("scheduler", ["nonsense", "nonsense://here", 3.5, "tcp://127.0.0.1:1"])
 def test_no_scheduler_there(scheduler):
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
