@@ -2,14 +2,14 @@
 
 A chunk of a dask array meets the rows of the design that are its own, in the task that makes or reads it, and what it
 adds to the sums (p + q + 2 numbers per gene) goes up a tree of additions: no cells travel. Where tasks run, and what
-happens when a worker dies, is dask's: everything here is `dask.delayed` and `Client.submit`. Tasks never change what
-they are given, so that any of them can run again.
+happens when a worker dies, is dask's: everything here is `dask.array` and `dask.delayed`. Tasks never change what they
+are given, so that any of them can run again.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -270,9 +270,11 @@ def fit_on_workers(
     work = replace(options, block=summary.m)
     estimates = Estimates.empty(summary.m, len(summary.fixed_names), len(summary.d) + 1)
     few_digits = np.zeros(summary.m, dtype=bool)
+    delayed = require("dask", "scheduler=", _ADVICE).delayed
+    design = delayed(summary.select(slice(0)), traverse=False)  # once for all blocks
+    tasks = [delayed(_fit)(design, _genes(summary.select(slice(*genes))), work) for genes in ranges]
     with _told(), _quietly():
-        parts = [client.submit(_fit, summary.select(slice(*genes)), work, pure=False) for genes in ranges]
-        for (lo, hi), part in zip(ranges, parts, strict=True):
+        for (lo, hi), part in zip(ranges, client.compute(tasks), strict=True):
             estimates.put(np.arange(lo, hi), part.result())
             few_digits[lo:hi] = to_numpy(shared.with_genes(summary.select(slice(lo, hi))).few_digits)
             if progress is not None:
@@ -280,6 +282,11 @@ def fit_on_workers(
     _warn(estimates.status)
     _warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
     return LMMFit(estimates, summary, shared, options.method, options.epsilon)
+
+
+def _genes(summary: SummaryStats) -> dict[str, Any]:
+    # what is not of the design
+    return {name: getattr(summary, name) for name in ("XY", "ZY", "Ynorm", "Ysum", "features", "centred")}
 
 
 def _ranges(summary: SummaryStats, memory: int | None, threads: int) -> list[tuple[int, int]]:
@@ -292,10 +299,10 @@ def _ranges(summary: SummaryStats, memory: int | None, threads: int) -> list[tup
 # --- what runs on the workers ---
 
 
-def _fit(summary: SummaryStats, options: FitOptions) -> Estimates:
+def _fit(design: SummaryStats, genes: Mapping[str, Any], options: FitOptions) -> Estimates:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told once for all genes
-        return fit_summary(summary, options).estimates
+        return fit_summary(replace(design, **genes), options).estimates
 
 
 def _products(rows: _Rows, centre: Array, Y: Any) -> dict[str, Array]:

@@ -23,7 +23,7 @@ import distributed
 
 import lmm_gpu
 from lmm_gpu.design import build_design
-from lmm_gpu.distributed import _add, _fit, _Grid, _ranges, _telling, fit_on_workers, is_dask, reduce_chunks
+from lmm_gpu.distributed import _add, _fit, _genes, _Grid, _ranges, _telling, fit_on_workers, is_dask, reduce_chunks
 from lmm_gpu.distributed import _Rows as Rows
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.io import open_source
@@ -292,7 +292,7 @@ def summed_here(Y):
 def test_a_block_is_a_fit_of_its_own():
     """Which warns of nothing: whoever puts blocks together does."""
     ss = summed_here(VALUES * (np.arange(M) != 4))
-    part = _fit(ss.select(slice(3, 7)), FitOptions(block=M))
+    part = _fit(ss.select(slice(0)), _genes(ss.select(slice(3, 7))), FitOptions(block=M))
     with pytest.warns(UserWarning, match="1 of 9 features do not vary"):
         wanted = fit_summary(ss).estimates
     for name, values in vars(part).items():
