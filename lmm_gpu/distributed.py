@@ -8,8 +8,10 @@ are given, so that any of them can run again.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,6 +36,8 @@ from .stream import cells_per_chunk, check_size_factors
 from .summary import SummaryStats, assemble
 from .threads import quiet_blas
 from .transform import Transform, check_values, looks_like_counts, recognise
+
+logger = logging.getLogger("lmm_gpu")
 
 #: Additions are done so many at a time.
 _FAN_IN = 4
@@ -74,6 +78,8 @@ def connected(scheduler: Any) -> Iterator[Any]:
             "prints, such as tcp://10.0.0.1:8786"
         ) from error
     with client:
+        if not client.nthreads():
+            logger.warning("%s has no workers yet: waiting for the first", client.scheduler.address)
         yield client
 
 
@@ -150,6 +156,8 @@ def reduce_chunks(
         As `accumulate`.
     MemoryError
         If workers kept dying.
+    ConnectionError
+        If the scheduler went away.
     """
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
@@ -262,6 +270,8 @@ def fit_on_workers(
         As `fit_summary`.
     MemoryError
         If workers kept dying.
+    ConnectionError
+        If the scheduler went away.
     """
     memory = parse_memory(options.memory)
     with quiet_blas(len(summary.random_names)):
@@ -367,6 +377,10 @@ def _told() -> Iterator[None]:
     """Say in one sentence what ends a computation besides the caller's mistakes, which come as they are."""
     try:
         yield
+    except CancelledError as error:
+        raise ConnectionError(
+            "the dask scheduler went away before all was computed: start it and its workers again, and then this"
+        ) from error
     except Exception as error:
         if type(error).__name__ != "KilledWorker":  # of distributed, which may not be installed
             raise

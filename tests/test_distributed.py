@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -433,6 +435,32 @@ def test_an_active_client(cluster):
     with distributed.Client(cluster):
         assert_statistics(lmm_gpu.summarize((array, OBS), FORMULA), VALUES)
     with pytest.raises(RuntimeError, match="not on a worker"):
+        lmm_gpu.summarize((array, OBS), FORMULA)
+
+
+def test_workers_that_come_late(caplog):
+    with (
+        distributed.LocalCluster(
+            n_workers=0, processes=False, dashboard_address=None, silence_logs=logging.CRITICAL
+        ) as cluster,
+        concurrent.futures.ThreadPoolExecutor(1) as elsewhere,
+    ):
+        found = elsewhere.submit(lmm_gpu.fit, (chunked(COUNTS, 100, M), OBS), FORMULA, scheduler=cluster)
+        while not any("has no workers yet: waiting" in line for line in caplog.messages):
+            assert not found.done(), found.exception()
+            time.sleep(0.05)
+        cluster.scale(1)
+        assert_same_fit(found.result(), lmm_gpu.fit((COUNTS, OBS), FORMULA))
+
+
+def test_a_scheduler_that_goes_away(here):
+    """One sentence for what distributed raises then: that futures were cancelled."""
+
+    def make(block_info=None):
+        raise concurrent.futures.CancelledError("_add-2d4c cancelled for reason: scheduler-connection-lost.")
+
+    array = da.map_blocks(make, chunks=((N,), (M,)), dtype=float, meta=np.zeros((0, 0)))
+    with pytest.raises(ConnectionError, match="the dask scheduler went away before all was computed"):
         lmm_gpu.summarize((array, OBS), FORMULA)
 
 
