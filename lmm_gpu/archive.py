@@ -4,7 +4,7 @@ Any HDF5 tool reads it (h5py, h5dump, R's rhdf5, which shows matrices transposed
 
 - every array is a dataset of little-endian numbers in C order, uncompressed; a name with a slash lies in a group;
 - every list of labels is a dataset of UTF-8 strings of variable length;
-- attributes of the file: ``format`` (what it holds), ``format_version`` (1), ``checksum``, and whole numbers or texts.
+- attributes of the file: ``format`` (what it holds), ``format_version`` (1), ``checksum``, and numbers or texts.
   What is None when written is absent.
 
 The checksum is the SHA-256, in hexadecimal digits, of these bytes one after the other: the attributes but for the
@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from .io import replacing
 from .readers import require
 
 VERSION = 1
+#: How every HDF5 file begins.
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 Content = tuple[dict[str, np.ndarray], dict[str, list[str]], dict[str, Any]]
 
@@ -38,7 +41,7 @@ def write_archive(
     kind: str,
     arrays: Mapping[str, np.ndarray | None],
     labels: Mapping[str, Sequence[str]],
-    attributes: Mapping[str, int | str | None],
+    attributes: Mapping[str, int | float | str | None],
 ) -> None:
     """Write a file, replacing the one at `path` only once all of it is written; what is None is left out.
 
@@ -89,6 +92,31 @@ def read_archive(path: str | Path, kind: str, advice: str) -> Content:
         reason = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
         raise ValueError(f"cannot use {path}: {reason}; {advice}") from error
     return arrays, labels, about
+
+
+def kind_of(path: str | Path) -> str | None:
+    """What a file says that it holds, None if it is none of ours or cannot be read as HDF5."""
+    if not Path(path).is_file():
+        return None
+    with open(path, "rb") as start:
+        if start.read(len(_HDF5)) != _HDF5:
+            return None
+    h5py = require("h5py", "reading .h5")
+    try:
+        with h5py.File(path, "r") as file:
+            kind = file.attrs.get("format")
+    except Exception:  # of a broken file h5py says this or that; whoever reads it will say so
+        return None
+    return kind if isinstance(kind, str) and kind.startswith("lmm_gpu ") else None
+
+
+@contextmanager
+def consistent(path: str | Path, advice: str) -> Iterator[None]:
+    """Turn what does not fit together, though the checksum is right, into one sentence with `advice`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"cannot use {path}: what it holds does not fit together ({error}); {advice}") from error
 
 
 def checksum(

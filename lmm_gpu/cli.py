@@ -1,4 +1,4 @@
-"""The command line: `lmm-gpu fit` on a file, `lmm-gpu demo` with no data at hand."""
+"""The command line: `lmm-gpu fit` on a file, `summarize`, `merge` and `test` for its steps, `demo` without data."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 try:
     import typer
-    from rich.console import Console
-    from rich.table import Table
 except ImportError:  # the console script exists without the extra too
     sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
 
-from . import __version__
+from . import __version__, console
 from .degrees_of_freedom import DF_METHODS
-from .run import Run, demonstrate, fit_to_folder
+from .pvalues import ALTERNATIVES
+from .run import demonstrate, fit_to_folder, merge_files, summarize_to_file, write_tests
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
 UsageError: Any = typer.BadParameter.__base__
@@ -28,108 +27,160 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console()
-err = Console(stderr=True)
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it does not exist.")]
+CELLS = "cells x genes as .h5ad, .npz, .mtx(.gz), .csv(.gz) or .tsv"
+Cells = Annotated[Path, typer.Argument(help=f"{CELLS[0].upper()}{CELLS[1:]}.")]
+CellsOrSums = Annotated[Path, typer.Argument(help=f"What `summarize` or `merge` wrote, or {CELLS}.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it does not exist.")]
+Sums = Annotated[Path, typer.Option("--output", "-o", help="File for the statistics (HDF5), such as site.h5.")]
+FORMULA = typer.Option("--formula", "-f", help="lme4 syntax: '~ condition + (1 | donor)'.")
+Obs = Annotated[Path | None, typer.Option(help="Table of the cells (.csv, .tsv), for data that have none.")]
+Features = Annotated[Path | None, typer.Option(help="Gene names, one per line, for data that have none.")]
+Layer = Annotated[str | None, typer.Option(help="Layer of the .h5ad in place of X.")]
+Transform = Annotated[
+    str | None, typer.Option(help="log1p, log2p1 or normalize; without it, raw counts are fitted as log2(1 + y).")
+]
+IsCounts = Annotated[
+    bool | None, typer.Option("--counts/--no-counts", help="Whether the values are raw counts; without it, looked at.")
+]
+SizeFactors = Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")]
+CONTRAST = typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
+Df = Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")]
+Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
+Device = Annotated[str, typer.Option(help="auto or cpu.")]
+Scheduler = Annotated[
+    str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="One line of JSON on standard output; notes and errors as JSON on the other.")
+]
 
 
 @app.command()
 def fit(
-    data: Annotated[Path, typer.Argument(help="Cells x genes: .h5ad, .npz, .mtx(.gz), .csv(.gz) or .tsv.")],
-    formula: Annotated[str, typer.Option("--formula", "-f", help="lme4 syntax: '~ condition + (1 | donor)'.")],
-    output: Output,
-    obs: Annotated[Path | None, typer.Option(help="Table of the cells (.csv, .tsv), for data that have none.")] = None,
-    features: Annotated[Path | None, typer.Option(help="Gene names, one per line, for data that have none.")] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer of the .h5ad in place of X.")] = None,
-    transform: Annotated[
-        str | None, typer.Option(help="log1p, log2p1 or normalize; without it, raw counts are fitted as log2(1 + y).")
-    ] = None,
-    is_counts: Annotated[
-        bool | None,
-        typer.Option("--counts/--no-counts", help="Whether the values are raw counts; without it, looked at."),
-    ] = None,
-    size_factors: Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")] = None,
-    contrast: Annotated[
-        list[str] | None, typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
-    ] = None,
-    df: Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")] = "satterthwaite",
+    data: CellsOrSums,
+    output: Folder,
+    formula: Annotated[str | None, FORMULA] = None,
+    obs: Obs = None,
+    features: Features = None,
+    layer: Layer = None,
+    transform: Transform = None,
+    is_counts: IsCounts = None,
+    size_factors: SizeFactors = None,
+    contrast: Annotated[list[str] | None, CONTRAST] = None,
+    df: Df = "satterthwaite",
     method: Annotated[str, typer.Option(help="REML or ML.")] = "REML",
     bounds: Annotated[str, typer.Option(help="auto, nonnegative or none.")] = "auto",
-    memory: Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or cuda:0,cuda:1.")] = "auto",
+    memory: Memory = None,
+    device: Device = "auto",
+    scheduler: Scheduler = None,
+    json: Json = False,
 ) -> None:
-    """Fit one mixed model per gene and write a table of tests and a summary.
+    """Fit one mixed model per gene; write a table of tests, a summary, and the fit for `lmm-gpu test`.
 
     Example: lmm-gpu fit cells.h5ad -f "~ condition + (1 | donor)" -c "condition[T.stim]" -o results
     """
-    reading = {
-        "obs": obs,
-        "features": features,
-        "layer": layer,
-        "transform": transform,
-        "is_counts": is_counts,
-        "size_factors": size_factors,
-        "memory": memory,
-        "device": device,
-    }
-    run = fit_to_folder(data, formula, output, contrast, df=df, method=method, bounds=bounds, **reading)
-    _show(run)
+    reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
+    reading |= _given(size_factors=size_factors)
+    options = {"method": method, "bounds": bounds, "memory": memory, "device": device, "scheduler": scheduler}
+    run = fit_to_folder(data, formula, output, contrast, df=df, reading=reading, **options)
+    console.show(run)
+    console.answer(run.record)
+
+
+@app.command()
+def summarize(
+    data: Cells,
+    formula: Annotated[str, FORMULA],
+    output: Sums,
+    obs: Obs = None,
+    features: Features = None,
+    layer: Layer = None,
+    transform: Transform = None,
+    is_counts: IsCounts = None,
+    size_factors: SizeFactors = None,
+    memory: Memory = None,
+    device: Device = "auto",
+    scheduler: Scheduler = None,
+    json: Json = False,
+) -> None:
+    """Sum up cells for `lmm-gpu merge` and `lmm-gpu fit`, which need to know no more of them.
+
+    Example: lmm-gpu summarize cells.h5ad -f "~ condition + (1 | donor)" -o site1.h5
+    """
+    reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
+    reading |= _given(size_factors=size_factors)
+    where = {"memory": memory, "device": device, "scheduler": scheduler}
+    _told(summarize_to_file(data, formula, output, **reading, **where))
+
+
+@app.command()
+def merge(
+    files: Annotated[list[Path], typer.Argument(help="What `summarize` or `merge` wrote: other cells, one model.")],
+    output: Sums,
+    json: Json = False,
+) -> None:
+    """Add the statistics of other cells: genes and random levels are aligned by name.
+
+    Example: lmm-gpu merge site1.h5 site2.h5 -o all.h5
+    """
+    _told(merge_files(files, output))
+
+
+@app.command()
+def test(
+    fitted: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `fit` wrote, or the fit.h5 in it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Table: .parquet, .csv, .csv.gz or .tsv.")],
+    contrast: Annotated[list[str] | None, CONTRAST] = None,
+    df: Df = "satterthwaite",
+    alternative: Annotated[str, typer.Option(help=f"{', '.join(ALTERNATIVES)}.")] = "two-sided",
+    level: Annotated[float, typer.Option(help="Coverage of the confidence intervals.")] = 0.95,
+    json: Json = False,
+) -> None:
+    """Test contrasts of a fit, without its cells; by default every coefficient.
+
+    Example: lmm-gpu test results -c "stim vs ctrl = condition[T.stim]" --df residual -o stim.csv
+    """
+    record = write_tests(fitted, contrast, output, df=df, alternative=alternative, level=level)
+    console.say(f"wrote {record['written'][0]}  ({record['tests']:,} tests: gene x contrast)")
+    console.answer(record)
 
 
 @app.command()
 def demo(
-    output: Output = Path("lmm_gpu_demo"),
+    output: Folder = Path("lmm_gpu_demo"),
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 2024,
     cells: Annotated[int, typer.Option(help="Number of cells.")] = 20_000,
     genes: Annotated[int, typer.Option(help="Number of genes.")] = 2_000,
+    json: Json = False,
 ) -> None:
     """Simulate cells of 24 donors with known changes, write them as .h5ad, and fit them as `fit` would.
 
     Example: lmm-gpu demo -o lmm_gpu_demo
     """
-    run, truth = demonstrate(output, seed=seed, cells=cells, genes=genes, say=_say)
-    _show(run)
-    _say(truth.describe())
-    _say(f"{run.seconds + truth.seconds:.1f} s in all, of which {truth.seconds:.1f} s to simulate and write the cells")
+    run, truth = demonstrate(output, seed=seed, cells=cells, genes=genes, say=console.say)
+    console.show(run)
+    console.say(truth.describe())
+    seconds = f"{run.seconds + truth.seconds:.1f} s in all, of which {truth.seconds:.1f} s to simulate"
+    console.say(f"{seconds} and write the cells")
+    console.answer(run.record | {"truth": vars(truth)})
 
 
-def _show(run: Run) -> None:
-    """Print statuses, the strongest genes, and what was written."""
-    statuses = Table(
-        "status",
-        "genes",
-        title_justify="left",
-        min_width=40,
-        title=f"{run.fit.summary.m:,} genes, {run.fit.summary.n:,} cells",
-    )
-    for word, count in run.fit.status.value_counts().items():
-        statuses.add_row(str(word), f"{count:,}")
-    strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")
-    for row in run.strongest(10).itertuples():
-        numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
-        strongest.add_row(
-            str(row.variable), str(row.contrast), *numbers, _power(row.log10_p_value), f"{row.adj_p_value:.2g}"
-        )
-    out.print(statuses)
-    out.print(strongest)
-    for path, what in run.written.items():
-        _say(f"wrote {path}  ({what})")
-    _say(f"read and fitted in {run.seconds:.1f} s")
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
-def _say(text: str) -> None:
-    out.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _power(log10: float) -> str:
-    # a p-value that may be far below the smallest float
-    return f"1e{log10:.0f}" if log10 < -300 else f"{10**log10:.2g}"
+def _told(record: dict[str, Any]) -> None:
+    """Say what statistics were written."""
+    effects = ", ".join(f"{name} ({width:,})" for name, width in record["random_effects"].items())
+    what = f"{record['cells']:,} cells, {record['genes']:,} genes, {len(record['fixed_effects'])} fixed effects"
+    console.say(f"wrote {record['written'][0]}  ({what}, random effects: {effects})")
+    console.answer(record)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"lmm-gpu {__version__}", highlight=False)
+        console.out.print(f"lmm-gpu {__version__}", highlight=False)
         raise typer.Exit
 
 
@@ -144,25 +195,17 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; the caller's mistakes end with exit code 2 and one sentence."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("lmm_gpu").setLevel(logging.INFO)
     given = sys.argv[1:] if arguments is None else arguments
+    console.speak_json("--json" in given)  # before it is parsed: mistakes in the arguments are told as JSON, too
+    logging.basicConfig(handlers=[console.Notes()])
+    logging.getLogger("lmm_gpu").setLevel(logging.INFO)
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = console.warn
         try:
             sys.exit(app(given or ["--help"], standalone_mode=False))
         except UsageError as mistake:
-            _refuse(f"{mistake.format_message().rstrip('.')}; see lmm-gpu --help")
+            console.refuse(f"{mistake.format_message().rstrip('.')}; see lmm-gpu --help")
         except OSError as trouble:
-            _refuse(f"{trouble.strerror}: {trouble.filename}" if trouble.strerror else str(trouble))
+            console.refuse(f"{trouble.strerror}: {trouble.filename}" if trouble.strerror else str(trouble))
         except (ValueError, MemoryError) as mistake:
-            _refuse(str(mistake))
-
-
-def _refuse(sentence: str) -> NoReturn:
-    err.print("error: " + " ".join(sentence.split()), style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(2)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    err.print(f"warning: {message}", highlight=False, markup=False, soft_wrap=True)
+            console.refuse(str(mistake))

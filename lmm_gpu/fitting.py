@@ -125,10 +125,19 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
     for done in run(devices, workers, _ranges(summary.m, shape, options, devices, workers, memory), load, fit_genes):
         if progress is not None:
             progress(done)
-    _warn(estimates.status)
-    _warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
+    warn_of_status(estimates.status)
+    warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
     refit = partial(fit_summary, options=replace(options, theta0=None))
-    return LMMFit(estimates, summary, first, options.method, options.epsilon, refit=refit)
+    return LMMFit(
+        estimates,
+        summary,
+        first,
+        options.method,
+        options.epsilon,
+        bounds=options.bounds,
+        max_iter=options.max_iter,
+        refit=refit,
+    )
 
 
 def _share(
@@ -264,7 +273,7 @@ def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.nda
     return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
 
 
-def _warn(status: np.ndarray) -> None:
+def warn_of_status(status: np.ndarray) -> None:
     """One warning for all features without an estimate, and one for those without an optimum."""
     m, count = status.size, {word: int(np.count_nonzero(status == word)) for word in Status}
     if count[Status.NO_VARIANCE]:
@@ -276,7 +285,7 @@ def _warn(status: np.ndarray) -> None:
         warnings.warn(f"{sum(short.values())} of {m} features did not converge ({what}): see fit.status", stacklevel=4)
 
 
-def _warn_of_lost_digits(lost: list[str], m: int) -> None:
+def warn_of_lost_digits(lost: list[str], m: int) -> None:
     """Warn of features whose residual sum of squares y'Ry is a small difference of large numbers."""
     if lost:
         named = ", ".join(lost[:3])

@@ -170,9 +170,7 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     ISG15,2.5
     <BLANKLINE>
     """
-    suffix = suffix_of(path, (*TABLES, ".parquet"))
-    if suffix == ".parquet":
-        require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
+    suffix = check_table_path(path)
     with replacing(path) as part:
         if suffix == ".parquet":
             frame.to_parquet(part, engine="pyarrow")
@@ -180,6 +178,14 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
             index = not isinstance(frame.index, pd.RangeIndex)
             compression: Literal["gzip"] | None = "gzip" if suffix.endswith(".gz") else None
             frame.to_csv(part, sep=separator_of(path), index=index, compression=compression)
+
+
+def check_table_path(path: str | Path) -> str:
+    """Return the ending of a table to be written, refused if it is unknown or a package for it is missing."""
+    suffix = suffix_of(path, (*TABLES, ".parquet"))
+    if suffix == ".parquet":
+        require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
+    return suffix
 
 
 def write_json(obj: Any, path: str | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .archive import kind_of
 from .design import build_design
 from .devices import resolve
+from .distributed import connected, fit_on_workers, is_dask, read_on_workers, reduce_chunks, size_factors_of_chunks
 from .fitting import FitOptions, fit_summary
 from .io import Source, open_source
 from .plan import parse_memory
+from .readers import MATRICES
 from .results import LMMFit
 from .stream import accumulate, check_size_factors, count_size_factors
-from .summary import SummaryStats
+from .summary import STATISTICS, SummaryStats
 from .transform import Transform
 
 
@@ -34,6 +38,7 @@ def summarize(
     is_counts: bool | None = None,
     device: Any = "auto",
     memory: int | str | None = None,
+    scheduler: Any = None,
     progress: bool = True,
 ) -> SummaryStats:
     """Sum up cells for `fit`: all that a mixed model needs to know of them.
@@ -42,7 +47,7 @@ def summarize(
     ----------
     data : AnnData, path, (matrix, obs), or Source
         Cells x genes: an AnnData; a path to .h5ad (streamed, never loaded whole), .npz, .mtx, .csv; a matrix and its
-        obs table; or what `lmm_gpu.io.open_source` opened.
+        obs table; or what `lmm_gpu.io.open_source` opened. Chunks of a dask array are summed up where dask has them.
     formula : str
         lme4 syntax, such as ``"~ condition * cell_type + (1 | donor)"``.
     obs : DataFrame or path, optional
@@ -60,7 +65,10 @@ def summarize(
     device : str, or list of str
         "auto" (a CUDA device if there is one, else the host), "cpu", "cuda", "cuda:1", or several of them.
     memory : int or str, optional
-        Budget for chunks of cells, such as "2GB".
+        Budget for chunks of cells, such as "2GB". Those of a dask array are as large as they are.
+    scheduler : distributed.Client or str, optional
+        Dask workers, or the address of their scheduler ("tcp://..."), which read the chunks of .h5ad and .zarr
+        themselves and compute those of a dask array. By default a dask array is computed wherever dask does.
     progress : bool
         Show a progress bar on a terminal.
 
@@ -85,9 +93,14 @@ def summarize(
     budget = parse_memory(memory)
     if not isinstance(formula, str):
         raise ValueError(f"got formula={formula!r}; wanted text such as '~ condition + (1 | donor)'")
-    with data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features) as source:
+    opened = data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features)
+    with connected(scheduler) as client, opened as source:
+        source = read_on_workers(source, budget) if client else source
         design = build_design(formula, source.obs)
-        chosen = _chosen_transform(source, transform, size_factors, budget, progress)
+        count = _counting(source, client, budget, progress)
+        chosen = _chosen_transform(source, transform, size_factors, count)
+        if is_dask(source.matrix):
+            return reduce_chunks(source, design, chosen, is_counts=is_counts, client=client)
         with _bar("reading", source.n, "cell", progress) as step:
             return accumulate(source, design, chosen, is_counts=is_counts, memory=budget, progress=step)
 
@@ -102,6 +115,7 @@ def fit(
     epsilon: float = 1e-5,
     device: Any = "auto",
     memory: int | str | None = None,
+    scheduler: Any = None,
     progress: bool = True,
     **reading: Any,
 ) -> LMMFit:
@@ -109,7 +123,7 @@ def fit(
 
     Parameters
     ----------
-    data : SummaryStats, or what `summarize` takes
+    data : SummaryStats, path to saved ones, or what `summarize` takes
     formula : str, optional
         lme4 syntax; only for data that are not summed up yet.
     method : {"REML", "ML"}
@@ -123,6 +137,9 @@ def fit(
         "auto" (a CUDA device if there is one, else the host), "cpu", "cuda", "cuda:1", or several of them.
     memory : int or str, optional
         Budget for chunks of cells and blocks of genes, such as "2GB".
+    scheduler : distributed.Client or str, optional
+        Dask workers, or the address of their scheduler ("tcp://..."): cells are summed up there as `summarize` says,
+        and genes are fitted there, in blocks. Without it genes are fitted here, those of a dask array as well.
     progress : bool
         Show progress bars on a terminal.
     **reading
@@ -148,33 +165,61 @@ def fit(
     (['Gene1', 'condition[T.b]'], True)
     """
     options = FitOptions(method, bounds, max_iter, epsilon, memory=memory, device=device)
-    if isinstance(data, SummaryStats):
+    summary = saved_statistics(data, formula)
+    if summary is not None:
         if formula is not None or reading:
             surplus = ", ".join((["formula"] if formula is not None else []) + list(reading))
             raise ValueError(f"summary statistics already hold their model and values: leave out {surplus}")
-        summary = data
-    else:
-        if formula is None:
-            raise ValueError("a formula is needed, such as '~ condition + (1 | donor)'")
-        summary = summarize(data, formula, device=device, memory=memory, progress=progress, **reading)
-    with _bar("fitting", summary.m, "gene", progress) as step:
-        return fit_summary(summary, options, step)
+    elif formula is None:
+        raise ValueError("a formula is needed, such as '~ condition + (1 | donor)'")
+    with connected(scheduler) as client:
+        if summary is None:
+            assert formula is not None
+            reading |= {"device": device, "memory": memory, "scheduler": client, "progress": progress}
+            summary = summarize(data, formula, **reading)
+        with _bar("fitting", summary.m, "gene", progress) as step:
+            fitted = fit_on_workers(summary, options, client, step) if client else fit_summary(summary, options, step)
+    return replace(fitted, bounds=bounds, max_iter=max_iter)
+
+
+def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | None:
+    """Return `data` that are summed up already, from memory or from a file; None for cells.
+
+    Without a formula only statistics make sense: then a file that is none of cells is refused if it holds none.
+    """
+    if isinstance(data, SummaryStats):
+        return data
+    if not isinstance(data, (str, Path)):
+        return None
+    of_cells = str(data).lower().endswith(tuple(ending for ending in MATRICES if ending != ".h5"))
+    if kind_of(data) == STATISTICS or (formula is None and not of_cells):
+        return SummaryStats.load(data)
+    return None
 
 
 def _chosen_transform(
-    source: Source, name: str | None, size_factors: Any, memory: int | None, progress: bool
+    source: Source, name: str | None, size_factors: Any, count: Callable[[], np.ndarray]
 ) -> Transform | None:
     if name != "normalize" and size_factors is not None:
         raise ValueError(f"got size_factors with transform={name!r}: they are for transform='normalize' only")
     if name is None:
         return None
-    return Transform(name, _factors(source, size_factors, memory, progress) if name == "normalize" else None)
+    return Transform(name, _factors(source, size_factors, count) if name == "normalize" else None)
 
 
-def _factors(source: Source, size_factors: Any, memory: int | None, progress: bool) -> np.ndarray:
-    if size_factors is None:
+def _counting(source: Source, client: Any, memory: int | None, progress: bool) -> Callable[[], np.ndarray]:
+    def count() -> np.ndarray:
+        if is_dask(source.matrix):
+            return size_factors_of_chunks(source, client)
         with _bar("counting", source.n, "cell", progress) as step:
             return count_size_factors(source, memory, step)
+
+    return count
+
+
+def _factors(source: Source, size_factors: Any, count: Callable[[], np.ndarray]) -> np.ndarray:
+    if size_factors is None:
+        return count()
     if isinstance(size_factors, str):
         if size_factors not in source.obs:
             raise ValueError(f"obs has no column {size_factors!r}; it has {', '.join(map(str, source.obs.columns))}")

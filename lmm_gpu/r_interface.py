@@ -227,7 +227,7 @@ def lmm(
         "summary_data": output_SS,
     }
     outputs = tuple(name for name, wanted in shown.items() if wanted)
-    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs, fit.refit)
+    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs, bounds, max_iter, fit.refit)
     if verbose:
         print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
     return fit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import pandas as pd
 
 from .arrays import Array, to_numpy
 from .estimates import Estimates
+from .fit_file import read_fit, write_fit
 from .fit_tests import FitTests
 from .fit_variances import FitVariances
 from .model import MixedModel
 from .pvalues import t_pvalue
 from .scoring import Status
 from .summary import SummaryStats
+from .threads import quiet_blas
 
 __all__ = ["Estimates", "LMMFit"]
 
@@ -42,12 +45,15 @@ class LMMFit(FitTests, FitVariances):
     epsilon: float = 1e-5
     ddf: str = "satterthwaite"
     outputs: tuple[str, ...] = ("cov", "FIM_beta", "FIM_theta", "RE", "summary_data")
+    bounds: str = "auto"
+    max_iter: int = 50
     refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
         *("FIM_beta", "FIM_theta", "RE", "summary_data", "status", "converged"),
     )
+    _SETTINGS = ("method", "epsilon", "ddf", "outputs", "bounds", "max_iter")
 
     # --- a mapping, as R's list is ---
 
@@ -75,6 +81,51 @@ class LMMFit(FitTests, FitVariances):
             f"  {ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}\n"
             f"  status: {counts}"
         )
+
+    # --- kept in a file ---
+
+    def save(self, path: str | Path) -> None:
+        """Write to one HDF5 file, for `load`; a file at `path` is replaced once all of it is written.
+
+        It holds the summary statistics as `SummaryStats.save` writes them and the estimates in the group
+        ``estimates``; `lmm_gpu.fit_file` describes the rest.
+
+        Raises
+        ------
+        ValueError
+            If h5py is not installed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from lmm_gpu.fitting import fit_summary
+        >>> from lmm_gpu.summary import cross_products
+        >>> rng = np.random.default_rng(1)
+        >>> Z = np.repeat(np.eye(6), 10, axis=0)  # (60, 6)
+        >>> fit = fit_summary(cross_products(np.ones((60, 1)), Z, rng.normal(size=(60, 3))))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fit.save(f"{folder}/fit.h5")
+        ...     again = LMMFit.load(f"{folder}/fit.h5")
+        >>> again.theta.equals(fit.theta), again.RE.equals(fit.RE), again.test().equals(fit.test())
+        (True, True, True)
+        """
+        write_fit(path, self.summary, vars(self.estimates), {name: getattr(self, name) for name in self._SETTINGS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LMMFit:
+        """Read what `save` wrote: contrasts, covariances and random effects come from it, without the cells.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is truncated, altered, or something else, or h5py is not installed.
+        """
+        summary, estimates, settings = read_fit(path)
+        with quiet_blas(len(summary.random_names)):
+            model = MixedModel.decompose(summary, settings["method"])
+        return cls(Estimates(**estimates), summary, model, **settings)
 
     # --- estimates ---
 

@@ -6,7 +6,8 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,10 +20,12 @@ import scipy
 from .contrasts import contrast_matrix
 from .degrees_of_freedom import check_df_method
 from .design import build_design
-from .io import open_source, write_json, write_table
+from .io import check_table_path, open_source, write_json, write_table
 from .python_interface import fit as fit_cells
+from .python_interface import saved_statistics, summarize
 from .results import LMMFit
 from .simulation import SimulatedCounts, simuRNAseq
+from .summary import SummaryStats
 
 DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam)"
 FDR = 0.05
@@ -30,12 +33,17 @@ FDR = 0.05
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: the fit, its table of tests, and the files it left."""
+    """A finished run: the fit, its table of tests, the files it left, and what run.json says."""
 
     fit: LMMFit
     table: pd.DataFrame
     written: dict[Path, str]
-    seconds: float
+    record: dict[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """Time to read, fit and test."""
+        return self.record["seconds"]
 
     def strongest(self, count: int) -> pd.DataFrame:
         """Rows with the smallest p-values, compared in log space; the intercept only where there is nothing else."""
@@ -46,14 +54,15 @@ class Run:
 
 def fit_to_folder(
     data: Any,
-    formula: str,
+    formula: str | None,
     folder: Path,
     contrasts: Sequence[str] | None = None,
     *,
     df: str = "satterthwaite",
+    reading: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Run:
-    """Fit `data` and write results.csv.gz, genes.csv.gz and run.json into `folder`.
+    """Fit `data` and write results.csv.gz, genes.csv.gz, fit.h5 and run.json into `folder`.
 
     Parameters
     ----------
@@ -65,6 +74,8 @@ def fit_to_folder(
         "a - b" or "name = a - b"; by default every coefficient.
     df : str
         Method of degrees of freedom.
+    reading : mapping, optional
+        How cells are read, as `lmm_gpu.summarize`.
 
     Raises
     ------
@@ -74,23 +85,107 @@ def fit_to_folder(
     check_df_method(df, options.get("method", "REML"))
     _check_writable(folder)
     started = time.perf_counter()
-    where = {name: options.pop(name, None) for name in ("obs", "layer", "features")}
-    with open_source(data, **where) as source:
-        names = build_design(formula, source.obs).fixed_names
-        named = contrast_matrix(_named(contrasts), names) if contrasts else None  # before the cells are read
-        fit = fit_cells(source, formula, **options)
+    reading = dict(reading or {})
+    fit, named = _fitted(data, formula, contrasts, reading, options)
     table = fit.test(named, df=df)
+    seconds = time.perf_counter() - started
     written = {
         folder / "results.csv.gz": f"{len(table):,} tests: gene x contrast",
         folder / "genes.csv.gz": "one row per gene: status, iterations, variances, coefficients",
+        folder / "fit.h5": "the fit with its statistics, for lmm-gpu test",
         folder / "run.json": "model, options, versions, counts",
     }
-    seconds = time.perf_counter() - started
-    results, genes, record = written
+    results, genes, kept, record_path = written
+    record = _record(fit, data, contrasts, df, reading | options, seconds)
     write_table(table, results)
     write_table(gene_table(fit), genes)
-    write_json(_record(fit, data, formula, contrasts, df, where | options, seconds), record)
-    return Run(fit, table, written, seconds)
+    fit.save(kept)
+    write_json(record, record_path)
+    return Run(fit, table, written, record | {"written": [str(path) for path in written]})
+
+
+def summarize_to_file(data: Any, formula: str, path: Path, **options: Any) -> dict[str, Any]:
+    """Write the summary statistics of `data` to `path`; return what they are of. Parameters as `lmm_gpu.summarize`."""
+    _check_writable(path.parent, path)
+    return _keep(summarize(data, formula, **options), path)
+
+
+def merge_files(files: Sequence[Path], path: Path) -> dict[str, Any]:
+    """Add the summary statistics in `files`, one after the other, and write them to `path`; return what they are of.
+
+    Raises
+    ------
+    ValueError
+        If a file is not what it should be, is of another model or of other genes, or is named twice.
+    """
+    _check_writable(path.parent, path)
+    twice = [str(file) for file, times in Counter(file.resolve() for file in files).items() if times > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice: its cells would count twice; name each file once")
+    total = SummaryStats.load(files[0])
+    for file in files[1:]:
+        part = SummaryStats.load(file)
+        try:
+            total = total + part
+        except ValueError as error:
+            raise ValueError(f"{file} and the files before it: {error}") from None
+    return _keep(total, path)
+
+
+def write_tests(
+    fitted: Path, contrasts: Sequence[str] | None, path: Path, *, df: str, alternative: str, level: float
+) -> dict[str, Any]:
+    """Write a table of tests of a saved fit, or of the one in a folder; return what was tested.
+
+    Raises
+    ------
+    ValueError, OSError
+        For anything that cannot be used; nothing is written then.
+    """
+    check_table_path(path)
+    _check_writable(path.parent, path)
+    fit = LMMFit.load(fitted / "fit.h5" if fitted.is_dir() else fitted)
+    names = fit.summary.fixed_names
+    table = fit.test(_matrix(contrasts, names), df=df, alternative=alternative, level=level)
+    write_table(table, path)
+    return {"tests": len(table), "contrasts": list(contrasts or names), "df": df, "written": [str(path)]}
+
+
+def _fitted(
+    data: Any, formula: str | None, contrasts: Sequence[str] | None, reading: dict[str, Any], options: dict[str, Any]
+) -> tuple[LMMFit, pd.DataFrame | None]:
+    """Fit `data`, and make rows of the contrasts: before the cells are read, as they may be misspelled."""
+    summary = saved_statistics(data, formula)
+    if summary is not None:
+        named = _matrix(contrasts, summary.fixed_names)
+        return fit_cells(summary, formula, **reading, **options), named
+    if formula is None:
+        raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
+    where = {name: reading[name] for name in ("obs", "layer", "features") if name in reading}
+    rest = {name: value for name, value in reading.items() if name not in where}
+    with open_source(data, **where) as source:
+        named = _matrix(contrasts, build_design(formula, source.obs).fixed_names)
+        return fit_cells(source, formula, **rest, **options), named
+
+
+def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFrame | None:
+    return contrast_matrix(_named(contrasts), names) if contrasts else None
+
+
+def _keep(summary: SummaryStats, path: Path) -> dict[str, Any]:
+    summary.save(path)
+    return _about(summary) | {"fingerprint": summary.fingerprint, "written": [str(path)]}
+
+
+def _about(summary: SummaryStats) -> dict[str, Any]:
+    return {
+        "formula": summary.formula,
+        "transform": summary.transform,
+        "cells": summary.n,
+        "genes": summary.m,
+        "fixed_effects": list(summary.fixed_names),
+        "random_effects": dict(zip(summary.component_names, summary.d, strict=True)),
+    }
 
 
 def gene_table(fit: LMMFit) -> pd.DataFrame:
@@ -111,36 +206,29 @@ def _named(contrasts: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _check_writable(folder: Path) -> None:
+def _check_writable(folder: Path, file: Path | None = None) -> None:
     # said before the work, not after it
+    what = f"cannot write {'results to ' + str(folder) if file is None else file}"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
-        raise ValueError(f"cannot write results to {folder}: {existing} is a file, wanted a folder")
+        raise ValueError(f"{what}: {existing} is a file, wanted a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise ValueError(f"cannot write results to {folder}: no permission to write into {existing}")
+        raise ValueError(f"{what}: no permission to write into {existing}")
+    if file is not None and file.is_dir():
+        raise ValueError(f"{what}: it is a folder, wanted the name of a file")
 
 
 def _record(
-    fit: LMMFit,
-    data: Any,
-    formula: str,
-    contrasts: Sequence[str] | None,
-    df: str,
-    options: dict[str, Any],
-    seconds: float,
+    fit: LMMFit, data: Any, contrasts: Sequence[str] | None, df: str, options: Mapping[str, Any], seconds: float
 ) -> dict[str, Any]:
     from . import __version__
 
     return {
         "data": str(data),
-        "formula": formula,
+        **_about(fit.summary),
         "contrasts": list(contrasts or fit.summary.fixed_names),
         "df": df,
         "options": {name: str(value) for name, value in options.items() if value is not None},
-        "transform": fit.summary.transform,
-        "cells": fit.summary.n,
-        "genes": fit.summary.m,
-        "random_effects": dict(zip(fit.summary.component_names, fit.summary.d, strict=True)),
         "status": {str(word): int(count) for word, count in fit.status.value_counts().items()},
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

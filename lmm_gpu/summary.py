@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .alignment import aligned, check_same_cells, check_unique, default_names, sliced
-from .archive import read_archive, write_archive
+from .archive import Content, consistent, read_archive, write_archive
 from .arrays import Array, entered, flag_indices, indices, namespace, to_numpy
 from .products import (
     Centred,
@@ -30,7 +30,7 @@ from .products import (
 #: Sums about zero and about a centre are of the same cells if they agree to this.
 _AGREE = 1e-6
 #: What a file says that it holds, and under which names.
-_KIND = "lmm_gpu summary statistics"
+STATISTICS = "lmm_gpu summary statistics"
 _ADVICE = "take a fresh copy of the file, or sum up the cells again and save that"
 _ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
 _LABELS = ("features", "fixed_names", "random_names", "component_names")
@@ -187,16 +187,7 @@ class SummaryStats:
         ...     SummaryStats.load(f"{folder}/site1.h5").ZY.tolist()
         [[2.0, 4.0], [10.0, 12.0]]
         """
-        arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
-        arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
-        if self.Ysum is not None:
-            arrays["Ysum"] = to_numpy(self.Ysum)
-        if self.centred is not None:
-            arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
-        labels = {name: getattr(self, name) for name in _LABELS}
-        attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
-        attributes["terms"] = self.terms and json.dumps(self.terms)
-        write_archive(path, _KIND, arrays, labels, attributes)
+        write_archive(path, STATISTICS, *self.content())
 
     @classmethod
     def load(cls, path: str | Path) -> SummaryStats:
@@ -209,17 +200,33 @@ class SummaryStats:
         ValueError
             If the file is truncated, altered, or something else, or h5py is not installed.
         """
-        arrays, labels, attributes = read_archive(path, _KIND, _ADVICE)
+        content = read_archive(path, STATISTICS, _ADVICE)
+        with consistent(path, _ADVICE):
+            return cls.from_content(content)
+
+    def content(self) -> Content:
+        """Arrays, labels and attributes, as a file has them."""
+        arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
+        arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
+        if self.Ysum is not None:
+            arrays["Ysum"] = to_numpy(self.Ysum)
+        if self.centred is not None:
+            arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
+        labels = {name: list(getattr(self, name)) for name in _LABELS}
+        attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
+        return arrays, labels, attributes | {"terms": self.terms and json.dumps(self.terms)}
+
+    @classmethod
+    def from_content(cls, content: Content) -> SummaryStats:
+        """Make of `content`, which may hold more, what it was made of."""
+        arrays, labels, attributes = content
         centred = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
-        try:
-            fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-            fields |= {name: tuple(labels[name]) for name in _LABELS}
-            fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
-            fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
-            terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
-            return cls(**fields, terms=terms or None, centred=Centred(**centred) if centred else None)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"cannot use {path}: what it holds does not fit together ({error}); {_ADVICE}") from error
+        fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+        fields |= {name: tuple(labels[name]) for name in _LABELS}
+        fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
+        fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
+        terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
+        return cls(**fields, terms=terms or None, centred=Centred(**centred) if centred else None)
 
     @property
     def fingerprint(self) -> str:

@@ -17,7 +17,7 @@ pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]
 pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"')
 
 import lmm_gpu
-from lmm_gpu import cli, run, simuRNAseq
+from lmm_gpu import cli, console, run, simuRNAseq
 
 RNG = np.random.default_rng(41)
 N = 120
@@ -30,7 +30,7 @@ OBS = pd.DataFrame(
 )
 COUNTS = RNG.poisson(4.0, size=(N, 6)) * (np.array(GENES) != "zero")
 FORMULA = "~ arm + (1 | donor)"
-RESULTS = {"results.csv.gz", "genes.csv.gz", "run.json"}
+RESULTS = {"results.csv.gz", "genes.csv.gz", "fit.h5", "run.json"}
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def assert_table(path, wanted):
 # --- what it writes -------------------------------------------------------------------------------
 
 
-def test_fit_writes_three_files(command, tmp_path):
+def test_fit_writes_four_files(command, tmp_path):
     code, out, _ = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "new" / "results")
     assert code == 0
     assert {path.name for path in (tmp_path / "new" / "results").iterdir()} == RESULTS
@@ -206,7 +206,7 @@ def test_version(command):
     ("log10_p", "text"), [(-769.86, "1e-770"), (-2.0, "0.01"), (-300.5, "1e-300"), (0.0, "1"), (np.nan, "nan")]
 )
 def test_p_values_are_printed_below_the_smallest_float(log10_p, text):
-    assert cli._power(log10_p) == text
+    assert console.power(log10_p) == text
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -387,6 +387,18 @@ def script():
     if not path.exists():
         pytest.skip('the script is not installed: pip install ".[cli]"')
     return path
+
+
+def test_as_a_module(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "lmm_gpu", "fit", "cells.npz", "-o", "x"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert_refused((done.returncode, done.stdout, done.stderr), "cells.npz needs a formula, such as")
 
 
 def test_the_installed_script(script, folder, tmp_path):

@@ -14,7 +14,7 @@ LAYERS = [
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices"},
     {"summary", "likelihood", "spectra", "scheduler"},
-    {"projection", "inputs", "gene_blocks"},
+    {"projection", "inputs", "gene_blocks", "fit_file"},
     {"single_component", "multi_component"},
     {"model"},
     {"degrees_of_freedom"},
@@ -24,10 +24,13 @@ LAYERS = [
     {"fit_tests", "fit_variances"},
     {"results"},
     {"fitting", "stream"},
+    {"distributed"},
     {"python_interface", "r_interface"},
     {"__init__"},
     {"run"},
+    {"console"},
     {"cli"},
+    {"__main__"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = {path.stem: path for path in Path(lmm_gpu.__file__).parent.glob("*.py")}

@@ -1,0 +1,398 @@
+"""Cells that lie elsewhere: chunks are summed up where they are, genes are fitted in blocks, on the workers of dask.
+
+A chunk of a dask array meets the rows of the design that are its own, in the task that makes or reads it, and what it
+adds to the sums (p + q + 2 numbers per gene) goes up a tree of additions: no cells travel. Where tasks run, and what
+happens when a worker dies, is dask's: everything here is `dask.array` and `dask.delayed`. Tasks never change what they
+are given, so that any of them can run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from .arrays import Array, flag_indices, to_numpy
+from .design import Design
+from .fitting import FitOptions, fit_summary, warn_of_lost_digits, warn_of_status
+from .inputs import sparse_if_worth_it
+from .io import Source
+from .model import MixedModel
+from .plan import Shape, even_blocks, genes_per_block, parse_memory
+from .products import centre_of, constant_of, design_products, gene_products, join_genes
+from .readers import as_csr, require
+from .results import Estimates, LMMFit
+from .stream import cells_per_chunk, check_size_factors
+from .summary import SummaryStats, assemble
+from .threads import quiet_blas
+from .transform import Transform, check_values, looks_like_counts, recognise
+
+logger = logging.getLogger("lmm_gpu")
+
+#: Additions are done so many at a time.
+_FAN_IN = 4
+#: Cells of a chunk of a sparse file: many more than the rows of the sums, which are dense.
+_CELLS = 8192
+_ADVICE = 'pip install "lmm-gpu[dask]"'
+
+
+def is_dask(matrix: Any) -> bool:
+    """Whether `matrix` is a dask array, without importing dask."""
+    return hasattr(matrix, "__dask_graph__") and hasattr(matrix, "to_delayed")
+
+
+@contextmanager
+def connected(scheduler: Any) -> Iterator[Any]:
+    """Give the client of a dask scheduler: of an address or a cluster one that is closed at the end, None of None.
+
+    Raises
+    ------
+    ValueError
+        If distributed is not installed, or nothing answers at the address.
+    """
+    if scheduler is None:
+        yield None
+        return
+    distributed = require("distributed", "scheduler=", _ADVICE)
+    if isinstance(scheduler, distributed.Client):
+        yield scheduler
+        return
+    try:
+        # looked at first: a client without an address to go to keeps the process from ending
+        distributed.comm.resolve_address(getattr(scheduler, "scheduler_address", scheduler))
+        client = distributed.Client(scheduler, set_as_default=False)
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"cannot use scheduler={scheduler!r}: {reason}; wanted a dask Client or the address that `dask scheduler` "
+            "prints, such as tcp://10.0.0.1:8786"
+        ) from error
+    with client:
+        if not client.nthreads():
+            logger.warning("%s has no workers yet: waiting for the first", client.scheduler.address)
+        yield client
+
+
+def read_on_workers(source: Source, memory: int | None = None) -> Source:
+    """Return `source`, opened from .h5ad or .zarr, with chunks that workers read themselves; others as they are."""
+    stored = getattr(source.matrix, "group", source.matrix)
+    if not hasattr(stored, "attrs") or "encoding-type" not in stored.attrs:
+        return source
+    require("dask.array", "reading on workers", _ADVICE)
+    form = str(stored.attrs["encoding-type"])
+    if form == "csc_matrix":
+        chunks = (source.n, min(source.m, cells_per_chunk(source.n, memory)))
+    elif form == "csr_matrix" and memory is None:
+        chunks = (min(source.n, _CELLS), source.m)
+    else:
+        chunks = (min(source.n, cells_per_chunk(source.m, memory)), source.m)
+    return replace(source, matrix=_lazily(stored, source.name, chunks))
+
+
+def _lazily(stored: Any, name: str, chunks: tuple[int, int]) -> Any:
+    # by an absolute path: workers may be elsewhere in the file system
+    read = require("anndata.experimental", "reading on workers").read_elem_lazy
+    if hasattr(stored, "file"):
+        with require("h5py", "reading .h5ad").File(Path(stored.file.filename).resolve(), "r") as file:
+            return read(file[stored.name], chunks=chunks)
+    store = require("zarr", "reading .zarr").open_group(Path(name).resolve(), mode="r")
+    return read(store[stored.path], chunks=chunks)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a chunk of cells meets where it lies: its rows of the design, and how its values are fitted."""
+
+    name: str
+    start: int  # the first cell
+    X: Any = None  # (cells, p)
+    Z: Any = None  # (cells, q)
+    transform: Transform = field(default_factory=Transform)
+    looked_at: bool = False  # the transform was chosen by the looks of other cells
+
+    def checked(self, Y: Any) -> Any:
+        Y = as_csr(Y)
+        check_values(Y, self.name, self.start)
+        return Y
+
+    def values(self, Y: Any) -> Any:
+        """Values to be fitted (cells, genes)."""
+        Y = self.checked(Y)
+        if self.looked_at and self.transform.name and _any(Y) and not looks_like_counts(Y):
+            raise ValueError(
+                f"{self.name} began with raw counts but cells {self.start} to {self.start + Y.shape[0] - 1} hold other "
+                "values; say which it is: is_counts=True or False, or a transform"
+            )
+        return self.transform.apply(Y)
+
+
+def reduce_chunks(
+    source: Source, design: Design, transform: Transform | None, *, is_counts: bool | None = None, client: Any = None
+) -> SummaryStats:
+    """Sum the statistics of all cells of a dask array where its chunks lie: `lmm_gpu.stream.accumulate` elsewhere.
+
+    Parameters
+    ----------
+    source : Source
+        n cells x m genes; a dask array in any chunks of rows and columns, sparse or dense.
+    design, transform, is_counts
+        As `accumulate`.
+    client : distributed.Client, optional
+        By default wherever dask computes: an active client, else threads of this process.
+
+    Raises
+    ------
+    ValueError
+        As `accumulate`.
+    MemoryError
+        If workers kept dying.
+    ConnectionError
+        If the scheduler went away.
+    """
+    if source.m == 0:
+        raise ValueError(f"{source.name} has no genes: wanted at least one column")
+    grid = _Grid(source, client)
+    looked_at = transform is None and is_counts is None
+    if transform is None:
+        transform = grid.recognised() if looked_at else recognise(None, is_counts)
+    X = sparse_if_worth_it(design.X)
+    constant = constant_of(X)
+    rows = [
+        replace(chunk, X=X[cells], Z=design.Z[cells], transform=_of_cells(transform, cells), looked_at=looked_at)
+        for chunk, cells in zip(grid.rows, grid.cells, strict=True)
+    ]
+    return assemble(
+        design_products(X, design.Z),
+        grid.sums(rows, constant),
+        constant,
+        d=design.d,
+        features=source.features,
+        fixed_names=tuple(design.fixed_names),
+        random_names=tuple(design.random_names),
+        component_names=tuple(design.component_names),
+        formula=design.formula,
+        transform=transform.name,
+    )
+
+
+def size_factors_of_chunks(source: Source, client: Any = None) -> np.ndarray:
+    """Size factors (n,) of a dask array: total counts over their mean, counted where the chunks lie."""
+    total = check_size_factors(_Grid(source, client).totals(), "the total counts")
+    return total / total.mean()
+
+
+class _Grid:
+    """Chunks of a dask array, and what is computed of them."""
+
+    def __init__(self, source: Source, client: Any):
+        self.dask, self.client, self.matrix = require("dask", "a dask array", _ADVICE), client, source.matrix
+        edges = np.cumsum([0, *self.matrix.chunks[0]]).tolist()
+        self.cells = [slice(lo, hi) for lo, hi in pairwise(edges)]
+        self.rows = [_Rows(source.name, cells.start) for cells in self.cells]
+
+    def totals(self) -> np.ndarray:
+        """Total counts (n,)."""
+        parts = self.compute([self.tree(list(row)) for row in self.each(_totals, _column(self.rows))])
+        return np.concatenate([part["total"] for part in parts])
+
+    def recognised(self) -> Transform:
+        """The transform by the looks of the first chunk of cells that is not all zero."""
+        for i, rows in enumerate(self.rows):
+            telling = np.concatenate(self.compute(self.each(_telling, _column([rows]), of=i)[0]))
+            if telling.any():
+                return recognise(telling, None)
+        return Transform()
+
+    def sums(self, rows: Sequence[_Rows], constant: Array | None) -> dict[str, Array]:
+        """Products of all cells and genes, about the centre that the first chunk of cells has."""
+        first = next(i for i, cells in enumerate(self.cells) if cells.start < cells.stop)
+        centres = self.compute(self.each(_centre, _column([rows[first]]), _column([constant]), of=first)[0])
+        parts = self.each(_products, _column(rows), _column(centres).T)  # (row chunks, column chunks)
+        columns = self.compute([self.tree(list(column)) for column in parts.T])
+        return join_genes(columns) | {"centre": np.concatenate(centres)}
+
+    def each(self, function: Callable[..., Any], *given: np.ndarray, of: int | None = None) -> np.ndarray:
+        """Delayed results for each chunk, or for those of one row, in the task that makes the chunk.
+
+        `given` are tables of what `function` is to have besides: one for each chunk, row or column of chunks.
+        """
+        array = require("dask.array", "a dask array", _ADVICE)
+        matrix = self.matrix if of is None else self.matrix.blocks[of]
+        boxes = array.map_blocks(
+            partial(_boxed, function),
+            matrix,
+            *(array.from_array(table, chunks=1, name=False) for table in given),
+            chunks=tuple((1,) * count for count in matrix.numblocks),
+            dtype=object,
+            meta=np.empty((0, 0), dtype=object),
+        )
+        return boxes.to_delayed()
+
+    def tree(self, parts: list[Any]) -> Any:
+        """Add up `parts`, some at a time."""
+        while len(parts) > 1:
+            parts = [self.dask.delayed(_add)(parts[i : i + _FAN_IN]) for i in range(0, len(parts), _FAN_IN)]
+        return parts[0]
+
+    def compute(self, tasks: Iterable[Any]) -> list[Any]:
+        """Results, on this side."""
+        with _told(), _quietly():
+            return [_opened(result) for result in self.dask.compute(*tasks, scheduler=self.client)]
+
+
+def _column(items: Sequence[Any]) -> np.ndarray:
+    table = np.empty((len(items), 1), dtype=object)  # (items, 1)
+    for i, item in enumerate(items):
+        table[i, 0] = item
+    return table
+
+
+def fit_on_workers(
+    summary: SummaryStats, options: FitOptions, client: Any, progress: Callable[[int], object] | None = None
+) -> LMMFit:
+    """Fit every gene of `summary`, in blocks on the workers: `lmm_gpu.fitting.fit_summary` elsewhere.
+
+    `options.memory` is that of one thread of a worker.
+
+    Raises
+    ------
+    ValueError
+        As `fit_summary`.
+    MemoryError
+        If workers kept dying.
+    ConnectionError
+        If the scheduler went away.
+    """
+    memory = parse_memory(options.memory)
+    with quiet_blas(len(summary.random_names)):
+        shared = MixedModel.decompose(summary, options.method, memory)  # refuses what cannot be fitted
+    ranges = _ranges(summary, memory, sum(client.nthreads().values()))
+    work = replace(options, block=summary.m)
+    estimates = Estimates.empty(summary.m, len(summary.fixed_names), len(summary.d) + 1)
+    few_digits = np.zeros(summary.m, dtype=bool)
+    delayed = require("dask", "scheduler=", _ADVICE).delayed
+    design = delayed(summary.select(slice(0)), traverse=False)  # once for all blocks
+    tasks = [delayed(_fit)(design, _genes(summary.select(slice(*genes))), work) for genes in ranges]
+    with _told(), _quietly():
+        for (lo, hi), part in zip(ranges, client.compute(tasks), strict=True):
+            estimates.put(np.arange(lo, hi), part.result())
+            few_digits[lo:hi] = to_numpy(shared.with_genes(summary.select(slice(lo, hi))).few_digits)
+            if progress is not None:
+                progress(hi - lo)
+    warn_of_status(estimates.status)
+    warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
+    return LMMFit(estimates, summary, shared, options.method, options.epsilon)
+
+
+def _genes(summary: SummaryStats) -> dict[str, Any]:
+    # what is not of the design
+    return {name: getattr(summary, name) for name in ("XY", "ZY", "Ynorm", "Ysum", "features", "centred")}
+
+
+def _ranges(summary: SummaryStats, memory: int | None, threads: int) -> list[tuple[int, int]]:
+    # nearly equal, at least one for each thread; there may be no workers yet
+    threads = max(threads, 1)
+    size = genes_per_block(Shape(len(summary.fixed_names), summary.d), memory)
+    return list(even_blocks(summary.m, max(1, min(size, -(-summary.m // threads))), threads))
+
+
+# --- what runs on the workers ---
+
+
+def _fit(design: SummaryStats, genes: Mapping[str, Any], options: FitOptions) -> Estimates:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # told once for all genes
+        return fit_summary(replace(design, **genes), options).estimates
+
+
+def _products(rows: _Rows, centre: Array, Y: Any) -> dict[str, Array]:
+    Y = rows.values(Y)
+    if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
+        Y = Y.toarray()
+    return gene_products(rows.X, rows.Z, Y, centre)
+
+
+def _centre(rows: _Rows, constant: Array | None, Y: Any) -> Array:
+    centre = centre_of(rows.values(Y), constant)
+    return np.zeros(Y.shape[1]) if centre is None else centre
+
+
+def _totals(rows: _Rows, Y: Any) -> dict[str, Array]:
+    return {"total": np.asarray(rows.checked(Y).sum(axis=1, dtype=float)).reshape(-1)}  # (cells,)
+
+
+def _telling(rows: _Rows, Y: Any) -> np.ndarray:
+    """One value that tells whether these are counts: one that no count is, if there is any, else the largest."""
+    Y = rows.checked(Y)
+    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y).reshape(-1)
+    if values.dtype.kind == "f" and (wrong := (values < 0) | (values != np.floor(values))).any():
+        return values[wrong][:1]
+    if values.size == 0:
+        return values
+    return values[[values.argmin() if values.min() < 0 else values.argmax()]]
+
+
+def _boxed(function: Callable[..., Any], Y: Any, *given: np.ndarray) -> np.ndarray:
+    # as a chunk of an array of objects
+    return _column([function(*map(_opened, given), Y)])  # (1, 1)
+
+
+def _opened(box: Any) -> Any:
+    return box[0, 0] if isinstance(box, np.ndarray) and box.dtype == object else box
+
+
+def _add(parts: Sequence[Any]) -> dict[str, Array]:
+    first, *others = map(_opened, parts)
+    total = {name: values.copy() for name, values in first.items()}
+    for part in others:
+        for name, values in part.items():
+            total[name] += values
+    return total
+
+
+def _any(Y: Any) -> bool:
+    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())
+
+
+# --- plumbing ---
+
+
+def _of_cells(transform: Transform, cells: slice) -> Transform:
+    factors = transform.size_factors
+    return transform if factors is None else replace(transform, size_factors=factors[cells])
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say in one sentence what ends a computation besides the caller's mistakes, which come as they are."""
+    try:
+        yield
+    except CancelledError as error:
+        raise ConnectionError(
+            "the dask scheduler went away before all was computed: start it and its workers again, and then this"
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "KilledWorker":  # of distributed, which may not be installed
+            raise
+        raise MemoryError(
+            "workers died of the same task again and again, most likely of too little memory; give them more, or "
+            f"rechunk to fewer cells ({str(error).partition(chr(10))[0]})"
+        ) from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without dask's advice to scatter what is in the graph: what is scattered is lost with its worker."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sending large graph")
+        yield
