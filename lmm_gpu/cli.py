@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import warnings
@@ -18,6 +19,7 @@ except ImportError:  # the console script exists without the extra too
 from . import __version__
 from .degrees_of_freedom import DF_METHODS
 from .run import Run, demonstrate, fit_to_folder
+from .system_info import system_info
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
 UsageError: Any = typer.BadParameter.__base__
@@ -92,6 +94,42 @@ def demo(
     _show(run)
     _say(truth.describe())
     _say(f"{run.seconds + truth.seconds:.1f} s in all, of which {truth.seconds:.1f} s to simulate and write the cells")
+
+
+@app.command()
+def info(
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, for reports of errors.")] = False,
+) -> None:
+    """Show versions, memory and CUDA devices, and which device a fit would take.
+
+    Example: lmm-gpu info
+    """
+    found = system_info()
+    if as_json:
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+    else:
+        _show_info(found)
+
+
+def _show_info(found: dict[str, Any]) -> None:
+    table, cuda = Table("", "", show_header=False, title="lmm-gpu info", title_justify="left"), found["cuda"]
+    for name, version in found["versions"].items():
+        table.add_row(name, version or "not installed")
+    table.add_row("platform", found["platform"])
+    table.add_row("processors", str(found["processors"]))
+    table.add_row("free memory", _gigabytes(found["free_memory"]))
+    for one in found["blas"]:
+        table.add_row("BLAS", f"{one['library']} {one['version']}, {one['threads']} threads")
+    table.add_row("CUDA", f"driver {cuda['driver'] or 'none'}, runtime {cuda['runtime'] or 'none'}")
+    for one in cuda["devices"]:
+        memory = f"{_gigabytes(one['free_bytes'])} of {_gigabytes(one['total_bytes'])} free"
+        table.add_row(f"cuda:{one['number']}", f"{one['name']}, compute {one['compute_capability']}, {memory}")
+    out.print(table)
+    _say(f"a fit takes {found['device']} ({found['why_not']})")
+
+
+def _gigabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:.1f} GB"
 
 
 def _show(run: Run) -> None:

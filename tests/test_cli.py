@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cupy_like_runtime
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]
 pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"')
 
 import lmm_gpu
-from lmm_gpu import cli, run, simuRNAseq
+from lmm_gpu import cli, devices, run, simuRNAseq
 
 RNG = np.random.default_rng(41)
 N = 120
@@ -400,3 +401,26 @@ def test_the_installed_script(script, folder, tmp_path):
         [script, *wanted, "--df", "kr"], cwd=folder, capture_output=True, text=True, encoding="utf-8"
     )
     assert_refused((failed.returncode, failed.stdout, failed.stderr), "df='kr' is not known")
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+def test_info(command, monkeypatch):
+    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setenv("COLUMNS", "120")
+    code, printed, _ = command("info")
+    assert code == 0
+    for told in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit takes cuda:0"):
+        assert told in printed
+    code, printed, _ = command("info", "--json")
+    assert code == 0 and json.loads(printed)["device"] == "cuda:0"
+
+
+def test_info_without_cuda(command, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("No module named 'cupy'")
+
+    monkeypatch.setattr(devices, "_cupy", missing)
+    code, printed, _ = command("info")
+    assert code == 0 and "a fit takes cpu (not cuda: CuPy is not installed" in printed

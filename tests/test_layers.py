@@ -26,7 +26,7 @@ LAYERS = [
     {"fitting", "stream"},
     {"python_interface", "r_interface"},
     {"__init__"},
-    {"run"},
+    {"run", "system_info"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
