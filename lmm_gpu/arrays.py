@@ -7,8 +7,9 @@ the arrays it is given (`namespace(x)`), so that the same lines run on NumPy tod
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import array_api_compat
@@ -16,6 +17,8 @@ import array_api_compat.numpy
 import numpy as np
 
 Array = Any  # an array of any array API library: the standard has no common base class
+
+_fusing: ContextVar[bool] = ContextVar("fusing", default=True)
 
 
 def namespace(*arrays: Array) -> Any:
@@ -93,9 +96,25 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     @functools.wraps(body)
     def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
         xp = namespace(*arrays)
-        return kernel(xp, options)(*arrays) if hasattr(xp, "fuse") else body(xp, options, *arrays)
+        one_kernel = hasattr(xp, "fuse") and _fusing.get()
+        return kernel(xp, options)(*arrays) if one_kernel else body(xp, options, *arrays)
 
     return call
+
+
+@contextmanager
+def without_fusion() -> Iterator[None]:
+    """Context in which `fused` functions are computed as written, which their kernels have to agree with."""
+    token = _fusing.set(False)
+    try:
+        yield
+    finally:
+        _fusing.reset(token)
+
+
+def fuses(x: Array) -> bool:
+    """Whether the library of `x` makes one kernel of a `fused` function."""
+    return hasattr(namespace(x), "fuse")
 
 
 def entered(x: Array) -> AbstractContextManager:

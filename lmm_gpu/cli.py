@@ -18,7 +18,9 @@ except ImportError:  # the console script exists without the extra too
 
 from . import __version__
 from .degrees_of_freedom import DF_METHODS
+from .io import write_json
 from .run import Run, demonstrate, fit_to_folder
+from .selftest import selftest as check_device
 from .system_info import system_info
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
@@ -109,6 +111,41 @@ def info(
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         _show_info(found)
+
+
+@app.command()
+def selftest(
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu or auto.")] = "auto",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the results, as JSON.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer genes; the rates then say little.")] = False,
+) -> None:
+    """Check that a device gives the host's numbers, and time it. Exit code 1 if a check fails.
+
+    Example: lmm-gpu selftest --device cuda -o selftest.json
+    """
+    found = check_device(device, quick=quick, report=_show_check)
+    _show_rates(found["rates"])
+    if output is not None:
+        write_json(found, output)
+        _say(f"wrote {output}")
+    counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items())
+    _say(f"{found['device']}: {counts}, in {found['seconds']:.0f} s")
+    if not found["passed"]:
+        raise typer.Exit(1)
+
+
+def _show_check(one: dict[str, Any]) -> None:
+    number = "" if one["deviation"] is None else f"{one['deviation']:.1e}"
+    _say(f"{one['status']:8s} {one['name']:32s} {number:>8s} {one['seconds']:7.1f} s  {one['reason']}".rstrip())
+
+
+def _show_rates(rows: list[dict[str, Any]]) -> None:
+    table = Table("", "ms", "GB/s", "GFLOP/s", "of its own rate", title="rates", title_justify="left")
+    for row in rows:
+        rates = ["" if row[name] is None else f"{row[name]:.3g}" for name in ("gb_per_s", "gflop_per_s")]
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        table.add_row(f"{row['what']}: {row['size']}", f"{1e3 * row['seconds']:.2f}", *rates, share)
+    out.print(table)
 
 
 def _show_info(found: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ def system_info() -> dict[str, Any]:
     from . import __version__
 
     cuda = describe_cuda()
-    versions = {"lmm_gpu": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"lmm_gpu": __version__, "python": platform.python_version()}
     versions |= {name: _version(*distributions) for name, distributions in LIBRARIES.items()}
     versions["cupy"] = cuda["cupy"] or versions["cupy"]
     device, why_not = _taken(cuda)

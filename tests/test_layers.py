@@ -26,7 +26,10 @@ LAYERS = [
     {"fitting", "stream"},
     {"python_interface", "r_interface"},
     {"__init__"},
+    {"device_cases"},
+    {"device_checks", "device_rates"},
     {"run", "system_info"},
+    {"selftest"},
     {"cli"},
 ]
 LAYER = {module: level for level, modules in enumerate(LAYERS) for module in modules}
