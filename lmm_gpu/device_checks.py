@@ -32,7 +32,7 @@ LIMIT = 1e-8
 #: So many genes are worth tables of what depends on the variance ratios alone.
 TABULATED = 4000
 #: Shares of the memory that a fit took, to which it is then limited until memory runs out.
-SHARES = (0.7, 0.5, 0.3, 0.2)
+SHARES = (0.7, 0.5, 0.3, 0.2, 0.1)
 
 
 class Skip(Exception):
@@ -98,9 +98,10 @@ def fusion(subject: Subject) -> float:
         likelihood, state = _begun(subject, effects)
         if not fuses(state.length):
             raise Skip("this library makes no kernels of several operations")
-        fused = advance(advance(state, likelihood, rules), likelihood, rules)
-        with without_fusion(), subject.device.entered():
-            plain = advance(advance(state, likelihood, rules), likelihood, rules)
+        with subject.device.entered():
+            fused = advance(advance(state, likelihood, rules), likelihood, rules)
+            with without_fusion():
+                plain = advance(advance(state, likelihood, rules), likelihood, rules)
         for ours, theirs in zip(fused.vectors(), plain.vectors(), strict=True):
             wanted = to_numpy(theirs).astype(float)
             worst = max(worst, largest(to_numpy(ours).astype(float), wanted, 1.0 + np.abs(wanted)))
