@@ -1,4 +1,4 @@
-"""The command line: `lmm-gpu fit` on a file, `lmm-gpu demo` with no data at hand."""
+"""The command line: `lmm-gpu fit` on a file, `demo` with no data at hand; `info` and `selftest` on what it runs on."""
 
 from __future__ import annotations
 

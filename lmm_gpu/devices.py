@@ -225,10 +225,13 @@ def cuda_count() -> tuple[int, str]:
     """Number of CUDA devices that can be used, and why there are none."""
     try:
         cupy = _cupy()
-    except ImportError:
-        return 0, "CuPy is not installed: pip install 'lmm-gpu[cuda12]' or 'lmm-gpu[cuda13]'"
-    except Exception as error:  # a wheel for another CUDA, a broken driver
-        return 0, f"CuPy cannot be imported: {error}"
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("cupy", None):
+            return 0, "CuPy is not installed: pip install 'lmm-gpu[cuda12]' or 'lmm-gpu[cuda13]'"
+        return (
+            0,
+            f"CuPy cannot be imported: {error}",
+        )  # a wheel for another CUDA, a broken driver, a part that is missing
     version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
     if version < OLDEST_CUPY:
         return 0, f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST_CUPY))} or newer is needed"

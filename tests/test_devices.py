@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import array_api_strict
@@ -64,8 +65,10 @@ def test_a_cupy_that_cannot_be_used(monkeypatch, module, reason):
         resolve("cuda:0")
 
 
-def test_a_cupy_that_cannot_be_imported(monkeypatch):
-    without_cupy(monkeypatch, RuntimeError("libcudart.so.12 not found"))
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, partial(ModuleNotFoundError, name="cuda")])
+def test_a_cupy_that_cannot_be_imported(monkeypatch, error):
+    """CuPy, or something that it needs: it is installed all the same."""
+    without_cupy(monkeypatch, error("libcudart.so.12 not found"))
     count, reason = cuda_count()
     assert (count, reason) == (0, "CuPy cannot be imported: libcudart.so.12 not found")
 
