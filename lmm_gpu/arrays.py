@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Hashable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import array_api_compat
@@ -19,6 +20,7 @@ import numpy as np
 Array = Any  # an array of any array API library: the standard has no common base class
 
 _ON_HOST = (np.ndarray, float, int)  # what NumPy computes with: arrays, and scalars beside them
+_fusing: ContextVar[bool] = ContextVar("fusing", default=True)
 
 
 def namespace(*arrays: Array) -> Any:
@@ -109,7 +111,7 @@ def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, 
     @functools.wraps(body)
     def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
         xp = namespace(*arrays)
-        if not hasattr(xp, "fuse") or (xp, options) in plainly:
+        if not (hasattr(xp, "fuse") and _fusing.get()) or (xp, options) in plainly:
             return body(xp, options, *arrays)
         try:
             return kernel(xp, options)(*arrays)
@@ -132,6 +134,21 @@ def _warn_of_no_kernel(body: Callable[..., Any], error: Exception) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
+
+
+@contextmanager
+def without_fusion() -> Iterator[None]:
+    """Context in which `fused` functions are computed as written, which their kernels have to agree with."""
+    token = _fusing.set(False)
+    try:
+        yield
+    finally:
+        _fusing.reset(token)
+
+
+def fuses(x: Array) -> bool:
+    """Whether the library of `x` makes one kernel of a `fused` function."""
+    return hasattr(namespace(x), "fuse")
 
 
 def entered(x: Array) -> AbstractContextManager:

@@ -1,4 +1,4 @@
-"""The command line: `lmm-gpu fit` on a file, `summarize`, `merge` and `test` for its steps, `demo` without data."""
+"""The command line: `fit` on a file, `summarize`, `merge` and `test` for its steps; `demo`, `info` and `selftest`."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ except ImportError:  # the console script exists without the extra too
 
 from . import __version__, console
 from .degrees_of_freedom import DF_METHODS
+from .io import write_json
 from .pvalues import ALTERNATIVES
 from .run import demonstrate, fit_to_folder, merge_files, summarize_to_file, write_tests
+from .selftest import selftest as check_device
+from .system_info import system_info
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
 UsageError: Any = typer.BadParameter.__base__
@@ -164,6 +167,40 @@ def demo(
     seconds = f"{run.seconds + truth.seconds:.1f} s in all, of which {truth.seconds:.1f} s to simulate"
     console.say(f"{seconds} and write the cells")
     console.answer(run.record | {"truth": vars(truth)})
+
+
+@app.command()
+def info(
+    json: Json = False,
+) -> None:
+    """Show versions, memory and CUDA devices, and which device a fit would take.
+
+    Example: lmm-gpu info
+    """
+    found = system_info()
+    console.show_info(found)
+    console.answer(found)
+
+
+@app.command()
+def selftest(
+    device: Annotated[str, typer.Option(help="cuda, cuda:1, cpu or auto.")] = "auto",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File for the results, as JSON.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer genes; the rates then say little.")] = False,
+) -> None:
+    """Check that a device gives the host's numbers, and time it. Exit code 1 if a check fails.
+
+    Example: lmm-gpu selftest --device cuda -o selftest.json
+    """
+    found = check_device(device, quick=quick, report=console.show_check)
+    console.show_rates(found["rates"])
+    if output is not None:
+        write_json(found, output)
+        console.say(f"wrote {output}")
+    counts = ", ".join(f"{count} {status}" for status, count in found["counts"].items())
+    console.say(f"{found['device']}: {counts}, in {found['seconds']:.0f} s")
+    if not found["passed"]:
+        raise typer.Exit(1)
 
 
 def _given(**options: Any) -> dict[str, Any]:

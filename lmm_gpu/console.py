@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 try:
@@ -94,3 +94,45 @@ def show(run: Run) -> None:
 def power(log10: float) -> str:
     """Write a p-value that may be far below the smallest float."""
     return f"1e{log10:.0f}" if log10 < -300 else f"{10**log10:.2g}"
+
+
+def show_check(one: Mapping[str, Any]) -> None:
+    """Print one check of a device."""
+    number = "" if one["deviation"] is None else f"{one['deviation']:.1e}"
+    say(f"{one['status']:8s} {one['name']:32s} {number:>8s} {one['seconds']:7.1f} s  {one['reason']}".rstrip())
+
+
+def show_rates(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print what a device was timed with."""
+    if _mode["json"]:
+        return
+    table = Table("", "ms", "GB/s", "GFLOP/s", "of its own rate", title="rates", title_justify="left")
+    for row in rows:
+        rates = ["" if row[name] is None else f"{row[name]:.3g}" for name in ("gb_per_s", "gflop_per_s")]
+        share = "" if row["share"] is None else f"{row['share']:.1%}"
+        table.add_row(f"{row['what']}: {row['size']}", f"{1e3 * row['seconds']:.2f}", *rates, share)
+    out.print(table)
+
+
+def show_info(found: Mapping[str, Any]) -> None:
+    """Print versions, memory and devices."""
+    if _mode["json"]:
+        return
+    table, cuda = Table("", "", show_header=False, title="lmm-gpu info", title_justify="left"), found["cuda"]
+    for name, version in found["versions"].items():
+        table.add_row(name, version or "not installed")
+    table.add_row("platform", found["platform"])
+    table.add_row("processors", str(found["processors"]))
+    table.add_row("free memory", _gigabytes(found["free_memory"]))
+    for one in found["blas"]:
+        table.add_row("BLAS", f"{one['library']} {one['version']}, {one['threads']} threads")
+    table.add_row("CUDA", f"driver {cuda['driver'] or 'none'}, runtime {cuda['runtime'] or 'none'}")
+    for one in cuda["devices"]:
+        memory = f"{_gigabytes(one['free_bytes'])} of {_gigabytes(one['total_bytes'])} free"
+        table.add_row(f"cuda:{one['number']}", f"{one['name']}, compute {one['compute_capability']}, {memory}")
+    out.print(table)
+    say(f"a fit takes {found['device']} ({found['why_not']})")
+
+
+def _gigabytes(size: int | None) -> str:
+    return "unknown" if size is None else f"{size / 1e9:.1f} GB"

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import importlib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import array_api_compat
@@ -64,6 +64,13 @@ class Device:
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether an error says that memory ran out."""
         return isinstance(error, MemoryError)
+
+    def synchronise(self) -> None:
+        """Wait until all that was asked of this device is done."""
+
+    def own_stream(self) -> AbstractContextManager:
+        """Context in which the thread's work runs beside that of other threads."""
+        return nullcontext()
 
 
 class Given(Device):
@@ -142,6 +149,39 @@ class Cuda(Device):
         words = f"{type(error).__name__} {error}".upper()
         return isinstance(error, MemoryError) or "ALLOC_FAILED" in words or "MEMORYALLOCATION" in words
 
+    def synchronise(self) -> None:
+        """Wait until all that was asked of this device is done."""
+        with self.entered():
+            self.cupy.cuda.runtime.deviceSynchronize()
+
+    def own_stream(self) -> AbstractContextManager:
+        """Context of a new stream, which waits for no other."""
+        with self.entered():
+            return self.cupy.cuda.Stream(non_blocking=True)
+
+    def no_waiting(self) -> AbstractContextManager:
+        """Context in which the host is refused to wait for a device: `cupyx.DeviceSynchronized` is raised."""
+        return _cupyx().allow_synchronize(False)
+
+    def pool_bytes(self) -> tuple[int, int]:
+        """Bytes of CuPy's memory pool on this device: in use, and taken from the driver."""
+        pool = self.cupy.get_default_memory_pool()
+        with self.entered():
+            return int(pool.used_bytes()), int(pool.total_bytes())
+
+    @contextmanager
+    def limited(self, size: int) -> Iterator[None]:
+        """Context in which CuPy's memory pool takes at most `size` bytes of this device."""
+        pool = self.cupy.get_default_memory_pool()
+        with self.entered():
+            before = pool.get_limit()
+            pool.set_limit(size=size)
+        try:
+            yield
+        finally:
+            with self.entered():
+                pool.set_limit(size=before)
+
 
 def resolve(device: Any = "auto", *arrays: Array) -> list[Device]:
     """Devices to compute on: what is asked for, else where the arrays are, else a usable CUDA device, else the host.
@@ -149,7 +189,7 @@ def resolve(device: Any = "auto", *arrays: Array) -> list[Device]:
     Parameters
     ----------
     device : str, Device, or sequence of these
-        "auto", "cpu", "cuda", "cuda:1", or several such as ["cuda:0", "cuda:1"].
+        "auto", "cpu", "cuda", "cuda:1", or several such as ["cuda:0", "cuda:1"] or "cuda:0,cuda:1".
     arrays : array
         What will be computed with: arrays of another library than NumPy stay where they are, unless a device is named.
 
@@ -163,6 +203,8 @@ def resolve(device: Any = "auto", *arrays: Array) -> list[Device]:
     >>> resolve("cpu")
     [Device('cpu')]
     """
+    if isinstance(device, str) and "," in device:
+        device = [one.strip() for one in device.split(",")]
     if isinstance(device, Sequence) and not isinstance(device, str):
         chosen = [one for some in device for one in resolve(some, *arrays)]
         if not chosen or len({one.name for one in chosen}) < len(chosen):
@@ -183,10 +225,13 @@ def cuda_count() -> tuple[int, str]:
     """Number of CUDA devices that can be used, and why there are none."""
     try:
         cupy = _cupy()
-    except ImportError:
-        return 0, "CuPy is not installed: pip install 'lmm-gpu[cuda12]' or 'lmm-gpu[cuda13]'"
-    except Exception as error:  # a wheel for another CUDA, a broken driver
-        return 0, f"CuPy cannot be imported: {error}"
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("cupy", None):
+            return 0, "CuPy is not installed: pip install 'lmm-gpu[cuda12]' or 'lmm-gpu[cuda13]'"
+        return (
+            0,
+            f"CuPy cannot be imported: {error}",
+        )  # a wheel for another CUDA, a broken driver, a part that is missing
     version = tuple(int(part) for part in cupy.__version__.split(".")[:2])
     if version < OLDEST_CUPY:
         return 0, f"CuPy {cupy.__version__} is too old: {'.'.join(map(str, OLDEST_CUPY))} or newer is needed"
@@ -195,6 +240,46 @@ def cuda_count() -> tuple[int, str]:
     except Exception as error:
         return 0, f"no CUDA device: {error}"
     return count, "" if count else "no CUDA device"
+
+
+def describe_cuda() -> dict[str, Any]:
+    """What there is of CUDA, and why it cannot be used if it cannot: never fails.
+
+    Returns
+    -------
+    dict
+        cupy, driver and runtime: versions or None; devices: a list of number, name, compute_capability, free_bytes and
+        total_bytes; reason: why there are none, else "".
+    """
+    count, reason = cuda_count()
+    found: dict[str, Any] = {"cupy": None, "driver": None, "runtime": None, "devices": [], "reason": reason}
+    try:
+        cupy = _cupy()
+        found["cupy"] = str(cupy.__version__)
+        found["driver"] = _cuda_version(cupy.cuda.runtime.driverGetVersion())
+        found["runtime"] = _cuda_version(cupy.cuda.runtime.runtimeGetVersion())
+        found["devices"] = [_describe(cupy, number) for number in range(count)]
+    except Exception as error:  # what is known so far is told
+        found["reason"] = reason or f"{type(error).__name__}: {error}"
+    return found
+
+
+def _describe(cupy: Any, number: int) -> dict[str, Any]:
+    properties = cupy.cuda.runtime.getDeviceProperties(number)
+    with cupy.cuda.Device(number):
+        free, total = cupy.cuda.Device(number).mem_info
+    return {
+        "number": number,
+        "name": properties["name"].decode(),
+        "compute_capability": f"{properties['major']}.{properties['minor']}",
+        "free_bytes": int(free),
+        "total_bytes": int(total),
+    }
+
+
+def _cuda_version(number: int) -> str | None:
+    # 12040 is CUDA 12.4; 0 is no driver
+    return f"{number // 1000}.{number % 1000 // 10}" if number else None
 
 
 def _automatic(arrays: Sequence[Array]) -> Device:
@@ -218,3 +303,7 @@ def _cuda(device: str) -> Device:
 
 def _cupy() -> Any:
     return importlib.import_module("cupy")
+
+
+def _cupyx() -> Any:
+    return importlib.import_module("cupyx")

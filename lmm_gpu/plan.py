@@ -112,10 +112,14 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     return size
 
 
+def free_memory() -> int | None:
+    """Bytes of the host's memory that are free now; None where the platform does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def default_memory() -> int:
     """A share of the memory that is free now, in bytes."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # not on every platform
-        free = 4 * 2**30
-    return int(DEFAULT_SHARE * free)
+    return int(DEFAULT_SHARE * (free_memory() or 4 * 2**30))

@@ -77,6 +77,7 @@ class Memory:
 
     live: int = 0
     peak: int = 0
+    pooled: int = 0  #: the peak since the pool was last freed: what it holds of the driver's
     limit: float = float("inf")
     allocations: int = 0
     fail_at: int | None = None  #: this allocation, counted from the last reset, fails
@@ -91,7 +92,7 @@ class Memory:
                     f"limit set to: {self.limit:,} bytes)."
                 )
             self.live += size
-            self.peak = max(self.peak, self.live)
+            self.peak, self.pooled = max(self.peak, self.live), max(self.pooled, self.live)
 
     def give(self, size: int) -> None:
         with self.lock:

@@ -56,13 +56,30 @@ def asarray(x, dtype=None):
 
 
 class Pool:
+    """Of the current device, as CuPy's: a limit and what it holds are each device's own."""
+
     def __init__(self, name: str):
         self.name = name
+
+    memory = property(lambda self: cuda.MEMORIES[cuda.current_device().id])
+
+    def used_bytes(self) -> int:
+        return self.memory.live
+
+    def total_bytes(self) -> int:
+        return self.memory.pooled
+
+    def get_limit(self) -> int:
+        return 0 if self.memory.limit == float("inf") else self.memory.limit
+
+    def set_limit(self, size: int) -> None:
+        self.memory.limit = size or float("inf")
 
     def free_bytes(self) -> int:
         return 0
 
     def free_all_blocks(self) -> None:
+        self.memory.pooled = self.memory.live
         log.append(f"{self.name} freed on {cuda.current_device().id}")
 
 
@@ -106,6 +123,20 @@ module = SimpleNamespace(
         Device=Device,
         Stream=Stream,
         get_current_stream=CurrentStream,
-        runtime=SimpleNamespace(getDeviceCount=lambda: 2),
+        runtime=SimpleNamespace(
+            getDeviceCount=lambda: 2,
+            getDeviceProperties=lambda number: {"name": f"imitation {number}".encode(), "major": 9, "minor": 0},
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 12090,
+            deviceSynchronize=lambda: log.append(f"synchronised {cuda.current_device().id}"),
+        ),
     ),
 )
+
+
+def allow_synchronize(allow: bool):
+    assert not allow
+    return cuda.no_synchronisation()
+
+
+cupyx = SimpleNamespace(allow_synchronize=allow_synchronize)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cupy_like_runtime
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]
 pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"')
 
 import lmm_gpu
-from lmm_gpu import cli, console, run, simuRNAseq
+from lmm_gpu import cli, console, device_checks, devices, run, selftest, simuRNAseq
 
 RNG = np.random.default_rng(41)
 N = 120
@@ -412,3 +413,64 @@ def test_the_installed_script(script, folder, tmp_path):
         [script, *wanted, "--df", "kr"], cwd=folder, capture_output=True, text=True, encoding="utf-8"
     )
     assert_refused((failed.returncode, failed.stdout, failed.stderr), "df='kr' is not known")
+
+
+# --- info -----------------------------------------------------------------------------------------
+
+
+def test_info(command, monkeypatch):
+    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setenv("COLUMNS", "120")
+    code, printed, _ = command("info")
+    assert code == 0
+    for told in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit takes cuda:0"):
+        assert told in printed
+    code, printed, _ = command("info", "--json")
+    assert code == 0 and json.loads(printed)["device"] == "cuda:0"
+
+
+def test_info_without_cuda(command, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("No module named 'cupy'")
+
+    monkeypatch.setattr(devices, "_cupy", missing)
+    code, printed, _ = command("info")
+    assert code == 0 and "a fit takes cpu (not cuda: CuPy is not installed" in printed
+
+
+# --- selftest -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_checks(monkeypatch):
+    """Checks that take no time, and no rates: one passes, one is skipped."""
+    some = {"one": lambda subject: 1e-12, "two": device_checks.CHECKS["two devices"]}
+    rate = {"what": "copy", "size": "2 numbers", "seconds": 0.5, "gb_per_s": 1.5, "gflop_per_s": None, "share": 0.25}
+    monkeypatch.setattr(selftest, "CHECKS", some)
+    monkeypatch.setattr(selftest, "rates", lambda device, quick: [rate | {"compared_with": "copy"}])
+    return some
+
+
+def test_selftest(command, few_checks, tmp_path):
+    code, printed, _ = command("selftest", "--device", "cpu", "--quick", "-o", tmp_path / "made" / "found.json")
+    assert code == 0
+    assert "passed   one" in printed and "skipped  two" in printed and "there is no second CUDA device" in printed
+    assert "25.0%" in printed and "cpu: 1 passed, 0 failed, 1 skipped" in printed
+    found = json.loads((tmp_path / "made" / "found.json").read_text())
+    assert found["passed"] and found["quick"] and found["system"]["versions"]["numpy"] == np.__version__
+
+
+def test_a_selftest_that_fails(command, few_checks, tmp_path):
+    few_checks["bad"] = lambda subject: 0.5
+    code, printed, _ = command("selftest", "--device", "cpu", "-o", tmp_path / "found.json")
+    assert code == 1 and "failed   bad" in printed and "deviates by 5.0e-01" in printed
+    assert not json.loads((tmp_path / "found.json").read_text())["passed"]
+
+
+def test_a_selftest_of_a_device_that_is_not_there(command, monkeypatch):
+    def missing():
+        raise ModuleNotFoundError("No module named 'cupy'")
+
+    monkeypatch.setattr(devices, "_cupy", missing)
+    code, _, error = command("selftest", "--device", "cuda")
+    assert code == 2 and "device='cuda' cannot be used (CuPy is not installed" in error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import array_api_strict
@@ -22,6 +23,7 @@ from lmm_gpu.devices import Cuda, Device, Given, cuda_count, resolve
 def cupy(monkeypatch):
     """CuPy with two devices."""
     monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(devices, "_cupyx", lambda: cupy_like_runtime.cupyx)
     cupy_like_runtime.log.clear()
     return cupy_like_runtime
 
@@ -63,8 +65,10 @@ def test_a_cupy_that_cannot_be_used(monkeypatch, module, reason):
         resolve("cuda:0")
 
 
-def test_a_cupy_that_cannot_be_imported(monkeypatch):
-    without_cupy(monkeypatch, RuntimeError("libcudart.so.12 not found"))
+@pytest.mark.parametrize("error", [RuntimeError, ImportError, partial(ModuleNotFoundError, name="cuda")])
+def test_a_cupy_that_cannot_be_imported(monkeypatch, error):
+    """CuPy, or something that it needs: it is installed all the same."""
+    without_cupy(monkeypatch, error("libcudart.so.12 not found"))
     count, reason = cuda_count()
     assert (count, reason) == (0, "CuPy cannot be imported: libcudart.so.12 not found")
 
@@ -72,12 +76,15 @@ def test_a_cupy_that_cannot_be_imported(monkeypatch):
 def test_with_cuda_devices(cupy):
     assert names("auto") == names("cuda") == names("cuda:0") == ["cuda:0"]
     assert names(["cuda:0", "cuda:1"]) == names(("cuda", "cuda:1")) == ["cuda:0", "cuda:1"]
+    assert names("cuda:0,cuda:1") == names("cuda, cuda:1") == ["cuda:0", "cuda:1"]
     assert names("cpu") == ["cpu"]
     with pytest.raises(ValueError, match=r"device='cuda:2' cannot be used \(there are 2: cuda:0 to cuda:1\)"):
         resolve("cuda:2")
 
 
-@pytest.mark.parametrize("bad", ["gpu", "cuda:x", "cuda:-1", "", None, 3, [], ["cpu", "cpu"], ["cuda", "cuda:0"]])
+@pytest.mark.parametrize(
+    "bad", ["gpu", "cuda:x", "cuda:-1", "", None, 3, [], ["cpu", "cpu"], ["cuda", "cuda:0"], "cuda:0,", ","]
+)
 def test_what_is_no_device(cupy, bad):
     with pytest.raises(ValueError, match="device"):
         resolve(bad)
@@ -132,4 +139,36 @@ def test_cupy_is_what_is_imported(monkeypatch):
     asked = []
     monkeypatch.setattr(importlib, "import_module", lambda name: asked.append(name))
     devices._cupy()
-    assert asked == ["cupy"]
+    devices._cupyx()
+    assert asked == ["cupy", "cupyx"]
+
+
+def test_a_limited_pool(cupy):
+    """The limit is that of this device and ends with its context, whatever happens there."""
+    device = Cuda(1)
+    used, total = device.pool_bytes()
+    kept = device.put(np.ones(1000))
+    assert device.pool_bytes()[0] - used == 8192 and device.pool_bytes()[1] >= max(total, used + 8192)
+    with pytest.raises(cuda.OutOfMemoryError), device.limited(device.pool_bytes()[0] + 512):
+        Cuda(0).put(np.ones(1000))  # has a pool of its own
+        device.put(np.ones(1000))
+    device.put(kept.get())
+
+
+def test_waiting_is_refused(cupy):
+    device = Cuda(0)
+    x = device.put(np.ones(3))
+    with device.no_waiting(), pytest.raises(cuda.SynchronisationError):
+        x.get()
+    x.get()
+
+
+def test_waiting_for_all_of_a_device(cupy):
+    Cuda(1).synchronise()
+    assert cupy.log == ["synchronised 1"]
+
+
+def test_a_stream_of_ones_own(cupy):
+    device = Cuda(1)
+    with device.own_stream() as one, device.own_stream() as other:
+        assert one is not other and one.device == other.device == cuda.DEVICES[1]

@@ -27,8 +27,10 @@ LAYERS = [
     {"distributed"},
     {"python_interface", "r_interface"},
     {"__init__"},
-    {"run"},
-    {"console"},
+    {"device_cases"},
+    {"device_checks", "device_rates"},
+    {"run", "system_info"},
+    {"selftest", "console"},
     {"cli"},
     {"__main__"},
 ]
