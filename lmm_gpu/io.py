@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from .readers import TABLES, Found, as_csr, find_values, read_obs, reading, require, separator_of, suffix_of
 
@@ -32,6 +33,8 @@ class Source:
         One name per gene.
     name
         What to call the matrix in a message: its path, if it has one.
+    kept
+        (rows of the matrix,): which of them are cells of this source; None for all.
     """
 
     matrix: Any = field(repr=False)
@@ -39,6 +42,7 @@ class Source:
     features: tuple[str, ...] = field(repr=False)
     name: str
     _files: ExitStack = field(repr=False)
+    kept: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def n(self) -> int:
@@ -50,34 +54,62 @@ class Source:
         """Number of genes."""
         return len(self.features)
 
-    def chunks(self, cells: int) -> Iterator[tuple[slice, Any]]:
-        """Yield the matrix in chunks of rows, in order.
+    @property
+    def by_genes(self) -> bool:
+        """Whether the matrix is read in chunks of genes, as one that is stored by columns (CSC)."""
+        return bool(getattr(self.matrix, "by_genes", False))
+
+    def where(self, kept: np.ndarray) -> Source:
+        """The same source with some of its cells only: those where `kept` (n,) is True; categories without cells go."""
+        obs = self.obs[kept].copy()
+        for name in obs.columns[[isinstance(dtype, pd.CategoricalDtype) for dtype in obs.dtypes]]:
+            obs[name] = obs[name].cat.remove_unused_categories()
+        stored = kept
+        if self.kept is not None:
+            stored = self.kept.copy()  # (stored cells,)
+            stored[self.kept] = kept
+        return replace(self, obs=obs, kept=stored)
+
+    def chunks(self, pieces: int | Sequence[slice]) -> Iterator[tuple[slice, Any]]:
+        """Yield the matrix in chunks of rows, in order; in chunks of columns if `by_genes`.
 
         Parameters
         ----------
-        cells
-            Rows per chunk; the last chunk holds what is left.
+        pieces
+            Stored rows (columns) per chunk, where the last chunk holds what is left; or the slices to read.
 
         Yields
         ------
-        rows
-            Where the chunk lies.
+        place
+            Where the chunk lies among the n cells (m genes).
         values
-            (cells, m) as they are stored: `scipy.sparse.csr_array` if sparse, else an array.
+            (cells, m) or (n, genes) as they are stored: `scipy.sparse.csr_array` if sparse, else an array.
 
         Raises
         ------
         ValueError
-            If `cells` is not a positive number, or the file cannot be read any further.
+            If `pieces` is not a positive number, or the file cannot be read any further.
         """
-        if cells < 1:
-            raise ValueError(f"got chunks of {cells} cells, wanted 1 or more")
-        for start in range(0, self.n, cells):
-            rows = slice(start, min(start + cells, self.n))
+        before = None if self.kept is None else np.concatenate([[0], np.cumsum(self.kept)])  # (stored cells + 1,)
+        for piece in self.slices(pieces) if isinstance(pieces, int) else pieces:
+            place = piece
+            if before is not None and not self.by_genes:
+                place = slice(int(before[piece.start]), int(before[piece.stop]))
+                if place.start == place.stop:
+                    continue
             with reading(self.name):
-                values = self.matrix[rows]  # (cells, m)
-                values = values.compute() if hasattr(values, "compute") else values  # dask
-            yield rows, as_csr(values)
+                values = self.matrix[piece]  # (cells, m) or (n, genes)
+                values = _without_duplicates(values.compute() if hasattr(values, "compute") else values)  # dask
+            if self.kept is not None:
+                values = values[self.kept if self.by_genes else self.kept[piece]]
+            yield place, values
+
+    def slices(self, size: int) -> Iterator[slice]:
+        """Cut the rows of the matrix (its columns, if `by_genes`) into pieces of at most `size`."""
+        if size < 1:
+            raise ValueError(f"got chunks of {size} cells, wanted 1 or more")
+        end = self.matrix.shape[1 if self.by_genes else 0]
+        return (slice(start, min(start + size, end)) for start in range(0, end, size))
 
     def __enter__(self) -> Source:
         return self
@@ -143,6 +175,15 @@ def open_source(
             raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
         table = _matching_obs(obs, found, name)
         return Source(found.matrix, table, _gene_names(features, found, name), name, files.pop_all())
+
+
+def _without_duplicates(values: Any) -> Any:
+    """SciPy's sparse matrices as csr_array, where what is stored for one place in two parts is added up."""
+    values = as_csr(values)
+    if sparse.issparse(values) and not values.has_canonical_format:
+        values = values.copy()  # rows of a matrix in memory are views
+        values.sum_duplicates()
+    return values
 
 
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def summarize(
     with data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features) as source:
         design = build_design(formula, source.obs)
         chosen = _chosen_transform(source, transform, size_factors, budget, progress)
-        with _bar("reading", source.n, "cell", progress) as step:
+        with _reading_bar("reading", source, progress) as step:
             return accumulate(source, design, chosen, is_counts=is_counts, memory=budget, progress=step)
 
 
@@ -172,7 +172,7 @@ def _chosen_transform(
 
 def _factors(source: Source, size_factors: Any, memory: int | None, progress: bool) -> np.ndarray:
     if size_factors is None:
-        with _bar("counting", source.n, "cell", progress) as step:
+        with _reading_bar("counting", source, progress) as step:
             return count_size_factors(source, memory, step)
     if isinstance(size_factors, str):
         if size_factors not in source.obs:
@@ -183,6 +183,10 @@ def _factors(source: Source, size_factors: Any, memory: int | None, progress: bo
     if isinstance(size_factors, pd.Series) and not size_factors.index.equals(source.obs.index):
         raise ValueError("size_factors are not labelled as obs is: pass size_factors.loc[obs.index], or an array")
     return check_size_factors(size_factors, "size_factors")
+
+
+def _reading_bar(what: str, source: Source, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
+    return _bar(what, *((source.m, "gene") if source.by_genes else (source.n, "cell")), progress)
 
 
 @contextmanager

@@ -20,6 +20,8 @@ import pandas as pd
 import scipy.io
 from scipy import sparse
 
+from .stored import StoredSparse
+
 logger = logging.getLogger(__name__)
 
 STORES = (".h5ad", ".zarr")
@@ -131,8 +133,18 @@ def _open_store(path: Path, suffix: str, layer: str | None, files: ExitStack) ->
     _check_layer(layer, layers, "X" in store, path)
     with reading(path):
         stored = store["X" if layer is None else f"layers/{layer}"]
-        matrix = elements.sparse_dataset(stored) if hasattr(stored, "keys") else stored
-        return Found(_by_rows(matrix, path), cells, genes.index)
+        return Found(_stored_matrix(stored), cells, genes.index)
+
+
+def _stored_matrix(stored: Any) -> Any:
+    """A dense dataset as it is, a sparse group by its encoding."""
+    if not hasattr(stored, "keys"):
+        return stored
+    kind = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
+    shape = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
+    if kind.removesuffix("_matrix") not in ("csr", "csc"):
+        raise ValueError(f"it holds values as {kind or 'something unknown'}, not as an array, CSR or CSC")
+    return StoredSparse(stored, tuple(shape), by_genes=kind.startswith("csc"))
 
 
 def _read_npz(path: Path) -> Any:
@@ -174,10 +186,10 @@ def _from_frame(frame: pd.DataFrame, name: str | Path) -> Found:
 
 
 def _by_rows(matrix: Any, name: str | Path) -> Any:
-    """Make sure that rows are cheap to take."""
-    if getattr(matrix, "format", None) == "csc" and hasattr(matrix, "to_memory"):  # on disk
-        logger.info("%s is stored by columns (CSC): loading it whole; stored as CSR it would be streamed", name)
-        matrix = matrix.to_memory()
+    """Make sure that rows, or columns, are cheap to take."""
+    if hasattr(matrix, "to_memory") and hasattr(matrix, "group"):  # of a backed AnnData
+        with reading(name):
+            return _stored_matrix(matrix.group)
     return np.asarray(matrix) if isinstance(matrix, np.ndarray) else as_csr(matrix)  # np.matrix, views of AnnData
 
 

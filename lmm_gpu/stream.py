@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from .accumulator import Accumulator
 from .design import Design
 from .io import Source
 from .plan import default_memory
-from .products import centre_of, constant_of, design_products, gene_products
 from .summary import SummaryStats, assemble
-from .transform import Transform, check_values, looks_like_counts, recognise
+from .threads import ahead
+from .transform import Transform, check_values
 
-logger = logging.getLogger("lmm_gpu")
-
-#: Larger chunks are not faster.
-_CHUNK_BYTES = 2**28
+#: Larger dense chunks are not faster, and larger sparse ones hardly.
+_CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
-#: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
-_SPARSE_DENSITY = 0.3
+#: Bytes per non-zero: times that it is held as it is stored (two chunks, and one by rows or of some cells); and its
+#: value, weighted, and by group with its place. Bytes per cell: where its values begin and its group, in some orders.
+_STORED, _COMPUTED, _PER_ROW = 3, 3 * 8 + 8, 64
+#: The share of a budget that is left for the groups' sums of a sparse chunk.
+_SUMS = 0.25
 
 
 def accumulate(
@@ -33,6 +33,7 @@ def accumulate(
     *,
     is_counts: bool | None = None,
     memory: int | None = None,
+    pieces: Sequence[slice] | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> SummaryStats:
     """Sum the statistics of all cells of `source`.
@@ -49,8 +50,10 @@ def accumulate(
         Overrules the looks; ignored if a transform is given.
     memory : int, optional
         Bytes that the chunks and their temporaries may take.
+    pieces : sequence of slice, optional
+        Where to cut the matrix; by default by `memory`.
     progress : callable, optional
-        Called with the number of cells read after each chunk.
+        Called after each chunk with how many cells (genes, for a source that is read by genes) it had.
 
     Raises
     ------
@@ -59,58 +62,71 @@ def accumulate(
     """
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
-    X: Any = design.X
-    if np.count_nonzero(X) < _SPARSE_DENSITY * X.size:
-        X = scipy.sparse.csr_array(X)
-    constant, centre, total = constant_of(X), None, None
-    values = _Values(transform, is_counts)
-    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        check_values(Y, source.name, rows.start)
-        Y = values.of(Y, rows, source.name)
-        centre = centre_of(Y, constant) if total is None else centre  # of the first chunk, for all
-        part = gene_products(X[rows], design.Z[rows], Y, centre)
-        total = part if total is None else {name: total[name] + part[name] for name in total}
+    pieces = plan_pieces(source, memory) if pieces is None else pieces
+    sums = Accumulator(design, source.m, transform, is_counts, most=_most_sums(memory))
+    for place, Y in ahead(source.chunks(pieces)):
+        rows, genes = slice(0, source.n), slice(0, source.m)
+        rows, genes = (rows, place) if source.by_genes else (place, genes)
+        sums.add(rows, genes, Y, source.name)
         if progress is not None:
-            progress(rows.stop - rows.start)
-    assert total is not None
+            progress(place.stop - place.start)
+    products, genes_products = sums.finished()
     return assemble(
-        design_products(X, design.Z),
-        total | {"centre": centre},
-        constant,
+        products,
+        genes_products,
+        sums.constant,
         d=design.d,
         features=source.features,
         fixed_names=tuple(design.fixed_names),
         random_names=tuple(design.random_names),
         component_names=tuple(design.component_names),
         formula=design.formula,
-        transform=values.transform.name,
+        transform=sums.values.transform.name,
     )
 
 
-class _Values:
-    """The values to be fitted: unless it is given, the first chunk that is not all zero decides on the transform."""
+def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
+    """Cut the matrix of `source` into chunks of rows, or columns, that a memory budget holds with their temporaries.
 
-    def __init__(self, transform: Transform | None, is_counts: bool | None):
-        if transform is None and is_counts is not None:
-            transform = recognise(None, is_counts)
-        self.looking = transform is None
-        self.decided = transform is not None
-        self.transform = transform or Transform()
+    Raises
+    ------
+    MemoryError
+        If the budget does not hold a single one of them, with the numbers.
+    """
+    matrix = source.matrix
+    if not hasattr(matrix, "indptr"):
+        return list(source.slices(cells_per_chunk(source.m, memory)))
+    begins = np.asarray(matrix.indptr).astype(np.int64)  # (rows + 1,)
+    stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
+    need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
+    budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
+    largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
+    if largest > budget and memory is not None:
+        raise MemoryError(f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,}")
+    return _cut(need, int(budget * (1 - _SUMS)))
 
-    def of(self, Y: Any, rows: slice, name: str) -> Any:
-        """Values of a chunk whose cells are `rows`."""
-        if not self.decided and _any(Y):
-            self.transform, self.decided = recognise(Y, None), True
-        elif self.looking and self.transform.name and not looks_like_counts(Y) and _any(Y):
-            raise ValueError(
-                f"{name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
-                "say which it is: is_counts=True or False, or a transform"
-            )
-        return self.transform.apply(Y, rows)
+
+def _cut(need: np.ndarray, room: int) -> list[slice]:
+    """As many rows at a time as there is room for, at least one; `need` (rows + 1,) are the bytes of all before."""
+    pieces, start = [], 0
+    while start < len(need) - 1:
+        stop = int(np.searchsorted(need, need[start] + room, side="right")) - 1
+        stop = max(stop, start + 1)
+        pieces.append(slice(start, stop))
+        start = stop
+    return pieces
+
+
+def _most_sums(memory: int | None) -> int:
+    """How many sums of groups fit their share of a budget, temporaries counted."""
+    return int((_SPARSE_BYTES if memory is None else memory) * _SUMS) // (8 * _COPIES)
 
 
 def count_size_factors(
-    source: Source, memory: int | None = None, progress: Callable[[int], object] | None = None
+    source: Source,
+    memory: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    pieces: Sequence[slice] | None = None,
 ) -> np.ndarray:
     """Size factors (n,) in a first pass over the cells: total counts over their mean.
 
@@ -119,13 +135,14 @@ def count_size_factors(
     ValueError
         If a cell has no counts, or the values are negative.
     """
-    totals = []
-    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        check_values(Y, source.name, rows.start)
-        totals.append(np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1))  # (cells,)
+    total = np.zeros(source.n)
+    for place, Y in ahead(source.chunks(plan_pieces(source, memory) if pieces is None else pieces)):
+        rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
+        check_values(Y, source.name, row, column)
+        total[rows] += np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1)  # (cells,)
         if progress is not None:
-            progress(rows.stop - rows.start)
-    total = check_size_factors(np.concatenate(totals), "the total counts")
+            progress(place.stop - place.start)
+    check_size_factors(total, "the total counts")
     return total / total.mean()
 
 
@@ -155,7 +172,3 @@ def cells_per_chunk(m: int, memory: int | None) -> int:
     if need > memory:
         raise MemoryError(f"one cell needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
     return memory // need
-
-
-def _any(Y: Any) -> bool:
-    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())

@@ -156,12 +156,13 @@ def test_stores_are_streamed(store, adata, caplog):
     assert not caplog.records
 
 
-def test_csc_on_disk_is_loaded_with_one_line(store, caplog):
-    with caplog.at_level(logging.INFO, "lmm_gpu"):
-        np.testing.assert_array_equal(opened(store, layer="csc"), COUNTS * 3)
-    assert [record.message for record in caplog.records] == [
-        f"{store} is stored by columns (CSC): loading it whole; stored as CSR it would be streamed"
-    ]
+@pytest.mark.parametrize("genes", [1, 3, M, 100])
+def test_csc_on_disk_is_streamed_by_genes(store, genes):
+    with open_source(store, layer="csc") as source:
+        assert source.by_genes and not sparse.issparse(source.matrix)
+        chunks = list(source.chunks(genes))
+    assert [place for place, _ in chunks] == [slice(lo, min(lo + genes, M)) for lo in range(0, M, genes)]
+    np.testing.assert_array_equal(np.hstack([chunk.toarray() for _, chunk in chunks]), COUNTS * 3)
 
 
 def test_backed_anndata(adata, tmp_path):

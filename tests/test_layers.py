@@ -10,10 +10,11 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
+    {"stored"},
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
-    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
-    {"summary", "likelihood", "spectra"},
+    {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
+    {"summary", "accumulator", "likelihood", "spectra"},
     {"projection", "inputs"},
     {"single_component", "multi_component"},
     {"model"},

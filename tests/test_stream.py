@@ -31,7 +31,7 @@ STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 def chunked(Y, cells, transform=None, **options):
     """Sums over chunks of so many cells."""
     with open_source((Y, OBS)) as source:
-        return accumulate(source, DESIGN, transform, memory=memory_for(cells, Y.shape[1]), **options)
+        return accumulate(source, DESIGN, transform, pieces=list(source.slices(cells)), **options)
 
 
 def memory_for(cells, m):
@@ -179,7 +179,7 @@ def test_values_far_from_zero_keep_their_digits(cells):
 def test_size_factors_are_total_counts_over_their_mean(cells, kind, dtype):
     Y = (COUNTS + 50).astype(dtype)  # totals that do not fit 8 bits
     with open_source((kind(Y), OBS)) as source:
-        found = count_size_factors(source, memory_for(cells, M))
+        found = count_size_factors(source, pieces=list(source.slices(cells)))
     totals = Y.astype(float).sum(axis=1)
     np.testing.assert_allclose(found, totals / totals.mean(), rtol=1e-14)
 
