@@ -86,19 +86,26 @@ class Accumulator:
         if self.grouped is None:
             self.grouped = GroupedDesign(self.design.X, self.design.Z, self.design.d)
         Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
-        ones = np.ones(Y.shape[0])
-        sums["Ynorm"] += scipy.sparse.csr_array((np.square(Y.data), Y.indices, Y.indptr), shape=Y.shape).T @ ones
-        sums["Ysum"] += Y.T @ ones
         self.grouped.add_products(rows, Y, sums["XY"], sums["ZY"], self.most)
+        ones, squares = np.ones(Y.shape[0]), np.square(Y.data)
+        sums["Ynorm"] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
+        if not self.grouped.has_sums:
+            sums["Ysum"] += Y.T @ ones
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Products of the design, and those with the genes about their "centre"."""
         genes = {name: self.sums[name] for name in ("XY", "ZY", "Ynorm", "Ysum")}
+        if self.grouped is not None:
+            self.grouped.derive(genes["XY"], genes["ZY"], genes["Ysum"])
         return design_products(self.X, self.design.Z), genes | {"centre": self.centre}
 
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
         """Arrays and attributes from which `restore` goes on."""
-        values = {"transform": self.values.transform.name, "decided": int(self.values.decided), "begun": int(self.begun)}
+        values = {
+            "transform": self.values.transform.name,
+            "decided": int(self.values.decided),
+            "begun": int(self.begun),
+        }
         return self.sums | {"centre": self.centre}, values
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
@@ -124,9 +131,7 @@ class _Values:
         if not self.decided and any_value(Y):
             self.transform, self.decided = recognise(Y, None), True
         elif self.looking and self.transform.name and not looks_like_counts(Y) and any_value(Y):
-            raise ValueError(
-                f"{began} hold other values; say which it is: is_counts=True or False, or a transform"
-            )
+            raise ValueError(f"{began} hold other values; say which it is: is_counts=True or False, or a transform")
         return self.transform.apply(Y, rows)
 
 

@@ -46,8 +46,10 @@ class GroupedDesign:
     --------
     >>> X, Z = np.ones((4, 1)), scipy.sparse.csr_array(np.repeat(np.eye(2), 2, axis=0))
     >>> Y = scipy.sparse.csr_array(np.arange(8.0).reshape(4, 2))
-    >>> XY, ZY = np.zeros((1, 2)), np.zeros((2, 2))
-    >>> GroupedDesign(X, Z, (2,)).add_products(slice(0, 4), Y, XY, ZY)
+    >>> XY, ZY, Ysum = np.zeros((1, 2)), np.zeros((2, 2)), np.zeros(2)
+    >>> design = GroupedDesign(X, Z, (2,))
+    >>> design.add_products(slice(0, 4), Y, XY, ZY)
+    >>> design.derive(XY, ZY, Ysum)
     >>> XY.tolist(), ZY.tolist()
     ([[12.0, 16.0]], [[2.0, 4.0], [10.0, 12.0]])
     """
@@ -60,16 +62,21 @@ class GroupedDesign:
         for block in blocks:
             effect = _one_hot(Z[:, block])
             if isinstance(effect, Grouping) and effect.weights is None:
-                effect = _with_constant_columns(effect, X, left)
+                effect = _with_constant_columns(effect, X, left, block.stop - block.start)
                 left = [column for column in left if column not in effect.columns]
             self.random.append((block, effect))
         self.fixed, self.rest = _packed(X, left)
         self.rest_values = np.ascontiguousarray(X[:, self.rest])  # (n, rest)
 
-    def add_products(self, rows: slice, Y: Any, XY: np.ndarray, ZY: np.ndarray, most: int | None = None) -> None:
-        """Add X'Y (p, m) and Z'Y (q, m) of the cells `rows`, whose values are Y: csr_array (cells, m) of float64.
+    @property
+    def has_sums(self) -> bool:
+        """Whether `derive` gives the sums of the genes: each cell is in one group of a random effect, with weight 1."""
+        return any(isinstance(effect, Grouping) and effect.weights is None for _, effect in self.random)
 
-        Beyond `XY` and `ZY`, some times `most` numbers are held.
+    def add_products(self, rows: slice, Y: Any, XY: np.ndarray, ZY: np.ndarray, most: int | None = None) -> None:
+        """Add Z'Y (q, m) of the cells `rows`, and of X'Y (p, m) what `derive` does not fill in.
+
+        Y is a csr_array (cells, m) of float64. Beyond `XY` and `ZY`, some times `most` numbers are held.
         """
         width = Y.shape[0] + Y.shape[1] if most is None else max(1, most // max(Y.shape[1], 1))
         for block, effect in self.random:
@@ -78,7 +85,6 @@ class GroupedDesign:
                 continue
             for groups, sums in _group_sums(effect, rows, Y, width):
                 ZY[block][_as_slice(groups)] += sums
-                _add_columns(effect, groups, sums, XY, width)
         for grouping in self.fixed:
             for groups, sums in _group_sums(grouping, rows, Y, width):
                 _add_columns(grouping, groups, sums, XY, width)
@@ -86,10 +92,16 @@ class GroupedDesign:
             some = slice(lo, lo + width)
             XY[self.rest[some]] += (Y.T @ self.rest_values[rows, some]).T
 
+    def derive(self, XY: np.ndarray, ZY: np.ndarray, Ysum: np.ndarray) -> None:
+        """Fill in from Z'Y, once it is complete, the columns of X that are constant in its groups, and 1'Y (m,)."""
+        for block, effect in self.random:
+            if isinstance(effect, Grouping) and effect.values is not None:
+                XY[effect.columns] = effect.values.T @ ZY[block]
+                Ysum[:] = ZY[block].sum(axis=0)
+
 
 def _add_columns(grouping: Grouping, groups: np.ndarray, sums: np.ndarray, XY: np.ndarray, width: int) -> None:
-    if grouping.values is None:
-        return
+    assert grouping.values is not None
     values = grouping.values[groups]  # (g, c)
     for lo in range(0, len(grouping.columns), width):
         some = slice(lo, lo + width)
@@ -102,9 +114,7 @@ def _as_slice(groups: np.ndarray) -> np.ndarray | slice:
     return slice(first, last + 1) if last - first + 1 == len(groups) else groups
 
 
-def _group_sums(
-    grouping: Grouping, rows: slice, Y: Any, width: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _group_sums(grouping: Grouping, rows: slice, Y: Any, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield up to `width` groups (g,), each once, and the sums of their cells (g, m)."""
     codes = grouping.codes[rows]
     order = np.argsort(codes, kind="stable")
@@ -118,8 +128,7 @@ def _group_sums(
     ends = Y.indptr[np.append(starts, len(codes))]  # rows of one group follow each other: together they are one row
     for lo in range(0, len(starts), width):
         some = starts[lo : lo + width]
-        merged = (Y.data, Y.indices, ends[lo : lo + width + 1])
-        yield codes[some], _added_up(*merged, shape=(len(some), Y.shape[1]))
+        yield codes[some], _added_up(Y.data, Y.indices, ends[lo : lo + width + 1], (len(some), Y.shape[1]))
 
 
 def _added_up(data: np.ndarray, indices: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -139,10 +148,10 @@ def _one_hot(block: Any) -> Any:
     return Grouping(codes, None if (weights == 1).all() else weights)
 
 
-def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[int]) -> Grouping:
+def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[int], width: int) -> Grouping:
     """The same groups, and those of the columns of X that are constant within them."""
     found, first = np.unique(grouping.codes, return_index=True)
-    cell = np.zeros(grouping.codes.max() + 1 if len(found) else 0, dtype=np.intp)  # (groups,)
+    cell = np.zeros(width, dtype=np.intp)  # (groups,), any cell for a group without
     cell[found] = first
     same = [j for j in columns if (X[cell, j][grouping.codes] == X[:, j]).all()]
     return Grouping(grouping.codes, grouping.weights, same, X[cell][:, same])
@@ -150,7 +159,8 @@ def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[
 
 def _packed(X: np.ndarray, columns: Sequence[int]) -> tuple[list[Grouping], list[int]]:
     """As few groupings as are easily found, and the columns that are left over: those with many values."""
-    few = [j for j in columns if _has_few_values(X[:, j])]
+    most = min(_MOST_GROUPS, len(X) // 4)  # groups of fewer cells are not worth it
+    few = [j for j in columns if _has_few_values(X[:, j], most)]
     rest = [j for j in columns if j not in few]
     if len(few) < _FEW_COLUMNS:
         return [], sorted(rest + few)
@@ -159,8 +169,8 @@ def _packed(X: np.ndarray, columns: Sequence[int]) -> tuple[list[Grouping], list
     for j in few:
         values = np.unique(X[first, j], return_inverse=True)[1]
         for place, (members, groups) in enumerate(bins):
-            joined = np.unique(groups * _MOST_GROUPS + values, return_inverse=True)[1]
-            if joined.max() < _MOST_GROUPS:
+            joined = np.unique(groups * most + values, return_inverse=True)[1]
+            if joined.max() < most:
                 bins[place] = ([*members, j], joined)
                 break
         else:
@@ -175,8 +185,8 @@ def _packed(X: np.ndarray, columns: Sequence[int]) -> tuple[list[Grouping], list
     return groupings, sorted(rest)
 
 
-def _has_few_values(x: np.ndarray) -> bool:
-    return len(np.unique(x[:_LOOKED_AT])) <= _MOST_GROUPS and len(np.unique(x)) <= _MOST_GROUPS
+def _has_few_values(x: np.ndarray, most: int) -> bool:
+    return len(np.unique(x[:_LOOKED_AT])) <= most and len(np.unique(x)) <= most
 
 
 def _distinct_rows(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

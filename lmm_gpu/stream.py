@@ -12,11 +12,13 @@ from .design import Design
 from .io import Source
 from .plan import default_memory
 from .summary import SummaryStats, assemble
-from .threads import ahead
+from .threads import ahead, quiet_blas
 from .transform import Transform, check_values
 
 #: Larger dense chunks are not faster, and larger sparse ones hardly.
 _CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
+#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library.
+_MOST_VALUES = 3_000_000
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
 #: Bytes per non-zero: times that it is held as it is stored (two chunks, and one by rows or of some cells); and its
@@ -64,12 +66,13 @@ def accumulate(
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
     pieces = plan_pieces(source, memory) if pieces is None else pieces
     sums = Accumulator(design, source.m, transform, is_counts, most=_most_sums(memory))
-    for place, Y in ahead(source.chunks(pieces)):
-        rows, genes = slice(0, source.n), slice(0, source.m)
-        rows, genes = (rows, place) if source.by_genes else (place, genes)
-        sums.add(rows, genes, Y, source.name)
-        if progress is not None:
-            progress(place.stop - place.start)
+    cells, features = slice(0, source.n), slice(0, source.m)
+    with quiet_blas(0):  # its threads would take the processor that reads ahead
+        for place, Y in ahead(source.chunks(pieces)):
+            rows, genes = (cells, place) if source.by_genes else (place, features)
+            sums.add(rows, genes, Y, source.name)
+            if progress is not None:
+                progress(place.stop - place.start)
     products, genes_products = sums.finished()
     return assemble(
         products,
@@ -103,14 +106,15 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
     if largest > budget and memory is not None:
         raise MemoryError(f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,}")
-    return _cut(need, int(budget * (1 - _SUMS)))
+    return _cut(need, int(budget * (1 - _SUMS)), begins)
 
 
-def _cut(need: np.ndarray, room: int) -> list[slice]:
+def _cut(need: np.ndarray, room: int, begins: np.ndarray) -> list[slice]:
     """As many rows at a time as there is room for, at least one; `need` (rows + 1,) are the bytes of all before."""
     pieces, start = [], 0
     while start < len(need) - 1:
         stop = int(np.searchsorted(need, need[start] + room, side="right")) - 1
+        stop = min(stop, int(np.searchsorted(begins, begins[start] + _MOST_VALUES, side="right")) - 1)
         stop = max(stop, start + 1)
         pieces.append(slice(start, stop))
         start = stop
