@@ -23,7 +23,8 @@ import lmm_gpu
 from lmm_gpu.design import build_design
 from lmm_gpu.io import open_source
 from lmm_gpu.plan import parse_memory
-from lmm_gpu.stream import plan_pieces
+from lmm_gpu.stream import accumulate, plan_pieces
+from lmm_gpu.transform import Transform
 
 CELLS, GENES, SHARE, DONORS, CELL_TYPES = 50_000, 11_596, 0.08, 259, 29
 FORMULA = "~ log_depth + age + sex + season + cell_type * status + (1 | donor)"
@@ -129,11 +130,7 @@ def measured_peak(path: Path, memory: str) -> dict:
     with open_source(path) as source:
         design = build_design(FORMULA, source.obs)
         n, p, q = design.n, design.p, design.q
-        before, held = resident()
         start = resident()[1]
-        from lmm_gpu.stream import accumulate
-        from lmm_gpu.transform import Transform
-
         Path("/proc/self/clear_refs").write_text("5")
         summary = accumulate(source, design, Transform("log2p1"), memory=parse_memory(memory))
     statistics = 8 * (p + q + 2) * summary.m

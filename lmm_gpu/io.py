@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +15,20 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .readers import TABLES, Found, as_csr, find_values, read_obs, reading, require, separator_of, suffix_of
+from .readers import (
+    TABLES,
+    Found,
+    as_csr,
+    find_values,
+    read_features,
+    read_obs,
+    reading,
+    require,
+    separator_of,
+    suffix_of,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +144,17 @@ def open_source(
     Parameters
     ----------
     data
-        An AnnData; a path to .h5ad or .zarr (streamed, never loaded whole), .npz (a SciPy sparse matrix or one NumPy
-        array), .mtx, .mtx.gz, .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names);
-        a matrix (NumPy, SciPy sparse, DataFrame); or a pair (matrix, obs).
+        An AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx or .mtx.gz (streamed, never loaded whole; a .mtx
+        has to be sorted by rows or columns, and its cells may be either), .npz (a SciPy sparse matrix or one NumPy
+        array), .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names); a matrix (NumPy,
+        SciPy sparse, DataFrame); or a pair (matrix, obs).
     obs
         One row per cell: a DataFrame or a path to .csv or .tsv. Only AnnData, .h5ad and .zarr bring their own.
     layer
         Layer to read instead of X, for AnnData, .h5ad and .zarr.
     features
-        Names of the genes, or a path to a text file with one per line. By default those that `data` has, else
-        Gene1, Gene2, ...
+        Names of the genes, or a path to a text file with one per line or CellRanger's features.tsv. By default those
+        that `data` has, else Gene1, Gene2, ...
 
     Returns
     -------
@@ -173,7 +188,11 @@ def open_source(
         found = find_values(data, layer, files)
         if len(found.matrix.shape) != 2:
             raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
-        table = _matching_obs(obs, found, name)
+        table = _table_of(obs, found, name)
+        if found.either_way and len(table) == found.matrix.shape[1] != found.matrix.shape[0]:
+            logger.info("%s has one column for each row of obs: its columns are taken as cells", name)
+            found = replace(found, matrix=as_csr(found.matrix.T))
+        _check_obs(table, found, name)
         return Source(found.matrix, table, _gene_names(features, found, name), name, files.pop_all())
 
 
@@ -263,20 +282,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _matching_obs(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
-    """Give the table of the cells, refused if it is not about the rows of the matrix."""
+def _table_of(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
+    """Give the table of the cells: the one that was passed, else the one that came with the values."""
     table = read_obs(Path(obs)) if isinstance(obs, (str, Path)) else obs
     if table is None and found.cells is not None and found.cells.shape[1]:
         table = found.cells
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{name} needs a table that describes its cells: pass obs=, a DataFrame or a path to .csv")
+    return table
+
+
+def _check_obs(table: pd.DataFrame, found: Found, name: str) -> None:
+    """Refuse a table that is not about the rows of the matrix."""
     n, m = found.matrix.shape
     if len(table) != n:
         advice = "transpose it, cells are the rows" if len(table) == m else "both need one row per cell"
         raise ValueError(f"obs has {len(table)} rows, but {name} has {n} rows and {m} columns: {advice}")
     if found.cells is not None:
         _check_labels(found.cells.index, table.index, name)
-    return table
 
 
 def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
@@ -294,9 +317,7 @@ def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
 def _gene_names(features: Sequence[str] | str | Path | None, found: Found, name: str) -> tuple[str, ...]:
     m = found.matrix.shape[1]
     if isinstance(features, (str, Path)):
-        with reading(features):
-            lines = Path(features).read_text(encoding="utf-8").splitlines()
-        features = [line.strip() for line in lines if line.strip()]
+        features = read_features(Path(features))
     given = found.genes if features is None else features
     names = [f"Gene{gene}" for gene in range(1, m + 1)] if given is None else [str(gene) for gene in given]
     if len(names) != m:

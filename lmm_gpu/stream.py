@@ -105,7 +105,9 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
     largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
     if largest > budget and memory is not None:
-        raise MemoryError(f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,}")
+        raise MemoryError(
+            f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
+        )
     return _cut(need, int(budget * (1 - _SUMS)), begins)
 
 

@@ -241,7 +241,7 @@ WRONG = {
     "unknown size factors": ([*NPZ, "--transform", "normalize", "--size-factors", "dp"], "obs has no column 'dp'"),
     "device": ([*NPZ, "--device", "cuda"], "device='cuda' cannot be used"),
     "memory": ([*NPZ, "--memory", "lots"], "memory='lots' is not an amount of memory"),
-    "too little memory": ([*NPZ, "--memory", "9"], "one cell needs 192 bytes, memory allows 9; raise memory"),
+    "too little memory": ([*NPZ, "--memory", "9"], "a chunk needs 769 bytes, memory allows 9; raise memory"),
     "output is a file": ([*NPZ, "-o", "notes.txt"], "cannot write results to notes.txt: notes.txt is a file"),
     "output below a file": ([*NPZ, "-o", "notes.txt/results"], "cannot write results to notes.txt/results"),
     "unknown option": ([*NPZ, "--contrasts", "x"], "No such option: --contrasts"),

@@ -346,8 +346,10 @@ def test_missing_files(tmp_path, name):
 
 
 def test_unknown_endings(tmp_path):
-    for name in ("data.rds", "data", "data.h5", "matrix.npy"):
-        refused(tmp_path / name, OBS, texts=(name, ".h5ad, .zarr, .npz, .mtx, .mtx.gz, .csv, .csv.gz, .tsv, .tsv.gz"))
+    for name in ("data.rds", "data", "matrix.npy"):
+        refused(
+            tmp_path / name, OBS, texts=(name, ".h5ad, .zarr, .h5, .npz, .mtx, .mtx.gz, .csv, .csv.gz, .tsv, .tsv.gz")
+        )
     refused(COUNTS, tmp_path / "obs.xlsx", texts=("obs.xlsx", ".csv, .csv.gz, .tsv, .tsv.gz"))
 
 

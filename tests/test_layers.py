@@ -10,7 +10,7 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
-    {"stored"},
+    {"stored", "matrix_market", "cell_query"},
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table"},
