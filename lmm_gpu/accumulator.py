@@ -65,6 +65,8 @@ class Accumulator:
         ValueError
             If values are NaN or infinite, or show that they were not counts after all.
         """
+        if not Y.shape[0]:
+            return
         check_values(Y, name, rows.start, genes.start)
         if "cells" in self.sums:
             self.sums["cells"][genes] += _non_zeros(Y)
@@ -83,14 +85,16 @@ class Accumulator:
         self.begun = True
 
     def _add_sparse(self, rows: slice, Y: Any, sums: dict[str, np.ndarray]) -> None:
-        if self.grouped is None:
-            self.grouped = GroupedDesign(self.design.X, self.design.Z, self.design.d)
+        self.grouped = self.grouped or self._group()
         Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
         self.grouped.add_products(rows, Y, sums["XY"], sums["ZY"], self.most)
         ones, squares = np.ones(Y.shape[0]), np.square(Y.data)
         sums["Ynorm"] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
         if not self.grouped.has_sums:
             sums["Ysum"] += Y.T @ ones
+
+    def _group(self) -> GroupedDesign:
+        return GroupedDesign(self.design.X, self.design.Z, self.design.d)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Products of the design, and those with the genes about their "centre"."""
@@ -101,17 +105,15 @@ class Accumulator:
 
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
         """Arrays and attributes from which `restore` goes on."""
-        values = {
-            "transform": self.values.transform.name,
-            "decided": int(self.values.decided),
-            "begun": int(self.begun),
-        }
-        return self.sums | {"centre": self.centre}, values
+        flags = {"decided": self.values.decided, "begun": self.begun, "grouped": self.grouped is not None}
+        values = {"transform": self.values.transform.name, "most": self.most}
+        return self.sums | {"centre": self.centre}, values | {name: int(flag) for name, flag in flags.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Go on from a `state` of the same design, genes, transform and filters."""
         self.sums = {name: arrays[name] for name in self.sums}
-        self.centre, self.begun = arrays.get("centre"), bool(values["begun"])
+        self.centre, self.begun, self.most = arrays.get("centre"), bool(values["begun"]), values.get("most")
+        self.grouped = self._group() if values["grouped"] else None
         if not self.values.decided and values["decided"]:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 

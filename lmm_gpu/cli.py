@@ -36,7 +36,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the res
 
 @app.command()
 def fit(
-    data: Annotated[Path, typer.Argument(help="Cells x genes: .h5ad, .npz, .mtx(.gz), .csv(.gz) or .tsv.")],
+    data: Annotated[Path, typer.Argument(help="Cells x genes: .h5ad, .zarr, .h5, .npz, .mtx(.gz), .csv(.gz) or .tsv.")],
     formula: Annotated[str, typer.Option("--formula", "-f", help="lme4 syntax: '~ condition + (1 | donor)'.")],
     output: Output,
     obs: Annotated[Path | None, typer.Option(help="Table of the cells (.csv, .tsv), for data that have none.")] = None,
@@ -50,6 +50,13 @@ def fit(
         typer.Option("--counts/--no-counts", help="Whether the values are raw counts; without it, looked at."),
     ] = None,
     size_factors: Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")] = None,
+    target: Annotated[float | None, typer.Option(help="Total count of a cell for --transform normalize.")] = None,
+    cells: Annotated[str | None, typer.Option(help="Cells to take: \"n_counts > 500 and arm == 'stim'\".")] = None,
+    min_cells: Annotated[int, typer.Option(help="Keep genes that are not zero in so many cells.")] = 0,
+    min_mean: Annotated[float | None, typer.Option(help="Keep genes with this mean of the stored values.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep a checkpoint in the folder, and go on from it after a kill.")
+    ] = False,
     contrast: Annotated[
         list[str] | None, typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
     ] = None,
@@ -70,6 +77,11 @@ def fit(
         "transform": transform,
         "is_counts": is_counts,
         "size_factors": size_factors,
+        "target": target,
+        "cells": cells,
+        "min_cells": min_cells,
+        "min_mean": min_mean,
+        "checkpoint": output / "checkpoint.h5" if resume else None,
         "memory": memory,
         "device": device,
     }

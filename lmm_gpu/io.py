@@ -109,8 +109,6 @@ class Source:
             place = piece
             if before is not None and not self.by_genes:
                 place = slice(int(before[piece.start]), int(before[piece.stop]))
-                if place.start == place.stop:
-                    continue
             with reading(self.name):
                 values = self.matrix[piece]  # (cells, m) or (n, genes)
                 values = _without_duplicates(values.compute() if hasattr(values, "compute") else values)  # dask

@@ -20,6 +20,7 @@ from .design import build_design
 from .inference import check_df_method
 from .io import open_source, write_json, write_table
 from .python_interface import fit as fit_cells
+from .python_interface import select_cells
 from .results import LMMFit
 from .simulation import SimulatedCounts, simuRNAseq
 
@@ -74,7 +75,9 @@ def fit_to_folder(
     _check_writable(folder)
     started = time.perf_counter()
     where = {name: options.pop(name, None) for name in ("obs", "layer", "features")}
-    with open_source(data, **where) as source:
+    cells = options.pop("cells", None)
+    with open_source(data, **where) as opened:
+        source = select_cells(opened, cells)
         names = build_design(formula, source.obs).fixed_names
         named = contrast_matrix(_named(contrasts), names) if contrasts else None  # before the cells are read
         fit = fit_cells(source, formula, **options)
@@ -88,7 +91,7 @@ def fit_to_folder(
     results, genes, record = written
     write_table(table, results)
     write_table(gene_table(fit), genes)
-    write_json(_record(fit, data, formula, contrasts, df, where | options, seconds), record)
+    write_json(_record(fit, data, formula, contrasts, df, where | {"cells": cells} | options, seconds), record)
     return Run(fit, table, written, seconds)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from .accumulator import Accumulator
+from .checkpoint import Checkpoint, as_array, as_slices
 from .design import Design
+from .gene_filter import NO_FILTER, GeneFilter
 from .io import Source
 from .plan import default_memory
 from .summary import SummaryStats, assemble
 from .threads import ahead, quiet_blas
 from .transform import Transform, check_values
+
+logger = logging.getLogger("lmm_gpu")
 
 #: Larger dense chunks are not faster, and larger sparse ones hardly.
 _CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
@@ -34,9 +39,11 @@ def accumulate(
     transform: Transform | None,
     *,
     is_counts: bool | None = None,
+    genes: GeneFilter = NO_FILTER,
     memory: int | None = None,
     pieces: Sequence[slice] | None = None,
     progress: Callable[[int], object] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SummaryStats:
     """Sum the statistics of all cells of `source`.
 
@@ -50,33 +57,40 @@ def accumulate(
         None: values as they are, unless they are raw counts by `is_counts` or by their looks.
     is_counts : bool, optional
         Overrules the looks; ignored if a transform is given.
+    genes : GeneFilter
+        Which genes to keep.
     memory : int, optional
         Bytes that the chunks and their temporaries may take.
     pieces : sequence of slice, optional
         Where to cut the matrix; by default by `memory`.
     progress : callable, optional
         Called after each chunk with how many cells (genes, for a source that is read by genes) it had.
+    checkpoint : Checkpoint, optional
+        Where to go on from, and to write to.
 
     Raises
     ------
     ValueError
-        If there are no genes, values are NaN or infinite, or a later chunk shows that they were not counts after all.
+        If there are no genes or the filter keeps none, values are NaN or infinite, a later chunk shows that they were
+        not counts after all, or the checkpoint is of something else.
     """
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
+    sums = Accumulator(design, source.m, transform, is_counts, counting=genes != NO_FILTER, most=_most_sums(memory))
     pieces = plan_pieces(source, memory) if pieces is None else pieces
-    sums = Accumulator(design, source.m, transform, is_counts, most=_most_sums(memory))
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0):  # its threads would take the processor that reads ahead
-        for place, Y in ahead(source.chunks(pieces)):
-            rows, genes = (cells, place) if source.by_genes else (place, features)
-            sums.add(rows, genes, Y, source.name)
+        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore):
+            rows, some = (cells, place) if source.by_genes else (place, features)
+            sums.add(rows, some, Y, source.name)
+            if checkpoint is not None:
+                checkpoint.write("sums", done, *sums.state())
             if progress is not None:
                 progress(place.stop - place.start)
-    products, genes_products = sums.finished()
-    return assemble(
-        products,
-        genes_products,
+    of_design, of_genes = sums.finished()
+    summary = assemble(
+        of_design,
+        of_genes,
         sums.constant,
         d=design.d,
         features=source.features,
@@ -84,8 +98,29 @@ def accumulate(
         random_names=tuple(design.random_names),
         component_names=tuple(design.component_names),
         formula=design.formula,
-        transform=sums.values.transform.name,
+        transform=sums.values.transform.label,
     )
+    return summary if genes == NO_FILTER else genes.apply(summary, sums.sums["cells"], sums.sums["total"])
+
+
+def _chunks(
+    source: Source,
+    pieces: Sequence[slice],
+    stage: str,
+    checkpoint: Checkpoint | None,
+    restore: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], object],
+) -> Iterator[tuple[int, slice, Any]]:
+    """Yield how many chunks are done with this one, its place and its values, from where a checkpoint was."""
+    done = 0
+    if checkpoint is not None:
+        found = checkpoint.read(stage)
+        if found is not None:
+            restore(*found)
+            pieces, done = as_slices(found[0]["pieces"]), int(found[1]["done"])
+            logger.info("going on from %s: %d of %d chunks are done", checkpoint.path, done, len(pieces))
+        checkpoint.keep(pieces=as_array(pieces))
+    for count, (place, Y) in enumerate(ahead(source.chunks(pieces[done:])), start=done + 1):
+        yield count, place, Y
 
 
 def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
@@ -98,7 +133,7 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     """
     matrix = source.matrix
     if not hasattr(matrix, "indptr"):
-        return list(source.slices(cells_per_chunk(source.m, memory)))
+        return _with_cells(source, list(source.slices(cells_per_chunk(source.m, memory))))
     begins = np.asarray(matrix.indptr).astype(np.int64)  # (rows + 1,)
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
@@ -108,7 +143,14 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
         raise MemoryError(
             f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
         )
-    return _cut(need, int(budget * (1 - _SUMS)), begins)
+    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS)), begins))
+
+
+def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
+    # what holds no cell that is wanted is not read
+    if source.kept is None or source.by_genes:
+        return pieces
+    return [piece for piece in pieces if source.kept[piece].any()]
 
 
 def _cut(need: np.ndarray, room: int, begins: np.ndarray) -> list[slice]:
@@ -128,13 +170,14 @@ def _most_sums(memory: int | None) -> int:
     return int((_SPARSE_BYTES if memory is None else memory) * _SUMS) // (8 * _COPIES)
 
 
-def count_size_factors(
+def count_totals(
     source: Source,
     memory: int | None = None,
     progress: Callable[[int], object] | None = None,
     pieces: Sequence[slice] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> np.ndarray:
-    """Size factors (n,) in a first pass over the cells: total counts over their mean.
+    """Total counts (n,) of the cells, in a first pass over them.
 
     Raises
     ------
@@ -142,14 +185,25 @@ def count_size_factors(
         If a cell has no counts, or the values are negative.
     """
     total = np.zeros(source.n)
-    for place, Y in ahead(source.chunks(plan_pieces(source, memory) if pieces is None else pieces)):
+    if checkpoint is not None and (found := checkpoint.read("sums")) is not None:
+        checkpoint.keep(total_counts=found[0]["total_counts"])
+        return found[0]["total_counts"]
+
+    def restore(arrays: Mapping[str, np.ndarray], _: object) -> None:
+        total[:] = arrays["total_counts"]
+
+    for done, place, Y in _chunks(source, pieces or plan_pieces(source, memory), "total counts", checkpoint, restore):
         rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
         check_values(Y, source.name, row, column)
         total[rows] += np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1)  # (cells,)
+        if checkpoint is not None:
+            checkpoint.write("total counts", done, {"total_counts": total})
         if progress is not None:
             progress(place.stop - place.start)
     check_size_factors(total, "the total counts")
-    return total / total.mean()
+    if checkpoint is not None:
+        checkpoint.keep(total_counts=total)
+    return total
 
 
 def check_size_factors(factors: Any, what: str) -> np.ndarray:

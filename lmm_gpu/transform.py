@@ -26,6 +26,8 @@ class Transform:
         Values as they are; log(1 + y); log2(1 + y); log(1 + y / size factor).
     size_factors : array (n,), optional
         One positive factor per cell, for "normalize".
+    target : float, optional
+        Total count that the size factors bring cells to, if they are totals over a target.
 
     Examples
     --------
@@ -35,10 +37,20 @@ class Transform:
 
     name: str | None = None
     size_factors: np.ndarray | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and self.name not in TRANSFORMS:
             raise ValueError(f"transform={self.name!r} is not known; use None or one of {', '.join(TRANSFORMS)}")
+
+    @property
+    def label(self) -> str | None:
+        """What was done, in words: statistics add only where it is the same.
+
+        >>> Transform("normalize", np.ones(2), target=1e4).label
+        'normalize to 10000.0'
+        """
+        return self.name if self.target is None else f"{self.name} to {self.target!r}"
 
     def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
         """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse.
