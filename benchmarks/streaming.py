@@ -89,10 +89,10 @@ def read_only(path: Path, memory: str | None) -> float:
     return time.perf_counter() - start
 
 
-def sum_up(path: Path, memory: str | None) -> float:
+def sum_up(path: Path, memory: str | None, checkpoint: Path | None = None) -> float:
     """Seconds of `summarize`, from the file's name to the statistics."""
     start = time.perf_counter()
-    lmm_gpu.summarize(path, FORMULA, transform="log2p1", memory=memory, progress=False)
+    lmm_gpu.summarize(path, FORMULA, transform="log2p1", memory=memory, progress=False, checkpoint=checkpoint)
     return time.perf_counter() - start
 
 
@@ -151,10 +151,11 @@ def resident() -> tuple[int, int]:
 
 def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
     """Best of some runs that take turns."""
-    times = [(read_only(path, memory), sum_up(path, memory)) for _ in range(repeats)]
+    sums = path.with_suffix(".checkpoint")
+    times = [(read_only(path, memory), sum_up(path, memory), sum_up(path, memory, sums)) for _ in range(repeats)]
     with h5py.File(path) as file:
         stored = int(file["X/data"].shape[0])
-    read, ours = (min(column) for column in zip(*times, strict=True))
+    read, ours, written = (min(column) for column in zip(*times, strict=True))
     return {
         "cells": cells,
         "non_zeros": stored,
@@ -162,7 +163,8 @@ def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
         "read_only_seconds": read,
         "summarize_seconds": ours,
         "ratio": ours / read,
-        "ratios": sorted(b / a for a, b in times),
+        "ratios": sorted(b / a for a, b, _ in times),
+        "seconds_with_checkpoint": written,
         "non_zeros_per_second": stored / ours,
     }
 
@@ -173,6 +175,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lmm_gpu_streaming")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compression", default="gzip", help="gzip, lzf or none")
+    parser.add_argument("--times", type=int, default=10, help="how many times the cells, for growth")
     parser.add_argument("--no-growth", action="store_true", help="leave out ten times the cells")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -182,16 +185,17 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     cells = CELLS // 10 if options.quick else CELLS
     compression = None if options.compression == "none" else options.compression
-    paths = {count: options.folder / f"{count}_{options.compression}.h5ad" for count in (cells, 10 * cells)}
+    more = options.times * cells
+    paths = {count: options.folder / f"{count}_{options.compression}.h5ad" for count in (cells, more)}
     make(paths[cells], cells, compression)
     result: dict = {"genes": GENES, "formula": FORMULA, "compression": options.compression}
     result["speed"] = [compare(paths[cells], cells, memory, options.repeats) for memory in (None, "256MB")]
     result["whole"] = whole(paths[cells])
     result["peak"] = [peak(paths[cells], memory) for memory in ("256MB", "512MB")]
     if not options.no_growth:
-        make(paths[10 * cells], 10 * cells, compression)
-        result["speed"].append(compare(paths[10 * cells], 10 * cells, "256MB", max(1, options.repeats // 2)))
-        result["peak"].append(peak(paths[10 * cells], "256MB"))
+        make(paths[more], more, compression)
+        result["speed"].append(compare(paths[more], more, "256MB", max(1, options.repeats // 2)))
+        result["peak"].append(peak(paths[more], "256MB"))
     result |= {"processors": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
     result["peak_of_this_process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(result, indent=2))
