@@ -48,9 +48,9 @@ class Accumulator:
     ):
         self.design, self.most = design, most
         self.values = _Values(transform, is_counts)
-        dense = np.count_nonzero(design.X) >= _SPARSE_DENSITY * design.X.size
-        self.X: Any = design.X if dense else scipy.sparse.csr_array(design.X)
-        self.constant = constant_of(self.X)
+        X = self._fixed()
+        self.constant, self.products = constant_of(X), design_products(X, design.Z)
+        self.X: Any = None  # for dense chunks, if there are any
         self.grouped: GroupedDesign | None = None
         self.sums = {"XY": np.zeros((design.p, m)), "ZY": np.zeros((design.q, m))}
         self.sums |= {name: np.zeros(m) for name in ("Ynorm", "Ysum", *(("cells", "total") if counting else ()))}
@@ -78,6 +78,7 @@ class Accumulator:
         if scipy.sparse.issparse(Y):
             self._add_sparse(rows, Y, sums)
         else:
+            self.X = self._fixed() if self.X is None else self.X
             # about the centre of the first chunk, for all
             self.centre = self.centre if self.begun else centre_of(Y, self.constant)
             for name, A in gene_products(self.X[rows], self.design.Z[rows], Y, self.centre).items():
@@ -93,6 +94,10 @@ class Accumulator:
         if not self.grouped.has_sums:
             sums["Ysum"] += Y.T @ ones
 
+    def _fixed(self) -> Any:
+        X = self.design.X
+        return scipy.sparse.csr_array(X) if np.count_nonzero(X) < _SPARSE_DENSITY * X.size else X
+
     def _group(self) -> GroupedDesign:
         return GroupedDesign(self.design.X, self.design.Z, self.design.d)
 
@@ -101,7 +106,7 @@ class Accumulator:
         genes = {name: self.sums[name] for name in ("XY", "ZY", "Ynorm", "Ysum")}
         if self.grouped is not None:
             self.grouped.derive(genes["XY"], genes["ZY"], genes["Ysum"])
-        return design_products(self.X, self.design.Z), genes | {"centre": self.centre}
+        return self.products, genes | {"centre": self.centre}
 
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
         """Arrays and attributes from which `restore` goes on."""

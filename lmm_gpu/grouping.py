@@ -164,7 +164,7 @@ def _packed(X: np.ndarray, columns: Sequence[int]) -> tuple[list[Grouping], list
     rest = [j for j in columns if j not in few]
     if len(few) < _FEW_COLUMNS:
         return [], sorted(rest + few)
-    first, codes = _distinct_rows(X[:, few])
+    first, codes = _distinct_rows(X, few)
     bins: list[tuple[list[int], np.ndarray]] = []  # columns, and the group of each distinct row
     for j in few:
         values = np.unique(X[first, j], return_inverse=True)[1]
@@ -189,14 +189,16 @@ def _has_few_values(x: np.ndarray, most: int) -> bool:
     return len(np.unique(x[:_LOOKED_AT])) <= most and len(np.unique(x)) <= most
 
 
-def _distinct_rows(X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First cell of each distinct row, and the distinct row of each cell (n,).
+def _distinct_rows(X: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """First cell of each distinct row of some columns, and the distinct row of each cell (n,).
 
     Sorting one number per row is many times faster than sorting rows; equal numbers of unequal rows would show.
     """
-    mark = X @ np.random.default_rng(0).normal(size=X.shape[1])  # (n,)
+    mark = np.zeros(len(X))
+    for j, factor in zip(columns, np.random.default_rng(0).normal(size=len(columns)), strict=True):
+        mark += factor * X[:, j]  # (n,), and no copy of X
     _, first, codes = np.unique(mark, return_index=True, return_inverse=True)
-    if all((X[first, j][codes] == X[:, j]).all() for j in range(X.shape[1])):
+    if all((X[first, j][codes] == X[:, j]).all() for j in columns):
         return first, codes
-    _, first, codes = np.unique(X, axis=0, return_index=True, return_inverse=True)
+    _, first, codes = np.unique(X[:, columns], axis=0, return_index=True, return_inverse=True)
     return first, codes.reshape(-1)
