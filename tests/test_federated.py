@@ -16,6 +16,7 @@ pytest.importorskip("h5py", reason='saved statistics need: pip install ".[cli]"'
 
 import lmm_gpu
 from lmm_gpu import SummaryStats, cli
+from lmm_gpu.accumulator import Accumulator
 
 RNG = np.random.default_rng(7)
 SITES = {"oslo": range(0, 6), "lima": range(4, 9), "pune": range(9, 14)}  # donors D4 and D5 went to two of them
@@ -62,7 +63,15 @@ def assert_same_fit(found, wanted, rtol=1e-10):
 
 @pytest.mark.parametrize("formula", FORMULAS)
 @pytest.mark.parametrize(
-    "reading", [{}, {"transform": "log1p"}, {"transform": "normalize", "size_factors": "depth"}, {"is_counts": False}]
+    "reading",
+    [
+        {},
+        {"transform": "log1p"},
+        {"transform": "normalize", "size_factors": "depth"},
+        {"transform": "normalize", "target": 25.0},
+        {"is_counts": False},
+        {"cells": "depth > 0.6 and age >= 31"},
+    ],
 )
 def test_merged_is_pooled(tmp_path, formula, reading):
     """Through files, as sites send them."""
@@ -109,6 +118,15 @@ def test_a_site_without_an_arm_takes_part_if_all_name_the_levels():
     assert_same_fit(lmm_gpu.fit(oslo + lima + pune, progress=False), wanted)
 
 
+def test_sites_that_normalize_to_their_own_means_are_refused():
+    parts = [
+        lmm_gpu.summarize((c, obs), FORMULAS[0], features=genes, transform="normalize", progress=False)
+        for c, genes, obs in CELLS.values()
+    ]
+    with pytest.raises(ValueError, match=r"transform.*normalize to "):
+        parts[0] + parts[1]
+
+
 # --- on the command line --------------------------------------------------------------------------
 
 
@@ -139,6 +157,56 @@ def assert_refused(said, message):
     assert code == 2 and out == ""
     assert err.startswith("error: ") and message in err
     assert err.count("\n") == 1 and "Traceback" not in err
+
+
+def test_summarize_takes_the_options_of_reading(command):
+    options = ["--transform", "normalize", "--target", "25", "--cells", "depth > 0.8", "--min-cells", "1"]
+    code, _, err = command("summarize", *of("oslo"), "-o", "oslo.h5", *options, "--min-mean", "1.5", "--resume")
+    assert code == 0, err
+    counts, genes, obs = CELLS["oslo"]
+    kept = (obs["depth"] > 0.8).to_numpy()
+    seen = counts[kept].mean(axis=0) >= 1.5
+    assert seen.any() and not seen.all()
+    total = counts[kept].sum(axis=1, keepdims=True)
+    values = np.log1p(counts[kept] / (total / 25.0))[:, seen]
+    found = SummaryStats.load("oslo.h5")
+    assert found.features == tuple(np.array(genes)[seen]) and found.transform == "normalize to 25.0"
+    np.testing.assert_allclose(found.Ysum, values.sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.Ynorm, (values**2).sum(axis=0), rtol=1e-12)
+
+
+def test_summarize_goes_on_where_it_was(command, monkeypatch, tmp_path):
+    """A checkpoint lies beside the file, and is gone with it."""
+    monkeypatch.setattr("lmm_gpu.stream._MOST_VALUES", 50)
+    monkeypatch.setattr("lmm_gpu.checkpoint._SHARE", np.inf)
+    added, left = [], [2]
+    add = Accumulator.add
+
+    def counted(self, rows, *args):
+        if not left[0]:
+            raise MemoryError("no more")
+        left[0] -= 1
+        added.append(rows)
+        add(self, rows, *args)
+
+    monkeypatch.setattr(Accumulator, "add", counted)
+    arguments = ["summarize", *of("oslo"), "-o", "oslo.h5", "--resume"]
+    assert command(*arguments)[0] == 2
+    assert (tmp_path / "oslo.checkpoint.h5").exists() and not (tmp_path / "oslo.h5").exists()
+    left[0] = -1
+    assert command(*arguments)[0] == 0
+    assert len(added) > 5 and [rows.start for rows in added[1:]] == [rows.stop for rows in added[:-1]]
+    assert not (tmp_path / "oslo.checkpoint.h5").exists()
+    counts, genes, obs = CELLS["oslo"]
+    wanted = lmm_gpu.summarize((counts, obs), FORMULAS[0], features=genes, progress=False)
+    np.testing.assert_allclose(SummaryStats.load("oslo.h5").ZY, wanted.ZY, rtol=1e-12)
+
+
+@pytest.mark.parametrize("option", [["--cells", "age > 1"], ["--min-cells", "1"], ["--target", "9"]])
+def test_statistics_cannot_be_filtered(command, option):
+    command("summarize", *of("oslo"), "-o", "oslo.h5")
+    name = option[0].removeprefix("--").replace("-", "_")
+    assert_refused(command("fit", "oslo.h5", "-o", "run", *option), f"leave out {name}")
 
 
 @pytest.fixture
