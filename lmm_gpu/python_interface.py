@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,7 @@ def fit(
     >>> table[["variable", "contrast"]].iloc[0].tolist(), table["df"].le(4).all().item()
     (['Gene1', 'condition[T.b]'], True)
     """
+    started = time.perf_counter()
     resolve_device(device)
     options = FitOptions(method, bounds, max_iter, epsilon, memory=memory)
     if isinstance(data, SummaryStats):
@@ -157,7 +160,7 @@ def fit(
             raise ValueError("a formula is needed, such as '~ condition + (1 | donor)'")
         summary = summarize(data, formula, device=device, memory=memory, progress=progress, **reading)
     with _bar("fitting", summary.m, "gene", progress) as step:
-        return fit_summary(summary, options, step)
+        return replace(fit_summary(summary, options, step), seconds=time.perf_counter() - started)
 
 
 def _chosen_transform(
