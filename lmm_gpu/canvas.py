@@ -56,7 +56,7 @@ def head(ax: Axes, title: str, ncols: int = 3) -> None:
     rows = -(-len(handles) // ncols)
     ax.set_title(title, loc="left", fontsize="medium", fontweight="bold", pad=8 + 14 * rows)
     if handles:
-        ax.legend(
+        legend = ax.legend(
             loc="lower left",
             bbox_to_anchor=(0.0, 1.0),
             ncols=ncols,
@@ -67,6 +67,9 @@ def head(ax: Axes, title: str, ncols: int = 3) -> None:
             handletextpad=0.3,
             columnspacing=1.2,
         )
+        for handle in legend.legend_handles:
+            if handle is not None and hasattr(handle, "set_sizes"):  # points are seen there, however small
+                handle.set_sizes([25.0])
 
 
 def point_size(m: int) -> float:
@@ -87,7 +90,7 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], o
     texts = [ax.text(u, v, name, **style) for u, v, name in zip(x, y, names, strict=True)]
     avoided = others[:_AVOIDED]
     line = {"arrowstyle": "-", "color": DARK, "lw": 0.6}
-    space = {"expand": (1.2, 1.5), "force_text": (0.3, 0.5), "force_static": (0.2, 0.4)}
+    space = {"expand": (1.2, 1.5), "force_text": (0.3, 1.0), "force_static": (0.1, 0.2)}
     adjust_text(texts, avoided[:, 0], avoided[:, 1], ax=ax, arrowprops=line, iter_lim=150, **space)
 
 

@@ -226,7 +226,9 @@ def gene(
     size = np.interp(means["cells"], [0, means["cells"].max()], [5, 60] if named else [1, 4])
     few, many = int(means["cells"].min()), int(means["cells"].max())
     label = f"mean of {few:,} to {many:,} cells" if few < many else f"mean of {many:,} cells"
-    ax.scatter(at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=0.8, label=label, zorder=3)
+    ax.scatter(
+        at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=0.8 if named else 0.3, label=label, zorder=3
+    )
     ax.set_xlim(-0.8, len(means) - 0.2)
     if named:
         ax.set_xticks(at, means.index, rotation=90, fontsize="small")

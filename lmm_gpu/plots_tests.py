@@ -107,7 +107,7 @@ def volcano(
     for at in (-min_change, min_change) if min_change else ():
         ax.axvline(at, color=DARK, lw=0.8, ls="--", zorder=0)
     ax.set(xlabel="log fold change", ylabel="$-\\log_{10}$ p")
-    head(ax, name + _untested(x, y))
+    head(ax, name + _untested(~np.any(list(called.values()), axis=0)))
     _label(ax, table, x, y, called, labels)
     return ax
 
@@ -156,7 +156,7 @@ def ma(
     for at in (-min_change, min_change) if min_change else ():
         ax.axhline(at, color=DARK, lw=0.8, ls="--", zorder=0)
     ax.set(xlabel="mean expression", ylabel="log fold change")
-    head(ax, name + _untested(x, y))
+    head(ax, name + _untested(~np.any(list(called.values()), axis=0)))
     _label(ax, table, x, y, called, labels)
     return ax
 
@@ -193,12 +193,12 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
     bins = bins or next((count for count in (40, 20, 10) if p.size >= 20 * count), 5)
     low, high = (stats.binom(p.size, 1.0 / bins).ppf(tail) for tail in (0.025, 0.975))
     ax = axes(ax)
-    ax.hist(p, bins=bins, range=(0.0, 1.0), color=BLUE, edgecolor="white", lw=0.5)
+    count, *_ = ax.hist(p, bins=bins, range=(0.0, 1.0), color=BLUE, edgecolor="white", lw=0.5)
     ax.axhspan(low, high, color=GREY, alpha=0.5, lw=0, zorder=0, label="95 % of bars without any effect")
     for at, style in ((low, ":"), (p.size / bins, "--"), (high, ":")):
         ax.axhline(at, color=DARK, lw=0.8, ls=style)
-    ax.set(xlabel="p", ylabel="features", xlim=(0.0, 1.0))
-    head(ax, name + _untested(log10_p))
+    ax.set(xlabel="p", ylabel="features", xlim=(0.0, 1.0), ylim=(0.0, 1.06 * max(high, *np.ravel(count))))
+    head(ax, name + _untested(~np.isfinite(log10_p)))
     return ax
 
 
@@ -235,7 +235,7 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     if not observed.size:
         raise ValueError(f"{name}: no feature has a p-value")
     t = observed.size
-    rank = np.unique(np.rint(np.geomspace(1, t, min(t, _QQ_POINTS))).astype(int))  # all of the smallest p-values
+    rank = np.arange(1, t + 1) if t <= _QQ_POINTS else np.unique(np.rint(np.geomspace(1, t, _QQ_POINTS)).astype(int))
     expected = -np.log10(rank / (t + 1.0))
     low, high = (-np.log10(special.betaincinv(rank, t - rank + 1, tail)) for tail in (0.975, 0.025))
     inflation = special.chdtri(1, 10.0 ** np.median(observed)) / _MEDIAN_CHI2
@@ -245,7 +245,7 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     shown: dict[str, Any] = {"s": point_size(rank.size), "color": BLUE, "lw": 0, "rasterized": rank.size > DENSE}
     ax.scatter(expected, -observed[rank - 1], label=f"$\\lambda$ = {inflation:.2f}", **shown)
     ax.set(xlabel="expected $-\\log_{10}$ p", ylabel="observed $-\\log_{10}$ p")
-    head(ax, name + _untested(log10_p))
+    head(ax, name + _untested(~np.isfinite(log10_p)))
     return ax
 
 
@@ -273,7 +273,7 @@ def _cut(y: np.ndarray, adjusted: np.ndarray, fdr: float) -> float | None:
 def _points(ax: Axes, x: np.ndarray, y: np.ndarray, called: dict[str, np.ndarray]) -> None:
     colours = {"not significant": GREY, "down": BLUE, "up": VERMILLION}
     for name, rows in called.items():
-        ax.margins(0.1, 0.08)  # room for labels
+        ax.margins(0.14, 0.08)  # room for labels
         ax.scatter(
             x[rows],
             y[rows],
@@ -295,7 +295,7 @@ def _label(
 ) -> None:
     """Name the strongest significant rows, or those given, clear of the strongest points."""
     names = table["variable"].astype(str).to_numpy()
-    drawn = np.isfinite(x) & np.isfinite(y)
+    drawn = np.any(list(called.values()), axis=0) & np.isfinite(x) & np.isfinite(y)
     order = np.lexsort((-np.abs(table["log_fc"]), table["log10_p_value"]))
     strongest = order[((called["up"] | called["down"]) & drawn)[order]]
     if isinstance(labels, int):
@@ -309,7 +309,6 @@ def _label(
     label_points(ax, x[chosen], y[chosen], names[chosen], np.column_stack([x, y])[strongest])
 
 
-def _untested(*values: np.ndarray) -> str:
-    # what the picture leaves out
-    lost = np.count_nonzero(~np.isfinite(np.stack(values)).all(axis=0))
-    return f" ({lost:,} without a test)" if lost else ""
+def _untested(lost: np.ndarray) -> str:
+    # what the picture leaves out (m,)
+    return f" ({np.count_nonzero(lost):,} without a test)" if lost.any() else ""
