@@ -211,34 +211,35 @@ def gene(
     ['r', 's', 'q', 'p']
     """
     means = group_means(fit, feature, component, by, level)
+    named, at = len(means) <= NAMED, np.arange(len(means))
     ax = axes(ax, width=float(np.clip(0.22 * len(means), 4.2, 10.0)), height=4.0)
-    at = np.arange(len(means))
     if cells is not None:
         _draw_cells(ax, means, cells)
-    named = len(means) <= NAMED
-    for value, colour in ((0.0, BLUE), (1.0, VERMILLION)):
-        rows = np.flatnonzero(means["by"] == value)
-        name = means.attrs["by"] if value else (f"not {means.attrs['by']}" if means.attrs["by"] else "fitted mean")
-        if rows.size:
-            reach = means[["fitted", "ci_low", "ci_high"]].iloc[rows]
-            ax.vlines(rows, reach["ci_low"], reach["ci_high"], color=colour, lw=1.2, alpha=1.0 if named else 0.4)
-            ax.scatter(rows, reach["fitted"], s=16 if named else 4, color=colour, lw=0, label=name, zorder=3)
+    _draw_fitted(ax, means)
     size = np.interp(means["cells"], [0, means["cells"].max()], [5, 60] if named else [1, 4])
     few, many = int(means["cells"].min()), int(means["cells"].max())
     label = f"mean of {few:,} to {many:,} cells" if few < many else f"mean of {many:,} cells"
-    ax.scatter(
-        at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=0.8 if named else 0.3, label=label, zorder=3
-    )
-    ax.set_xlim(-0.8, len(means) - 0.2)
+    lw = 0.8 if named else 0.3
+    ax.scatter(at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=lw, label=label, zorder=3)
     if named:
         ax.set_xticks(at, means.index, rotation=90, fontsize="small")
-        ax.set_xlabel(means.attrs["component"])
     else:
         ax.set_xticks([])
-        ax.set_xlabel(f"{len(means):,} groups of {means.attrs['component']}")
-    ax.set_ylabel(fit.summary.transform or "value")
-    head(ax, str(feature), ncols=3)
+    count = "" if named else f"{len(means):,} groups of "
+    ax.set(xlabel=count + means.attrs["component"], ylabel=fit.summary.transform or "value", xlim=(-0.8, at[-1] + 0.8))
+    head(ax, str(feature))
     return ax
+
+
+def _draw_fitted(ax: Axes, means: pd.DataFrame) -> None:
+    """Fitted means with their intervals, in a colour for each value of `by`."""
+    by, named = means.attrs["by"], len(means) <= NAMED
+    for value, colour, label in ((0.0, BLUE, f"not {by}" if by else "fitted mean"), (1.0, VERMILLION, by)):
+        rows = np.flatnonzero(means["by"] == value)
+        if rows.size:
+            reach = means[["fitted", "ci_low", "ci_high"]].iloc[rows]
+            ax.vlines(rows, reach["ci_low"], reach["ci_high"], color=colour, lw=1.2, alpha=1.0 if named else 0.4)
+            ax.scatter(rows, reach["fitted"], s=16 if named else 4, color=colour, lw=0, label=label, zorder=3)
 
 
 def group_means(
