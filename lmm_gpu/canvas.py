@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILLION)
 DENSE = 2000
 #: Points that labels keep away from, at most.
 _AVOIDED = 60
+#: Inches: a character of a legend and of a title, and what a legend has before and after each text.
+_CHARACTER, _TITLE_CHARACTER, _HANDLE = 0.06, 0.08, 0.35
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -52,24 +55,29 @@ def axes(ax: Axes | None, width: float = 5.0, height: float = 4.2) -> Axes:
 
 def head(ax: Axes, title: str, ncols: int = 3) -> None:
     """Put the title above the axes, and the legend in rows between them, where neither hides a point."""
-    handles, _ = ax.get_legend_handles_labels()
+    handles, labels = ax.get_legend_handles_labels()
+    width = ax.get_window_extent().width / ax.figure.dpi
+    ncols = _columns_that_fit(labels, ncols, width)
     rows = -(-len(handles) // ncols)
+    title = textwrap.fill(title, max(int(width / _TITLE_CHARACTER), 10), break_long_words=False)
     ax.set_title(title, loc="left", fontsize="medium", fontweight="bold", pad=8 + 14 * rows)
     if handles:
-        legend = ax.legend(
-            loc="lower left",
-            bbox_to_anchor=(0.0, 1.0),
-            ncols=ncols,
-            frameon=False,
-            fontsize="small",
-            borderaxespad=0.2,
-            borderpad=0.2,
-            handletextpad=0.3,
-            columnspacing=1.2,
-        )
+        spacing = {"borderaxespad": 0.2, "borderpad": 0.2, "handletextpad": 0.3, "columnspacing": 1.2}
+        style: dict[str, Any] = {"ncols": ncols, "frameon": False, "fontsize": "small"} | spacing
+        legend = ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **style)
+        legend.set_in_layout(False)  # the title keeps its place; its width would take that of the axes
         for handle in legend.legend_handles:
             if handle is not None and hasattr(handle, "set_sizes"):  # points are seen there, however small
                 handle.set_sizes([25.0])
+
+
+def _columns_that_fit(labels: Sequence[str], most: int, width: float) -> int:
+    """Columns of a legend, filled one after the other, within so many inches."""
+    for ncols in range(min(most, len(labels)), 1, -1):
+        columns = np.array_split([len(label) for label in labels], ncols)
+        if sum(max(column) * _CHARACTER + _HANDLE for column in columns) <= width:
+            return ncols
+    return 1
 
 
 def point_size(m: int) -> float:

@@ -65,7 +65,7 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
         raise ValueError("no feature has an estimate of its variances")
     colours = dict(zip(shares.index, [*(PALETTE * len(shares))[: len(shares) - 1], GREY], strict=True))
     lost = fit.summary.m - shares.shape[1]
-    title = "shares of variance" + (f" ({lost:,} features without estimate)" if lost else "")
+    title = "shares of variance" + (f" ({lost:,} without estimate)" if lost else "")
     if kind == "bars":
         ax = axes(ax, width=float(np.clip(0.25 * shares.shape[1], 4.0, 9.0)))
         _share_bars(ax, shares, colours)
@@ -212,7 +212,7 @@ def gene(
     """
     means = group_means(fit, feature, component, by, level)
     named, at = len(means) <= NAMED, np.arange(len(means))
-    ax = axes(ax, width=float(np.clip(0.22 * len(means), 4.2, 10.0)), height=4.0)
+    ax = axes(ax, width=float(np.clip(0.22 * len(means), 4.8, 10.0)), height=4.0)
     if cells is not None:
         _draw_cells(ax, means, cells)
     _draw_fitted(ax, means)

@@ -143,6 +143,23 @@ def test_ma_needs_means():
         pl.ma(made_table(10, mean_expr=np.nan))
 
 
+@pytest.mark.parametrize("picture", [pl.volcano, pl.pvalue_hist, pl.qq])
+def test_title_and_legend_keep_within_the_figure(picture):
+    long = "cell_type[T.CD14+ Monocytes]:condition[T.stim] - cell_type[T.B cells]:condition[T.stim]"
+    ax = picture(made_table(30_000, contrast=long))
+    inside(ax)
+    assert ax.get_title("left").replace("\n", " ") == f"{long} (2 without a test)"
+
+
+def inside(ax):
+    ax.figure.canvas.draw()
+    figure, legend = ax.figure.bbox.padded(1), ax.get_legend().get_window_extent()
+    title = ax._left_title.get_window_extent()
+    assert legend.x0 >= figure.x0 and title.x1 <= figure.x1 and title.y1 <= figure.y1 and legend.x1 <= figure.x1
+    assert ax.get_window_extent().y1 <= legend.y0 + 1 and legend.y1 <= title.y0 + 1
+    assert ax.get_window_extent().width > 0.7 * figure.width  # nor do they take the room of the points
+
+
 # --- p-values -------------------------------------------------------------------------------------
 
 
@@ -364,6 +381,7 @@ def test_the_picture_of_a_gene_shows_its_group_means(fit):
     assert means["by"].is_monotonic_increasing
     assert means["fitted"][:4].is_monotonic_increasing and means["fitted"][4:].is_monotonic_increasing
     ax = pl.gene(fit, "Gene6")
+    inside(ax)
     assert [text.get_text() for text in ax.get_xticklabels()] == means.index.tolist()
     found = points(ax)
     fitted = np.concatenate([found[name][0] for name in ("not arm[T.stim]", "arm[T.stim]")])
