@@ -31,7 +31,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-CELLS = "cells x genes as .h5ad, .npz, .mtx(.gz), .csv(.gz) or .tsv"
+CELLS = "cells x genes as .h5ad, .zarr, .h5 of CellRanger, .npz, .mtx(.gz), .csv(.gz) or .tsv"
 Cells = Annotated[Path, typer.Argument(help=f"{CELLS[0].upper()}{CELLS[1:]}.")]
 CellsOrSums = Annotated[Path, typer.Argument(help=f"What `summarize` or `merge` wrote, or {CELLS}.")]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it does not exist.")]
@@ -47,6 +47,13 @@ IsCounts = Annotated[
     bool | None, typer.Option("--counts/--no-counts", help="Whether the values are raw counts; without it, looked at.")
 ]
 SizeFactors = Annotated[str | None, typer.Option(help="Column of obs for --transform normalize.")]
+Target = Annotated[float | None, typer.Option(help="Total count of a cell for --transform normalize.")]
+Query = Annotated[str | None, typer.Option("--cells", help="Cells to take: \"n_counts > 500 and arm == 'stim'\".")]
+MinCells = Annotated[int | None, typer.Option(help="Keep genes that are not zero in so many cells.")]
+MinMean = Annotated[float | None, typer.Option(help="Keep genes with this mean of the stored values.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep a checkpoint beside the output, and go on from it after a kill.")
+]
 CONTRAST = typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
 Df = Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")]
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
@@ -70,6 +77,11 @@ def fit(
     transform: Transform = None,
     is_counts: IsCounts = None,
     size_factors: SizeFactors = None,
+    target: Target = None,
+    cells: Query = None,
+    min_cells: MinCells = None,
+    min_mean: MinMean = None,
+    resume: Resume = False,
     contrast: Annotated[list[str] | None, CONTRAST] = None,
     df: Df = "satterthwaite",
     method: Annotated[str, typer.Option(help="REML or ML.")] = "REML",
@@ -84,7 +96,8 @@ def fit(
     Example: lmm-gpu fit cells.h5ad -f "~ condition + (1 | donor)" -c "condition[T.stim]" -o results
     """
     reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
-    reading |= _given(size_factors=size_factors)
+    reading |= _given(size_factors=size_factors, target=target, cells=cells, min_cells=min_cells, min_mean=min_mean)
+    reading |= _given(checkpoint=output / "checkpoint.h5" if resume else None)
     options = {"method": method, "bounds": bounds, "memory": memory, "device": device, "scheduler": scheduler}
     run = fit_to_folder(data, formula, output, contrast, df=df, reading=reading, **options)
     console.show(run)
@@ -102,6 +115,11 @@ def summarize(
     transform: Transform = None,
     is_counts: IsCounts = None,
     size_factors: SizeFactors = None,
+    target: Target = None,
+    cells: Query = None,
+    min_cells: MinCells = None,
+    min_mean: MinMean = None,
+    resume: Resume = False,
     memory: Memory = None,
     device: Device = "auto",
     scheduler: Scheduler = None,
@@ -112,7 +130,8 @@ def summarize(
     Example: lmm-gpu summarize cells.h5ad -f "~ condition + (1 | donor)" -o site1.h5
     """
     reading = _given(obs=obs, features=features, layer=layer, transform=transform, is_counts=is_counts)
-    reading |= _given(size_factors=size_factors)
+    reading |= _given(size_factors=size_factors, target=target, cells=cells, min_cells=min_cells, min_mean=min_mean)
+    reading |= _given(checkpoint=output.with_name(f"{output.stem}.checkpoint.h5") if resume else None)
     where = {"memory": memory, "device": device, "scheduler": scheduler}
     _told(summarize_to_file(data, formula, output, **reading, **where))
 

@@ -22,20 +22,22 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from .accumulator import gene_counts
 from .arrays import Array, flag_indices, to_numpy
 from .design import Design
 from .fitting import FitOptions, fit_summary, warn_of_lost_digits, warn_of_status
+from .gene_filter import NO_FILTER, GeneFilter
 from .inputs import sparse_if_worth_it
-from .io import Source
+from .io import Source, without_duplicates
 from .model import MixedModel
 from .plan import Shape, even_blocks, genes_per_block, parse_memory
 from .products import centre_of, constant_of, design_products, gene_products, join_genes
-from .readers import as_csr, require
+from .readers import require
 from .results import Estimates, LMMFit
 from .stream import cells_per_chunk, check_size_factors
 from .summary import SummaryStats, assemble
 from .threads import quiet_blas
-from .transform import Transform, check_values, looks_like_counts, recognise
+from .transform import Transform, any_value, check_values, looks_like_counts, recognise
 
 logger = logging.getLogger("lmm_gpu")
 
@@ -89,13 +91,13 @@ def read_on_workers(source: Source, memory: int | None = None) -> Source:
     if not hasattr(stored, "attrs") or "encoding-type" not in stored.attrs:
         return source
     require("dask.array", "reading on workers", _ADVICE)
-    form = str(stored.attrs["encoding-type"])
+    form, (n, m) = str(stored.attrs["encoding-type"]), source.matrix.shape  # of all cells that are stored
     if form == "csc_matrix":
-        chunks = (source.n, min(source.m, cells_per_chunk(source.n, memory)))
+        chunks = (n, min(m, cells_per_chunk(n, memory)))
     elif form == "csr_matrix" and memory is None:
-        chunks = (min(source.n, _CELLS), source.m)
+        chunks = (min(n, _CELLS), m)
     else:
-        chunks = (min(source.n, cells_per_chunk(source.m, memory)), source.m)
+        chunks = (min(n, cells_per_chunk(m, memory)), m)
     return replace(source, matrix=_lazily(stored, source.name, chunks))
 
 
@@ -114,21 +116,24 @@ class _Rows:
     """What a chunk of cells meets where it lies: its rows of the design, and how its values are fitted."""
 
     name: str
-    start: int  # the first cell
+    start: int  # the first cell, of those that are taken
+    kept: np.ndarray | None = None  # (stored cells,), which cells are taken; None for all
     X: Any = None  # (cells, p)
     Z: Any = None  # (cells, q)
     transform: Transform = field(default_factory=Transform)
     looked_at: bool = False  # the transform was chosen by the looks of other cells
+    counting: bool = False  # for a filter of genes
 
     def checked(self, Y: Any) -> Any:
-        Y = as_csr(Y)
+        """Values of the cells that are taken, as they are stored."""
+        Y = without_duplicates(Y)
+        Y = Y if self.kept is None else Y[self.kept]
         check_values(Y, self.name, self.start)
         return Y
 
     def values(self, Y: Any) -> Any:
-        """Values to be fitted (cells, genes)."""
-        Y = self.checked(Y)
-        if self.looked_at and self.transform.name and _any(Y) and not looks_like_counts(Y):
+        """Values to be fitted (cells, genes), of those that were `checked`."""
+        if self.looked_at and self.transform.name and any_value(Y) and not looks_like_counts(Y):
             raise ValueError(
                 f"{self.name} began with raw counts but cells {self.start} to {self.start + Y.shape[0] - 1} hold other "
                 "values; say which it is: is_counts=True or False, or a transform"
@@ -137,7 +142,13 @@ class _Rows:
 
 
 def reduce_chunks(
-    source: Source, design: Design, transform: Transform | None, *, is_counts: bool | None = None, client: Any = None
+    source: Source,
+    design: Design,
+    transform: Transform | None,
+    *,
+    is_counts: bool | None = None,
+    genes: GeneFilter = NO_FILTER,
+    client: Any = None,
 ) -> SummaryStats:
     """Sum the statistics of all cells of a dask array where its chunks lie: `lmm_gpu.stream.accumulate` elsewhere.
 
@@ -145,7 +156,7 @@ def reduce_chunks(
     ----------
     source : Source
         n cells x m genes; a dask array in any chunks of rows and columns, sparse or dense.
-    design, transform, is_counts
+    design, transform, is_counts, genes
         As `accumulate`.
     client : distributed.Client, optional
         By default wherever dask computes: an active client, else threads of this process.
@@ -167,13 +178,16 @@ def reduce_chunks(
         transform = grid.recognised() if looked_at else recognise(None, is_counts)
     X = sparse_if_worth_it(design.X)
     constant = constant_of(X)
+    flags: dict[str, Any] = {"looked_at": looked_at, "counting": genes != NO_FILTER}
     rows = [
-        replace(chunk, X=X[cells], Z=design.Z[cells], transform=_of_cells(transform, cells), looked_at=looked_at)
+        replace(chunk, X=X[cells], Z=design.Z[cells], transform=_of_cells(transform, cells), **flags)
         for chunk, cells in zip(grid.rows, grid.cells, strict=True)
     ]
-    return assemble(
+    sums = grid.sums(rows, constant)
+    seen = {name: sums.pop(name) for name in ("cells", "total") if name in sums}
+    summary = assemble(
         design_products(X, design.Z),
-        grid.sums(rows, constant),
+        sums,
         constant,
         d=design.d,
         features=source.features,
@@ -181,14 +195,15 @@ def reduce_chunks(
         random_names=tuple(design.random_names),
         component_names=tuple(design.component_names),
         formula=design.formula,
-        transform=transform.name,
+        transform=transform.label,
+        terms=design.terms,
     )
+    return genes.apply(summary, **seen) if seen else summary
 
 
-def size_factors_of_chunks(source: Source, client: Any = None) -> np.ndarray:
-    """Size factors (n,) of a dask array: total counts over their mean, counted where the chunks lie."""
-    total = check_size_factors(_Grid(source, client).totals(), "the total counts")
-    return total / total.mean()
+def totals_of_chunks(source: Source, client: Any = None) -> np.ndarray:
+    """Total counts (n,) of a dask array, counted where its chunks lie: `lmm_gpu.stream.count_totals` elsewhere."""
+    return check_size_factors(_Grid(source, client).totals(), "the total counts")
 
 
 class _Grid:
@@ -196,9 +211,12 @@ class _Grid:
 
     def __init__(self, source: Source, client: Any):
         self.dask, self.client, self.matrix = require("dask", "a dask array", _ADVICE), client, source.matrix
-        edges = np.cumsum([0, *self.matrix.chunks[0]]).tolist()
-        self.cells = [slice(lo, hi) for lo, hi in pairwise(edges)]
-        self.rows = [_Rows(source.name, cells.start) for cells in self.cells]
+        edges = np.cumsum([0, *self.matrix.chunks[0]])  # (chunks + 1,)
+        kept = [None if source.kept is None else source.kept[lo:hi] for lo, hi in pairwise(edges)]
+        if source.kept is not None:
+            edges = np.concatenate([[0], np.cumsum(source.kept)])[edges]  # among the cells that are taken
+        self.cells = [slice(lo, hi) for lo, hi in pairwise(edges.tolist())]
+        self.rows = [_Rows(source.name, cells.start, some) for cells, some in zip(self.cells, kept, strict=True)]
 
     def totals(self) -> np.ndarray:
         """Total counts (n,)."""
@@ -316,14 +334,15 @@ def _fit(design: SummaryStats, genes: Mapping[str, Any], options: FitOptions) ->
 
 
 def _products(rows: _Rows, centre: Array, Y: Any) -> dict[str, Array]:
-    Y = rows.values(Y)
+    stored = rows.checked(Y)
+    Y = rows.values(stored)
     if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
         Y = Y.toarray()
-    return gene_products(rows.X, rows.Z, Y, centre)
+    return gene_products(rows.X, rows.Z, Y, centre) | (gene_counts(stored) if rows.counting else {})
 
 
 def _centre(rows: _Rows, constant: Array | None, Y: Any) -> Array:
-    centre = centre_of(rows.values(Y), constant)
+    centre = centre_of(rows.values(rows.checked(Y)), constant)
     return np.zeros(Y.shape[1]) if centre is None else centre
 
 
@@ -358,10 +377,6 @@ def _add(parts: Sequence[Any]) -> dict[str, Array]:
         for name, values in part.items():
             total[name] += values
     return total
-
-
-def _any(Y: Any) -> bool:
-    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())
 
 
 # --- plumbing ---

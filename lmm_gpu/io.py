@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from .readers import TABLES, Found, as_csr, find_values, read_obs, reading, require, separator_of, suffix_of
+from .readers import (
+    TABLES,
+    Found,
+    as_csr,
+    find_values,
+    read_features,
+    read_obs,
+    reading,
+    require,
+    separator_of,
+    suffix_of,
+)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +47,8 @@ class Source:
         One name per gene.
     name
         What to call the matrix in a message: its path, if it has one.
+    kept
+        (rows of the matrix,): which of them are cells of this source; None for all.
     """
 
     matrix: Any = field(repr=False)
@@ -39,6 +56,7 @@ class Source:
     features: tuple[str, ...] = field(repr=False)
     name: str
     _files: ExitStack = field(repr=False)
+    kept: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def n(self) -> int:
@@ -50,34 +68,60 @@ class Source:
         """Number of genes."""
         return len(self.features)
 
-    def chunks(self, cells: int) -> Iterator[tuple[slice, Any]]:
-        """Yield the matrix in chunks of rows, in order.
+    @property
+    def by_genes(self) -> bool:
+        """Whether the matrix is read in chunks of genes, as one that is stored by columns (CSC)."""
+        return bool(getattr(self.matrix, "by_genes", False))
+
+    def where(self, kept: np.ndarray) -> Source:
+        """The same source with some of its cells only: those where `kept` (n,) is True; categories without cells go."""
+        obs = self.obs[kept].copy()
+        for name in obs.columns[[isinstance(dtype, pd.CategoricalDtype) for dtype in obs.dtypes]]:
+            obs[name] = obs[name].cat.remove_unused_categories()
+        stored = kept
+        if self.kept is not None:
+            stored = self.kept.copy()  # (stored cells,)
+            stored[self.kept] = kept
+        return replace(self, obs=obs, kept=stored)
+
+    def chunks(self, pieces: int | Sequence[slice]) -> Iterator[tuple[slice, Any]]:
+        """Yield the matrix in chunks of rows, in order; in chunks of columns if `by_genes`.
 
         Parameters
         ----------
-        cells
-            Rows per chunk; the last chunk holds what is left.
+        pieces
+            Stored rows (columns) per chunk, where the last chunk holds what is left; or the slices to read.
 
         Yields
         ------
-        rows
-            Where the chunk lies.
+        place
+            Where the chunk lies among the n cells (m genes).
         values
-            (cells, m) as they are stored: `scipy.sparse.csr_array` if sparse, else an array.
+            (cells, m) or (n, genes) as they are stored: `scipy.sparse.csr_array` if sparse, else an array.
 
         Raises
         ------
         ValueError
-            If `cells` is not a positive number, or the file cannot be read any further.
+            If `pieces` is not a positive number, or the file cannot be read any further.
         """
-        if cells < 1:
-            raise ValueError(f"got chunks of {cells} cells, wanted 1 or more")
-        for start in range(0, self.n, cells):
-            rows = slice(start, min(start + cells, self.n))
+        before = None if self.kept is None else np.concatenate([[0], np.cumsum(self.kept)])  # (stored cells + 1,)
+        for piece in self.slices(pieces) if isinstance(pieces, int) else pieces:
+            place = piece
+            if before is not None and not self.by_genes:
+                place = slice(int(before[piece.start]), int(before[piece.stop]))
             with reading(self.name):
-                values = self.matrix[rows]  # (cells, m)
-                values = values.compute() if hasattr(values, "compute") else values  # dask
-            yield rows, as_csr(values)
+                values = self.matrix[piece]  # (cells, m) or (n, genes)
+                values = without_duplicates(values.compute() if hasattr(values, "compute") else values)  # dask
+            if self.kept is not None:
+                values = values[self.kept if self.by_genes else self.kept[piece]]
+            yield place, values
+
+    def slices(self, size: int) -> Iterator[slice]:
+        """Cut the rows of the matrix (its columns, if `by_genes`) into pieces of at most `size`."""
+        if size < 1:
+            raise ValueError(f"got chunks of {size} cells, wanted 1 or more")
+        end = self.matrix.shape[1 if self.by_genes else 0]
+        return (slice(start, min(start + size, end)) for start in range(0, end, size))
 
     def __enter__(self) -> Source:
         return self
@@ -98,16 +142,17 @@ def open_source(
     Parameters
     ----------
     data
-        An AnnData; a path to .h5ad or .zarr (streamed, never loaded whole), .npz (a SciPy sparse matrix or one NumPy
-        array), .mtx, .mtx.gz, .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names);
-        a matrix (NumPy, SciPy sparse, DataFrame); or a pair (matrix, obs).
+        An AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx or .mtx.gz (streamed, never loaded whole; a .mtx
+        has to be sorted by rows or columns, and its cells may be either), .npz (a SciPy sparse matrix or one NumPy
+        array), .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names); a matrix (NumPy,
+        SciPy sparse, DataFrame); or a pair (matrix, obs).
     obs
         One row per cell: a DataFrame or a path to .csv or .tsv. Only AnnData, .h5ad and .zarr bring their own.
     layer
         Layer to read instead of X, for AnnData, .h5ad and .zarr.
     features
-        Names of the genes, or a path to a text file with one per line. By default those that `data` has, else
-        Gene1, Gene2, ...
+        Names of the genes, or a path to a text file with one per line or CellRanger's features.tsv. By default those
+        that `data` has, else Gene1, Gene2, ...
 
     Returns
     -------
@@ -141,8 +186,21 @@ def open_source(
         found = find_values(data, layer, files)
         if len(found.matrix.shape) != 2:
             raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
-        table = _matching_obs(obs, found, name)
+        table = _table_of(obs, found, name)
+        if found.either_way and len(table) == found.matrix.shape[1] != found.matrix.shape[0]:
+            logger.info("%s has one column for each row of obs: its columns are taken as cells", name)
+            found = replace(found, matrix=as_csr(found.matrix.T))
+        _check_obs(table, found, name)
         return Source(found.matrix, table, _gene_names(features, found, name), name, files.pop_all())
+
+
+def without_duplicates(values: Any) -> Any:
+    """SciPy's sparse matrices as csr_array, where what is stored for one place in two parts is added up."""
+    values = as_csr(values)
+    if sparse.issparse(values) and not values.has_canonical_format:
+        values = values.copy()  # rows of a matrix in memory are views
+        values.sum_duplicates()
+    return values
 
 
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
@@ -228,20 +286,24 @@ def replacing(path: str | Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def _matching_obs(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
-    """Give the table of the cells, refused if it is not about the rows of the matrix."""
+def _table_of(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
+    """Give the table of the cells: the one that was passed, else the one that came with the values."""
     table = read_obs(Path(obs)) if isinstance(obs, (str, Path)) else obs
     if table is None and found.cells is not None and found.cells.shape[1]:
         table = found.cells
     if not isinstance(table, pd.DataFrame):
         raise ValueError(f"{name} needs a table that describes its cells: pass obs=, a DataFrame or a path to .csv")
+    return table
+
+
+def _check_obs(table: pd.DataFrame, found: Found, name: str) -> None:
+    """Refuse a table that is not about the rows of the matrix."""
     n, m = found.matrix.shape
     if len(table) != n:
         advice = "transpose it, cells are the rows" if len(table) == m else "both need one row per cell"
         raise ValueError(f"obs has {len(table)} rows, but {name} has {n} rows and {m} columns: {advice}")
     if found.cells is not None:
         _check_labels(found.cells.index, table.index, name)
-    return table
 
 
 def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
@@ -259,9 +321,7 @@ def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
 def _gene_names(features: Sequence[str] | str | Path | None, found: Found, name: str) -> tuple[str, ...]:
     m = found.matrix.shape[1]
     if isinstance(features, (str, Path)):
-        with reading(features):
-            lines = Path(features).read_text(encoding="utf-8").splitlines()
-        features = [line.strip() for line in lines if line.strip()]
+        features = read_features(Path(features))
     given = found.genes if features is None else features
     names = [f"Gene{gene}" for gene in range(1, m + 1)] if given is None else [str(gene) for gene in given]
     if len(names) != m:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,22 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .archive import kind_of
-from .design import build_design
+from .cell_query import matching_cells
+from .checkpoint import Checkpoint, digest, file_identity
+from .design import Design, build_design
 from .devices import resolve
-from .distributed import connected, fit_on_workers, is_dask, read_on_workers, reduce_chunks, size_factors_of_chunks
+from .distributed import connected, fit_on_workers, is_dask, read_on_workers, reduce_chunks, totals_of_chunks
 from .fitting import FitOptions, fit_summary
+from .gene_filter import NO_FILTER, GeneFilter, is_number
 from .io import Source, open_source
 from .plan import parse_memory
 from .readers import MATRICES
 from .results import LMMFit
-from .stream import accumulate, check_size_factors, count_size_factors
+from .stream import accumulate, check_size_factors, count_totals
 from .summary import STATISTICS, SummaryStats
 from .transform import Transform
+
+logger = logging.getLogger("lmm_gpu")
 
 
 def summarize(
@@ -36,19 +42,25 @@ def summarize(
     features: Sequence[str] | str | Path | None = None,
     transform: str | None = None,
     size_factors: str | np.ndarray | None = None,
+    target: float | None = None,
     is_counts: bool | None = None,
+    cells: str | None = None,
+    min_cells: int = 0,
+    min_mean: float | None = None,
     device: Any = "auto",
     memory: int | str | None = None,
     scheduler: Any = None,
     progress: bool = True,
+    checkpoint: str | Path | None = None,
 ) -> SummaryStats:
     """Sum up cells for `fit`: all that a mixed model needs to know of them.
 
     Parameters
     ----------
     data : AnnData, path, (matrix, obs), or Source
-        Cells x genes: an AnnData; a path to .h5ad (streamed, never loaded whole), .npz, .mtx, .csv; a matrix and its
-        obs table; or what `lmm_gpu.io.open_source` opened. Chunks of a dask array are summed up where dask has them.
+        Cells x genes: an AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx (streamed, never loaded whole), .npz
+        or .csv; a matrix and its obs table; or what `lmm_gpu.io.open_source` opened. Chunks of a dask array are summed
+        up where dask has them.
     formula : str
         lme4 syntax, such as ``"~ condition * cell_type + (1 | donor)"``.
     obs : DataFrame or path, optional
@@ -60,9 +72,19 @@ def summarize(
     transform : {None, "log1p", "log2p1", "normalize"}
         None: the values as they are, but raw counts as log2(1 + y). "normalize": log(1 + count / size factor).
     size_factors : str or array (n,), optional
-        For "normalize": a column of obs or one factor per cell; by default total counts over their mean.
+        For "normalize": a column of obs or one factor per cell; by default total counts over `target`.
+    target : float, optional
+        For "normalize": the total count that cells are brought to; by default the mean total of these cells. Statistics
+        of several sites add only if all of them were given the same.
     is_counts : bool, optional
         Whether the values are raw counts; by default they are looked at. Ignored if `transform` is given.
+    cells : str, optional
+        Which cells to take, by their obs: ``"n_counts > 500 and condition == 'stim'"``; comparisons with numbers and
+        texts, ``in [...]``, and, or, not, parentheses, names in backquotes. Cells where it is unknown are left out.
+    min_cells : int
+        Keep genes that are not zero in so many cells at least.
+    min_mean : float, optional
+        Keep genes whose mean, of the values as they are stored, is at least this.
     device : str, or list of str
         "auto" (a CUDA device if there is one, else the host), "cpu", "cuda", "cuda:1", or several of them.
     memory : int or str, optional
@@ -72,6 +94,9 @@ def summarize(
         themselves and compute those of a dask array. By default a dask array is computed wherever dask does.
     progress : bool
         Show a progress bar on a terminal.
+    checkpoint : path, optional
+        File to write the sums to every so often, and to go on from if it is there: after a kill, the same call ends
+        with the same bytes. It is removed at the end. Not for chunks that dask computes, which recovers by itself.
 
     Returns
     -------
@@ -94,16 +119,43 @@ def summarize(
     budget = parse_memory(memory)
     if not isinstance(formula, str):
         raise ValueError(f"got formula={formula!r}; wanted text such as '~ condition + (1 | donor)'")
+    genes = GeneFilter(min_cells, min_mean)
     opened = data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features)
-    with connected(scheduler) as client, opened as source:
+    with connected(scheduler) as client, opened as whole:
+        source = select_cells(whole, cells)
         source = read_on_workers(source, budget) if client else source
         design = build_design(formula, source.obs)
-        count = _counting(source, client, budget, progress)
-        chosen = _chosen_transform(source, transform, size_factors, count)
+        values = {"transform": transform, "target": target, "is_counts": is_counts}
+        saved = _checkpoint(checkpoint, source, design, values | {"size_factors": _as_text(size_factors)}, genes)
+        count = _counting(source, client, budget, progress, saved)
+        chosen = _chosen_transform(source, transform, size_factors, target, count)
+        options: dict[str, Any] = {"is_counts": is_counts, "genes": genes}
         if is_dask(source.matrix):
-            return reduce_chunks(source, design, chosen, is_counts=is_counts, client=client)
-        with _bar("reading", source.n, "cell", progress) as step:
-            return accumulate(source, design, chosen, is_counts=is_counts, memory=budget, progress=step)
+            return reduce_chunks(source, design, chosen, **options, client=client)
+        with _reading_bar("reading", source, progress) as step:
+            summary = accumulate(source, design, chosen, **options, memory=budget, progress=step, checkpoint=saved)
+    if saved is not None:
+        saved.remove()
+    return summary
+
+
+def select_cells(source: Source, query: str | None) -> Source:
+    """The cells of `source` that meet a query on its obs; all of them for None.
+
+    Raises
+    ------
+    ValueError
+        If the query cannot be used, or no cell meets it.
+    """
+    if query is None:
+        return source
+    kept, unknown = matching_cells(query, source.obs)
+    if unknown:
+        logger.warning("of %d cells it is not known whether %s: they are left out", unknown, query)
+    if not kept.any():
+        raise ValueError(f"cells={query!r} is met by none of {source.n} cells")
+    logger.info("%d of %d cells are taken", np.count_nonzero(kept), source.n)
+    return source.where(kept)
 
 
 def fit(
@@ -144,7 +196,8 @@ def fit(
     progress : bool
         Show progress bars on a terminal.
     **reading
-        `obs`, `layer`, `features`, `transform`, `size_factors`, `is_counts` of `summarize`.
+        `obs`, `layer`, `features`, `transform`, `size_factors`, `target`, `is_counts`, `cells`, `min_cells`,
+        `min_mean`, `checkpoint` of `summarize`.
 
     Returns
     -------
@@ -200,28 +253,77 @@ def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | No
 
 
 def _chosen_transform(
-    source: Source, name: str | None, size_factors: Any, count: Callable[[], np.ndarray]
+    source: Source, name: str | None, size_factors: Any, target: float | None, count: Callable[[], np.ndarray]
 ) -> Transform | None:
     if name != "normalize" and size_factors is not None:
         raise ValueError(f"got size_factors with transform={name!r}: they are for transform='normalize' only")
-    if name is None:
-        return None
-    return Transform(name, _factors(source, size_factors, count) if name == "normalize" else None)
+    _check_target(target, name, size_factors)
+    if name != "normalize":
+        return None if name is None else Transform(name)
+    if size_factors is not None:
+        return Transform(name, _given_factors(source, size_factors))
+    total = count()  # (n,)
+    target = float(total.mean() if target is None else target)
+    return Transform(name, total / target, target)
 
 
-def _counting(source: Source, client: Any, memory: int | None, progress: bool) -> Callable[[], np.ndarray]:
+def _counting(
+    source: Source, client: Any, memory: int | None, progress: bool, checkpoint: Checkpoint | None
+) -> Callable[[], np.ndarray]:
+    """How the total counts of the cells (n,) are found."""
+
     def count() -> np.ndarray:
         if is_dask(source.matrix):
-            return size_factors_of_chunks(source, client)
-        with _bar("counting", source.n, "cell", progress) as step:
-            return count_size_factors(source, memory, step)
+            return totals_of_chunks(source, client)
+        with _reading_bar("counting", source, progress) as step:
+            return count_totals(source, memory, step, checkpoint=checkpoint)
 
     return count
 
 
-def _factors(source: Source, size_factors: Any, count: Callable[[], np.ndarray]) -> np.ndarray:
-    if size_factors is None:
-        return count()
+def _check_target(target: Any, name: str | None, size_factors: Any) -> None:
+    if target is None:
+        return
+    if name != "normalize" or size_factors is not None:
+        raise ValueError(f"got target={target!r}: it is for transform='normalize' without size_factors only")
+    if not is_number(target, 0) or not target:
+        raise ValueError(f"target={target!r}: wanted a total count, above 0, such as 10000")
+
+
+def _checkpoint(
+    path: str | Path | None, source: Source, design: Design, values: dict[str, Any], genes: GeneFilter
+) -> Checkpoint | None:
+    if path is None:
+        return None
+    if is_dask(source.matrix):
+        raise ValueError(
+            f"checkpoint={str(path)!r} is for cells that are read here, not for chunks that dask computes, which it "
+            "runs again where a worker dies: leave out checkpoint (--resume)"
+        )
+    return Checkpoint(path, _about(source, design, values, genes != NO_FILTER))
+
+
+def _about(source: Source, design: Design, values: dict[str, Any], counting: bool) -> dict[str, str]:
+    # what the sums depend on, in the words of a refusal
+    matrix = source.matrix
+    return {
+        "data": source.name,
+        "version of the data": file_identity(source.name),
+        "shape": f"{matrix.shape[0]} x {matrix.shape[1]} {matrix.dtype}",
+        "genes": digest(source.features),
+        "cells": "all" if source.kept is None else digest(source.kept),
+        "formula": design.formula,
+        "design": digest(design.X, design.Z.data, design.Z.indices, design.fixed_names, design.random_names),
+        "values": ", ".join(f"{name}={value}" for name, value in values.items() if value is not None) or "as they look",
+        "gene filter": "yes" if counting else "no",
+    }
+
+
+def _as_text(size_factors: Any) -> Any:
+    return size_factors if size_factors is None or isinstance(size_factors, str) else digest(np.asarray(size_factors))
+
+
+def _given_factors(source: Source, size_factors: Any) -> np.ndarray:
     if isinstance(size_factors, str):
         if size_factors not in source.obs:
             raise ValueError(f"obs has no column {size_factors!r}; it has {', '.join(map(str, source.obs.columns))}")
@@ -231,6 +333,10 @@ def _factors(source: Source, size_factors: Any, count: Callable[[], np.ndarray])
     if isinstance(size_factors, pd.Series) and not size_factors.index.equals(source.obs.index):
         raise ValueError("size_factors are not labelled as obs is: pass size_factors.loc[obs.index], or an array")
     return check_size_factors(size_factors, "size_factors")
+
+
+def _reading_bar(what: str, source: Source, progress: bool) -> AbstractContextManager[Callable[[int], object]]:
+    return _bar(what, *((source.m, "gene") if source.by_genes else (source.n, "cell")), progress)
 
 
 @contextmanager

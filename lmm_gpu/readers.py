@@ -5,6 +5,7 @@ No statistics and no checks of what belongs together: that is `lmm_gpu.io`. Noth
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import logging
 import zipfile
@@ -20,11 +21,14 @@ import pandas as pd
 import scipy.io
 from scipy import sparse
 
+from .matrix_market import MarketMatrix, read_header
+from .stored import StoredSparse
+
 logger = logging.getLogger(__name__)
 
 STORES = (".h5ad", ".zarr")
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-MATRICES = (*STORES, ".npz", ".mtx", ".mtx.gz", *TABLES)
+MATRICES = (*STORES, ".h5", ".npz", ".mtx", ".mtx.gz", *TABLES)
 # what libraries raise when a file is not what its ending says, or ends too early
 BROKEN = (OSError, EOFError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -36,6 +40,7 @@ class Found:
     matrix: Any  # (n, m)
     cells: pd.DataFrame | None = None
     genes: Sequence[Any] | pd.Index | None = None
+    either_way: bool = False  #: cells may be the columns: so they are in the .mtx of CellRanger
 
 
 def find_values(data: Any, layer: str | None, files: ExitStack) -> Found:
@@ -115,8 +120,56 @@ def _open_path(path: Path, layer: str | None, files: ExitStack) -> Found:
         return _read_matrix_table(path)
     if suffix == ".npz":
         return Found(_by_rows(_read_npz(path), path))
+    if suffix == ".h5":
+        return _open_10x(path, files)
     with reading(path):
-        return Found(_by_rows(scipy.io.mmread(path), path))
+        return Found(_open_market(path), either_way=True)
+
+
+def _open_10x(path: Path, files: ExitStack) -> Found:
+    """Open what CellRanger 3 and later writes: genes x cells by columns, which is cells x genes by rows."""
+    h5py = require("h5py", "reading .h5")
+    with reading(path):
+        group = files.enter_context(h5py.File(path, "r")).get("matrix")
+        if group is None or "features" not in group:
+            raise ValueError("it has no matrix/features: it is not what CellRanger 3 and later write")
+        cells = pd.DataFrame(index=_texts(group["barcodes"]))
+        names, ids = (_texts(group["features"][column]) for column in ("name", "id"))
+        matrix = StoredSparse(group, tuple(group["shape"][()][::-1]))
+    return Found(matrix, cells, unique_names(names, ids, path))
+
+
+def _texts(dataset: Any) -> list[str]:
+    return [text.decode("utf-8") for text in dataset[()].tolist()]
+
+
+def unique_names(names: Sequence[str], ids: Sequence[str], path: Path | str) -> Sequence[str]:
+    """Names of genes if they are unique, else their identifiers, with one line that says so."""
+    if pd.Index(names).is_unique:
+        return names
+    logger.info("gene names of %s are not unique: its identifiers are used instead", path)
+    return ids
+
+
+def read_features(path: Path) -> Sequence[str]:
+    """Read gene names, one per line; of CellRanger's features.tsv (identifier, name, type) the names if unique."""
+    with reading(path):
+        content = path.read_bytes()
+        text = (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).decode("utf-8")
+    rows = [line.strip().split("\t") for line in text.splitlines() if line.strip()]
+    if rows and all(len(row) > 1 for row in rows):
+        return unique_names([row[1] for row in rows], [row[0] for row in rows], path)
+    return ["\t".join(row) for row in rows]
+
+
+def _open_market(path: Path) -> Any:
+    header = read_header(path)
+    if (header.layout, header.symmetry) == ("coordinate", "general") and header.field != "complex":
+        matrix = MarketMatrix(path, header)
+        if matrix.is_sorted:
+            return matrix
+        logger.info("%s is sorted neither by rows nor by columns: loading it whole", path)
+    return _by_rows(scipy.io.mmread(path), path)
 
 
 def _open_store(path: Path, suffix: str, layer: str | None, files: ExitStack) -> Found:
@@ -131,8 +184,18 @@ def _open_store(path: Path, suffix: str, layer: str | None, files: ExitStack) ->
     _check_layer(layer, layers, "X" in store, path)
     with reading(path):
         stored = store["X" if layer is None else f"layers/{layer}"]
-        matrix = elements.sparse_dataset(stored) if hasattr(stored, "keys") else stored
-        return Found(_by_rows(matrix, path), cells, genes.index)
+        return Found(_stored_matrix(stored), cells, genes.index)
+
+
+def _stored_matrix(stored: Any) -> Any:
+    """A dense dataset as it is, a sparse group by its encoding."""
+    if not hasattr(stored, "keys"):
+        return stored
+    kind = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
+    shape = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape"))
+    if kind.removesuffix("_matrix") not in ("csr", "csc"):
+        raise ValueError(f"it holds values as {kind or 'something unknown'}, not as an array, CSR or CSC")
+    return StoredSparse(stored, tuple(shape), by_genes=kind.startswith("csc"))
 
 
 def _read_npz(path: Path) -> Any:
@@ -174,10 +237,10 @@ def _from_frame(frame: pd.DataFrame, name: str | Path) -> Found:
 
 
 def _by_rows(matrix: Any, name: str | Path) -> Any:
-    """Make sure that rows are cheap to take."""
-    if getattr(matrix, "format", None) == "csc" and hasattr(matrix, "to_memory"):  # on disk
-        logger.info("%s is stored by columns (CSC): loading it whole; stored as CSR it would be streamed", name)
-        matrix = matrix.to_memory()
+    """Make sure that rows, or columns, are cheap to take."""
+    if hasattr(matrix, "to_memory") and hasattr(matrix, "group"):  # of a backed AnnData
+        with reading(name):
+            return _stored_matrix(matrix.group)
     return np.asarray(matrix) if isinstance(matrix, np.ndarray) else as_csr(matrix)  # np.matrix, views of AnnData
 
 

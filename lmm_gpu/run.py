@@ -22,7 +22,7 @@ from .degrees_of_freedom import check_df_method
 from .design import build_design
 from .io import check_table_path, open_source, write_json, write_table
 from .python_interface import fit as fit_cells
-from .python_interface import saved_statistics, summarize
+from .python_interface import saved_statistics, select_cells, summarize
 from .results import LMMFit
 from .simulation import SimulatedCounts, simuRNAseq
 from .summary import SummaryStats
@@ -162,8 +162,9 @@ def _fitted(
     if formula is None:
         raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
     where = {name: reading[name] for name in ("obs", "layer", "features") if name in reading}
-    rest = {name: value for name, value in reading.items() if name not in where}
-    with open_source(data, **where) as source:
+    rest = {name: value for name, value in reading.items() if name not in (*where, "cells")}
+    with open_source(data, **where) as opened:
+        source = select_cells(opened, reading.get("cells"))
         named = _matrix(contrasts, build_design(formula, source.obs).fixed_names)
         return fit_cells(source, formula, **rest, **options), named
 

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from .accumulator import Accumulator
+from .checkpoint import Checkpoint, as_array, as_slices
 from .design import Design
+from .gene_filter import NO_FILTER, GeneFilter
 from .io import Source
 from .plan import default_memory
-from .products import centre_of, constant_of, design_products, gene_products
 from .summary import SummaryStats, assemble
-from .transform import Transform, check_values, looks_like_counts, recognise
+from .threads import ahead, quiet_blas
+from .transform import Transform, check_values
 
 logger = logging.getLogger("lmm_gpu")
 
-#: Larger chunks are not faster.
-_CHUNK_BYTES = 2**28
+#: Larger dense chunks are not faster, and larger sparse ones hardly.
+_CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
+#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library.
+_MOST_VALUES = 3_000_000
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
-#: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
-_SPARSE_DENSITY = 0.3
+#: Bytes per non-zero: times that it is held as it is stored (two chunks, and one by rows or of some cells); and its
+#: value, weighted, and by group with its place. Bytes per cell: where its values begin and its group, in some orders.
+_STORED, _COMPUTED, _PER_ROW = 3, 3 * 8 + 8, 64
+#: The share of a budget that is left for the groups' sums of a sparse chunk.
+_SUMS = 0.25
 
 
 def accumulate(
@@ -32,8 +39,11 @@ def accumulate(
     transform: Transform | None,
     *,
     is_counts: bool | None = None,
+    genes: GeneFilter = NO_FILTER,
     memory: int | None = None,
+    pieces: Sequence[slice] | None = None,
     progress: Callable[[int], object] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> SummaryStats:
     """Sum the statistics of all cells of `source`.
 
@@ -47,87 +57,154 @@ def accumulate(
         None: values as they are, unless they are raw counts by `is_counts` or by their looks.
     is_counts : bool, optional
         Overrules the looks; ignored if a transform is given.
+    genes : GeneFilter
+        Which genes to keep.
     memory : int, optional
         Bytes that the chunks and their temporaries may take.
+    pieces : sequence of slice, optional
+        Where to cut the matrix; by default by `memory`.
     progress : callable, optional
-        Called with the number of cells read after each chunk.
+        Called after each chunk with how many cells (genes, for a source that is read by genes) it had.
+    checkpoint : Checkpoint, optional
+        Where to go on from, and to write to.
 
     Raises
     ------
     ValueError
-        If there are no genes, values are NaN or infinite, or a later chunk shows that they were not counts after all.
+        If there are no genes or the filter keeps none, values are NaN or infinite, a later chunk shows that they were
+        not counts after all, or the checkpoint is of something else.
     """
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
-    X: Any = design.X
-    if np.count_nonzero(X) < _SPARSE_DENSITY * X.size:
-        X = scipy.sparse.csr_array(X)
-    constant, centre, total = constant_of(X), None, None
-    values = _Values(transform, is_counts)
-    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        check_values(Y, source.name, rows.start)
-        Y = values.of(Y, rows, source.name)
-        centre = centre_of(Y, constant) if total is None else centre  # of the first chunk, for all
-        part = gene_products(X[rows], design.Z[rows], Y, centre)
-        total = part if total is None else {name: total[name] + part[name] for name in total}
-        if progress is not None:
-            progress(rows.stop - rows.start)
-    assert total is not None
-    return assemble(
-        design_products(X, design.Z),
-        total | {"centre": centre},
-        constant,
+    sums = Accumulator(design, source.m, transform, is_counts, counting=genes != NO_FILTER, most=_most_sums(memory))
+    pieces = plan_pieces(source, memory) if pieces is None else pieces
+    cells, features = slice(0, source.n), slice(0, source.m)
+    with quiet_blas(0):  # its threads would take the processor that reads ahead
+        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore):
+            rows, some = (cells, place) if source.by_genes else (place, features)
+            sums.add(rows, some, Y, source.name)
+            if checkpoint is not None:
+                checkpoint.write("sums", done, *sums.state())
+            if progress is not None:
+                progress(place.stop - place.start)
+    of_design, of_genes = sums.finished()
+    summary = assemble(
+        of_design,
+        of_genes,
+        sums.constant,
         d=design.d,
         features=source.features,
         fixed_names=tuple(design.fixed_names),
         random_names=tuple(design.random_names),
         component_names=tuple(design.component_names),
         formula=design.formula,
-        transform=values.transform.name,
+        transform=sums.values.transform.label,
         terms=design.terms,
     )
+    return summary if genes == NO_FILTER else genes.apply(summary, sums.sums["cells"], sums.sums["total"])
 
 
-class _Values:
-    """The values to be fitted: unless it is given, the first chunk that is not all zero decides on the transform."""
-
-    def __init__(self, transform: Transform | None, is_counts: bool | None):
-        if transform is None and is_counts is not None:
-            transform = recognise(None, is_counts)
-        self.looking = transform is None
-        self.decided = transform is not None
-        self.transform = transform or Transform()
-
-    def of(self, Y: Any, rows: slice, name: str) -> Any:
-        """Values of a chunk whose cells are `rows`."""
-        if not self.decided and _any(Y):
-            self.transform, self.decided = recognise(Y, None), True
-        elif self.looking and self.transform.name and not looks_like_counts(Y) and _any(Y):
-            raise ValueError(
-                f"{name} began with raw counts but cells {rows.start} to {rows.stop - 1} hold other values; "
-                "say which it is: is_counts=True or False, or a transform"
-            )
-        return self.transform.apply(Y, rows)
+def _chunks(
+    source: Source,
+    pieces: Sequence[slice],
+    stage: str,
+    checkpoint: Checkpoint | None,
+    restore: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], object],
+) -> Iterator[tuple[int, slice, Any]]:
+    """Yield how many chunks are done with this one, its place and its values, from where a checkpoint was."""
+    done = 0
+    if checkpoint is not None:
+        found = checkpoint.read(stage)
+        if found is not None:
+            restore(*found)
+            pieces, done = as_slices(found[0]["pieces"]), int(found[1]["done"])
+            logger.info("going on from %s: %d of %d chunks are done", checkpoint.path, done, len(pieces))
+        checkpoint.keep(pieces=as_array(pieces))
+    for count, (place, Y) in enumerate(ahead(source.chunks(pieces[done:])), start=done + 1):
+        yield count, place, Y
 
 
-def count_size_factors(
-    source: Source, memory: int | None = None, progress: Callable[[int], object] | None = None
+def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
+    """Cut the matrix of `source` into chunks of rows, or columns, that a memory budget holds with their temporaries.
+
+    Raises
+    ------
+    MemoryError
+        If the budget does not hold a single one of them, with the numbers.
+    """
+    matrix = source.matrix
+    if not hasattr(matrix, "indptr"):
+        return _with_cells(source, list(source.slices(cells_per_chunk(source.m, memory))))
+    begins = np.asarray(matrix.indptr).astype(np.int64)  # (rows + 1,)
+    stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
+    need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
+    budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
+    largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
+    if largest > budget and memory is not None:
+        raise MemoryError(
+            f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
+        )
+    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS)), begins))
+
+
+def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
+    # what holds no cell that is wanted is not read
+    if source.kept is None or source.by_genes:
+        return pieces
+    return [piece for piece in pieces if source.kept[piece].any()]
+
+
+def _cut(need: np.ndarray, room: int, begins: np.ndarray) -> list[slice]:
+    """As many rows at a time as there is room for, at least one; `need` (rows + 1,) are the bytes of all before."""
+    pieces, start = [], 0
+    while start < len(need) - 1:
+        stop = int(np.searchsorted(need, need[start] + room, side="right")) - 1
+        stop = min(stop, int(np.searchsorted(begins, begins[start] + _MOST_VALUES, side="right")) - 1)
+        stop = max(stop, start + 1)
+        pieces.append(slice(start, stop))
+        start = stop
+    return pieces
+
+
+def _most_sums(memory: int | None) -> int:
+    """How many sums of groups fit their share of a budget, temporaries counted."""
+    return int((_SPARSE_BYTES if memory is None else memory) * _SUMS) // (8 * _COPIES)
+
+
+def count_totals(
+    source: Source,
+    memory: int | None = None,
+    progress: Callable[[int], object] | None = None,
+    pieces: Sequence[slice] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> np.ndarray:
-    """Size factors (n,) in a first pass over the cells: total counts over their mean.
+    """Total counts (n,) of the cells, in a first pass over them.
 
     Raises
     ------
     ValueError
         If a cell has no counts, or the values are negative.
     """
-    totals = []
-    for rows, Y in source.chunks(cells_per_chunk(source.m, memory)):
-        check_values(Y, source.name, rows.start)
-        totals.append(np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1))  # (cells,)
+    total = np.zeros(source.n)
+    if checkpoint is not None and (found := checkpoint.read("sums")) is not None:
+        checkpoint.keep(total_counts=found[0]["total_counts"])
+        return found[0]["total_counts"]
+
+    def restore(arrays: Mapping[str, np.ndarray], _: object) -> None:
+        total[:] = arrays["total_counts"]
+
+    for done, place, Y in _chunks(source, pieces or plan_pieces(source, memory), "total counts", checkpoint, restore):
+        rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
+        check_values(Y, source.name, row, column)
+        total[rows] += np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1)  # (cells,)
+        if checkpoint is not None:
+            checkpoint.write("total counts", done, {"total_counts": total})
         if progress is not None:
-            progress(rows.stop - rows.start)
-    total = check_size_factors(np.concatenate(totals), "the total counts")
-    return total / total.mean()
+            progress(place.stop - place.start)
+    check_size_factors(total, "the total counts")
+    if checkpoint is not None:
+        checkpoint.keep(total_counts=total)
+    return total
 
 
 def check_size_factors(factors: Any, what: str) -> np.ndarray:
@@ -156,7 +233,3 @@ def cells_per_chunk(m: int, memory: int | None) -> int:
     if need > memory:
         raise MemoryError(f"one cell needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
     return memory // need
-
-
-def _any(Y: Any) -> bool:
-    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())

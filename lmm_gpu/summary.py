@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .alignment import aligned, check_same_cells, check_unique, default_names, sliced
+from .alignment import aligned, at_genes, check_same_cells, check_unique, default_names, sliced
 from .archive import Content, consistent, read_archive, write_archive
 from .arrays import Array, entered, flag_indices, indices, namespace, to_numpy
 from .products import (
@@ -134,6 +134,20 @@ class SummaryStats:
         total = {name: getattr(a, name) + getattr(b, name) for name in self.keys()}
         sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
         return replace(a, **total, Ysum=sums, centred=add_centred(a, b))
+
+    def with_genes(self, places: Sequence[int]) -> SummaryStats:
+        """Statistics of some of the genes, at the positions `places`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> cross_products(X, Z, Y).with_genes([1]).features
+        ('Gene2',)
+        """
+        centred = self.centred and replace(self.centred, **at_genes(vars(self.centred), list(places)))
+        features = tuple(self.features[place] for place in places)
+        return replace(self, features=features, **at_genes(vars(self), list(places)), centred=centred)
 
     @classmethod
     def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:

@@ -48,3 +48,18 @@ def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | No
         return
     with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, tasks)
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, the next one being made on another thread meanwhile: two are held at a time, no more.
+
+    >>> list(ahead(iter("ab")))
+    ['a', 'b']
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(next, iterator, end)
+        while (item := future.result()) is not end:
+            future = pool.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
+            del item

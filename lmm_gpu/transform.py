@@ -26,6 +26,8 @@ class Transform:
         Values as they are; log(1 + y); log2(1 + y); log(1 + y / size factor).
     size_factors : array (n,), optional
         One positive factor per cell, for "normalize".
+    target : float, optional
+        Total count that the size factors bring cells to, if they are totals over a target.
 
     Examples
     --------
@@ -35,10 +37,20 @@ class Transform:
 
     name: str | None = None
     size_factors: np.ndarray | None = None
+    target: float | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None and self.name not in TRANSFORMS:
             raise ValueError(f"transform={self.name!r} is not known; use None or one of {', '.join(TRANSFORMS)}")
+
+    @property
+    def label(self) -> str | None:
+        """What was done, in words: statistics add only where it is the same.
+
+        >>> Transform("normalize", np.ones(2), target=1e4).label
+        'normalize to 10000.0'
+        """
+        return self.name if self.target is None else f"{self.name} to {self.target!r}"
 
     def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
         """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse.
@@ -50,25 +62,28 @@ class Transform:
         """
         if self.name is None:
             return Y
+        factors = None if self.size_factors is None else self.size_factors[rows]  # (cells,)
         if scipy.sparse.issparse(Y):
-            Y = Y.tocsr().astype("float64")  # a copy: the caller's values are not touched
-            Y.data = self._of_entries(Y.data, np.repeat(np.arange(Y.shape[0]), np.diff(Y.indptr)), rows)
-            return Y
-        Y = np.asarray(Y, dtype=float)
-        return self._of_entries(Y, np.broadcast_to(np.arange(Y.shape[0])[:, None], Y.shape), rows)
+            Y = Y.tocsr()
+            of_entries = None if factors is None else np.repeat(factors, np.diff(Y.indptr))
+            data = self._of_entries(Y.data, of_entries)
+            return scipy.sparse.csr_array((data, Y.indices, Y.indptr), shape=Y.shape)  # places are shared, not copied
+        return self._of_entries(np.asarray(Y), None if factors is None else factors[:, None])
 
-    def _of_entries(self, values: np.ndarray, cell: np.ndarray, rows: slice) -> np.ndarray:
-        if values.size and values.min() < 0:
+    def _of_entries(self, stored: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
+        values = stored.astype(float)  # a copy: the caller's values are not touched
+        if values.size and stored.min() < 0:
             raise ValueError(
                 f"{self.name} is for counts, but values go down to {values.min():g}: are they transformed already? "
                 "Then fit them as they are"
             )
-        if self.name == "log2p1":
-            return np.log1p(values) / np.log(2.0)
         if self.name == "normalize":
-            assert self.size_factors is not None
-            values = values / self.size_factors[rows][cell]
-        return np.log1p(values)
+            assert factors is not None
+            values /= factors
+        np.log1p(values, out=values)
+        if self.name == "log2p1":
+            values /= np.log(2.0)
+        return values
 
 
 def looks_like_counts(Y: Any) -> bool:
@@ -79,6 +94,11 @@ def looks_like_counts(Y: Any) -> bool:
     if np.issubdtype(values.dtype, np.integer):
         return bool(values.min() >= 0 and values.max() > 0)
     return bool(values.min() >= 0 and values.max() > 0 and (values == np.floor(values)).all())
+
+
+def any_value(Y: Any) -> bool:
+    """Whether anything is not zero."""
+    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())
 
 
 def recognise(Y: Any, is_counts: bool | None) -> Transform:
@@ -92,10 +112,10 @@ def recognise(Y: Any, is_counts: bool | None) -> Transform:
     return Transform("log2p1" if is_counts else None)
 
 
-def check_values(Y: Any, what: str = "Y", first_row: int = 0) -> None:
+def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
     """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
 
-    `first_row` is the position of a chunk within the whole.
+    `first_row` and `first_column` are the position of a chunk within the whole.
     """
     values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
     if values.dtype.kind not in "biuf":
@@ -108,7 +128,7 @@ def check_values(Y: Any, what: str = "Y", first_row: int = 0) -> None:
         bad = np.stack([Y.row[wrong], Y.col[wrong]], axis=1)  # (bad, 2)
     else:
         bad = np.argwhere(wrong)  # (bad, axes)
-    first = (int(bad[0][0]) + first_row, *bad[0][1:].tolist())
+    first = tuple(int(at) + start for at, start in zip(bad[0], (first_row, first_column), strict=False))
     raise ValueError(
         f"{what} holds {len(bad)} value(s) that are NaN, infinite or above {_LARGEST:g}, the first at position "
         f"{first}; remove or impute them"

@@ -19,6 +19,7 @@ pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"
 
 import lmm_gpu
 from lmm_gpu import cli, console, device_checks, devices, run, selftest, simuRNAseq
+from lmm_gpu.accumulator import Accumulator
 
 RNG = np.random.default_rng(41)
 N = 120
@@ -164,6 +165,9 @@ def test_record_of_the_run(command, tmp_path):
             {"transform": "normalize", "size_factors": "depth"},
             {},
         ),
+        (["--transform", "normalize", "--target", "20"], {"transform": "normalize", "target": 20}, {}),
+        (["--cells", "depth > 0.8"], {"cells": "depth > 0.8"}, {}),
+        (["--resume"], {}, {}),
         (["--memory", "20KB", "--device", "cpu"], {}, {}),
     ],
 )
@@ -171,6 +175,35 @@ def test_options(command, tmp_path, arguments, fit, test):
     code, *_ = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path, *arguments)
     assert code == 0
     assert_table(tmp_path / "results.csv.gz", python_fit(**fit).test(**test))
+
+
+@pytest.mark.parametrize("option", [["--min-cells", "1"], ["--min-mean", "0.1"]])
+def test_genes_that_are_seen(command, tmp_path, option):
+    assert command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path, *option)[0] == 0
+    assert pd.read_csv(tmp_path / "genes.csv.gz")["variable"].tolist() == GENES[:-1]  # all but "zero"
+
+
+def test_resume(command, tmp_path, monkeypatch):
+    """What a run that ended too early has left in its folder is gone on from, and is gone with the results."""
+    monkeypatch.setattr("lmm_gpu.stream._MOST_VALUES", 50)
+    added, left = [], [1]
+    add = Accumulator.add
+
+    def counted(self, rows, *args):
+        if not left[0]:
+            raise MemoryError("no more")
+        left[0] -= 1
+        added.append(rows)
+        add(self, rows, *args)
+
+    monkeypatch.setattr(Accumulator, "add", counted)
+    arguments = ["fit", *NPZ, "-f", FORMULA, "-o", tmp_path, "--resume"]
+    assert command(*arguments)[0] == 2 and (tmp_path / "checkpoint.h5").exists()
+    left[0] = -1
+    assert command(*arguments)[0] == 0
+    assert len(added) > 5 and [rows.start for rows in added[1:]] == [rows.stop for rows in added[:-1]]
+    assert {path.name for path in tmp_path.iterdir()} == RESULTS
+    assert_table(tmp_path / "results.csv.gz", python_fit().test())
 
 
 def test_warnings_are_single_lines(command, tmp_path):
@@ -241,9 +274,12 @@ WRONG = {
     "transform": ([*NPZ, "--transform", "log"], "transform='log' is not known"),
     "size factors": ([*NPZ, "--size-factors", "depth"], "they are for transform='normalize' only"),
     "unknown size factors": ([*NPZ, "--transform", "normalize", "--size-factors", "dp"], "obs has no column 'dp'"),
+    "query": ([*NPZ, "--cells", "depth >"], "cannot read cells='depth >' at 'the end': wanted a number"),
+    "no cells": ([*NPZ, "--cells", "depth > 99"], "cells='depth > 99' is met by none of"),
+    "negative filter": ([*NPZ, "--min-mean", "-1"], "min_mean=-1.0: wanted a number, 0 or more"),
     "device": ([*NPZ, "--device", "cuda"], "device='cuda' cannot be used"),
     "memory": ([*NPZ, "--memory", "lots"], "memory='lots' is not an amount of memory"),
-    "too little memory": ([*NPZ, "--memory", "9"], "one cell needs 192 bytes, memory allows 9; raise memory"),
+    "too little memory": ([*NPZ, "--memory", "9"], "a chunk needs 769 bytes, memory allows 9; raise memory"),
     "output is a file": ([*NPZ, "-o", "notes.txt"], "cannot write results to notes.txt: notes.txt is a file"),
     "output below a file": ([*NPZ, "-o", "notes.txt/results"], "cannot write results to notes.txt/results"),
     "unknown option": ([*NPZ, "--contrasts", "x"], "No such option: --contrasts"),

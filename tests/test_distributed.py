@@ -298,7 +298,8 @@ def test_a_block_is_a_fit_of_its_own():
     with pytest.warns(UserWarning, match="1 of 9 features do not vary"):
         wanted = fit_summary(ss).estimates
     for name, values in vars(part).items():
-        np.testing.assert_allclose(values, getattr(wanted, name)[..., 3:7], rtol=1e-10, err_msg=name)
+        # a score at the optimum is rounding, and another block sums in another order
+        np.testing.assert_allclose(values, getattr(wanted, name)[..., 3:7], rtol=1e-10, atol=1e-10, err_msg=name)
 
 
 # --- on workers -----------------------------------------------------------------------------------

@@ -156,12 +156,13 @@ def test_stores_are_streamed(store, adata, caplog):
     assert not caplog.records
 
 
-def test_csc_on_disk_is_loaded_with_one_line(store, caplog):
-    with caplog.at_level(logging.INFO, "lmm_gpu"):
-        np.testing.assert_array_equal(opened(store, layer="csc"), COUNTS * 3)
-    assert [record.message for record in caplog.records] == [
-        f"{store} is stored by columns (CSC): loading it whole; stored as CSR it would be streamed"
-    ]
+@pytest.mark.parametrize("genes", [1, 3, M, 100])
+def test_csc_on_disk_is_streamed_by_genes(store, genes):
+    with open_source(store, layer="csc") as source:
+        assert source.by_genes and not sparse.issparse(source.matrix)
+        chunks = list(source.chunks(genes))
+    assert [place for place, _ in chunks] == [slice(lo, min(lo + genes, M)) for lo in range(0, M, genes)]
+    np.testing.assert_array_equal(np.hstack([chunk.toarray() for _, chunk in chunks]), COUNTS * 3)
 
 
 def test_backed_anndata(adata, tmp_path):
@@ -345,8 +346,10 @@ def test_missing_files(tmp_path, name):
 
 
 def test_unknown_endings(tmp_path):
-    for name in ("data.rds", "data", "data.h5", "matrix.npy"):
-        refused(tmp_path / name, OBS, texts=(name, ".h5ad, .zarr, .npz, .mtx, .mtx.gz, .csv, .csv.gz, .tsv, .tsv.gz"))
+    for name in ("data.rds", "data", "matrix.npy"):
+        refused(
+            tmp_path / name, OBS, texts=(name, ".h5ad, .zarr, .h5, .npz, .mtx, .mtx.gz, .csv, .csv.gz, .tsv, .tsv.gz")
+        )
     refused(COUNTS, tmp_path / "obs.xlsx", texts=("obs.xlsx", ".csv, .csv.gz, .tsv, .tsv.gz"))
 
 

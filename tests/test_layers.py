@@ -10,11 +10,12 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
+    {"stored", "matrix_market", "cell_query"},
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
-    {"products", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices", "canvas"},
-    {"summary", "likelihood", "spectra", "scheduler"},
-    {"projection", "inputs", "gene_blocks", "fit_file"},
+    {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices", "canvas"},
+    {"summary", "accumulator", "checkpoint", "likelihood", "spectra", "scheduler"},
+    {"projection", "inputs", "gene_filter", "gene_blocks", "fit_file"},
     {"single_component", "multi_component"},
     {"model"},
     {"degrees_of_freedom"},

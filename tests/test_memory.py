@@ -4,11 +4,17 @@ import tracemalloc
 
 import dense
 import numpy as np
+import pandas as pd
 import pytest
+from scipy import sparse
 
+from lmm_gpu.design import build_design
 from lmm_gpu.fitting import FitOptions, fit_summary
+from lmm_gpu.io import open_source
 from lmm_gpu.plan import parse_memory
+from lmm_gpu.stream import accumulate, plan_pieces
 from lmm_gpu.summary import cross_products
+from lmm_gpu.transform import Transform
 
 
 @pytest.fixture(scope="module", params=[(60,), (60, 25), (60, 60)], ids=["one", "two", "as wide"])
@@ -46,3 +52,27 @@ def test_the_results_do_not_depend_on_it(summary):
     np.testing.assert_allclose(tight.theta / plain.theta[-1], plain.theta / plain.theta[-1], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(tight.coef, plain.coef, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(tight.se, plain.se, rtol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc"])
+@pytest.mark.parametrize("memory", ["3MB", "12MB"])
+def test_the_budget_holds_while_cells_are_streamed(tmp_path, kind, memory):
+    """Beyond the statistics, and beyond the table of the cells with its design."""
+    anndata = pytest.importorskip("anndata")
+    pytest.importorskip("h5py")
+    rng, n, m = np.random.default_rng(2), 4000, 1500
+    donor = pd.Categorical(rng.integers(0, 40, n).astype(str))
+    obs = pd.DataFrame({"donor": donor, "x": rng.normal(size=n)}, index=np.arange(n).astype(str))
+    counts = sparse.random_array((n, m), density=0.1, format=kind, rng=rng, dtype=np.float32)
+    anndata.AnnData(counts, obs).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    with open_source(tmp_path / "a.h5ad") as source:
+        design, budget = build_design("~ x + (1 | donor)", source.obs), parse_memory(memory)
+        accumulate(source, design, Transform("log1p"), memory=budget)  # imports and caches of the libraries
+        tracemalloc.start()
+        try:
+            summary = accumulate(source, design, Transform("log1p"), memory=budget)
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert summary.n == n and len(plan_pieces(source, budget)) > 1
+    assert peak - kept <= budget

@@ -145,7 +145,97 @@ def test_transforms(options, values, kind, memory):
     summary = summarize((kind(COUNTS), OBS), FORMULA, memory=memory, progress=False, **options)
     np.testing.assert_allclose(summary.Ynorm, (values**2).sum(axis=0), rtol=1e-11)
     np.testing.assert_allclose(summary.mean(), values.mean(axis=0), rtol=1e-11)
-    assert summary.transform == (options.get("transform") if options else "log2p1")
+    target = f" to {float(COUNTS.sum(1).mean())!r}" if options == {"transform": "normalize"} else ""
+    label = (options.get("transform") or "") + target if options else "log2p1"
+    assert summary.transform == (label or None)
+
+
+def test_sites_that_are_added_have_one_target():
+    """Each site's own mean total would make another transform of each: they add if all have the same target."""
+    sites = [(COUNTS[some], OBS[some]) for some in (slice(0, 40), slice(40, N))]
+    options = {"transform": "normalize", "progress": False}
+    whole = summarize((COUNTS, OBS), FORMULA, target=50, **options)
+    parts = [summarize(site, FORMULA, target=50.0, **options) for site in sites]
+    np.testing.assert_allclose((parts[0] + parts[1]).Ynorm, whole.Ynorm, rtol=1e-12)
+    wanted = np.log1p(50 * COUNTS / COUNTS.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(whole.Ynorm, (wanted**2).sum(axis=0), rtol=1e-12)
+    ours = [summarize(site, FORMULA, **options) for site in sites]
+    with pytest.raises(ValueError, match=r"transform differ.*normalize to .*normalize to"):
+        ours[0] + ours[1]
+
+
+# --- which cells and genes ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+def test_cells_that_meet_a_query(kind):
+    some = ((OBS["depth"] > 1) & (OBS["arm"] == "stim")).to_numpy()
+    obs = OBS.astype({"donor": "category", "arm": "category"})  # donors of the other arm are categories without cells
+    options = {"transform": "normalize", "progress": False, "memory": 4_000}
+    found = summarize((kind(COUNTS), obs), "~ depth + (1 | donor)", cells="depth > 1 and arm == 'stim'", **options)
+    wanted = summarize((kind(COUNTS[some]), OBS[some]), "~ depth + (1 | donor)", **options)
+    assert found.n == wanted.n == some.sum() and found.random_names == wanted.random_names
+    for name in ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum"):
+        np.testing.assert_allclose(found[name] if name != "Ysum" else found.Ysum, getattr(wanted, name), rtol=1e-12)
+    assert found.transform == wanted.transform
+
+
+def test_size_factors_of_some_cells():
+    some = (OBS["arm"] == "stim").to_numpy()
+    options = {"transform": "normalize", "size_factors": "depth", "progress": False}
+    found = summarize((COUNTS, OBS), "~ depth + (1 | donor)", cells="arm == 'stim'", **options)
+    wanted = np.log1p(COUNTS / OBS[["depth"]].to_numpy())[some]
+    np.testing.assert_allclose(found.Ynorm, (wanted**2).sum(axis=0), rtol=1e-12)
+
+
+def test_unknown_cells_are_left_out_with_a_line(caplog):
+    obs = OBS.assign(depth=OBS["depth"].where(DONOR != 2))
+    found = summarize((COUNTS, obs), FORMULA, cells="depth > 0", progress=False)
+    assert found.n == (DONOR != 2).sum()
+    assert f"of {(DONOR == 2).sum()} cells it is not known whether depth > 0: they are left out" in caplog.text
+
+
+@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
+@pytest.mark.parametrize("memory", [None, 4_000])
+@pytest.mark.parametrize(
+    ("options", "keep"),
+    [
+        ({"min_cells": 30}, lambda counts: (counts > 0).sum(axis=0) >= 30),
+        ({"min_mean": 0.5}, lambda counts: counts.mean(axis=0) >= 0.5),
+        ({"min_cells": 20, "min_mean": 1.0}, lambda c: ((c > 0).sum(axis=0) >= 20) & (c.mean(axis=0) >= 1)),
+        ({"min_cells": 0}, lambda counts: np.ones(M, dtype=bool)),
+    ],
+)
+def test_genes_that_are_seen_enough(kind, memory, options, keep):
+    counts = RNG.poisson([0.01, 0.2, 0.4, 0.6, 1.2, 30.0], size=(N, M))
+    counts[:, 2] *= 9  # few cells, large mean
+    kept = keep(counts)
+    assert kept.sum() > 1 and (kept.all() == (options == {"min_cells": 0}))
+    data = kind(counts)
+    found = summarize((data, OBS), FORMULA, features=GENES, memory=memory, progress=False, **options)
+    assert found.features == tuple(np.array(GENES)[kept])
+    np.testing.assert_allclose(found.Ynorm, (np.log2(1 + counts[:, kept]) ** 2).sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.ZY, np.eye(6)[DONOR].T @ np.log2(1 + counts[:, kept]), rtol=1e-12)
+
+
+def test_genes_far_from_zero_are_filtered_with_their_centre():
+    found = summarize((VALUES + 1e6, OBS), FORMULA, min_mean=1e6 + VALUES.mean(axis=0)[0], progress=False)
+    assert found.centred is not None and found.centred.XY.shape == found.XY.shape
+    assert 0 < found.m < M
+
+
+def test_stored_zeros_are_no_cells():
+    stored = sparse.csr_matrix(np.ones((N, 2)))
+    stored.data[::2] = np.arange(N) < 3  # the first gene is seen in three cells
+    found = summarize((stored, OBS), FORMULA, min_cells=4, progress=False)
+    assert found.features == ("Gene2",)
+
+
+def test_fit_takes_the_same_options():
+    found = quiet_fit((COUNTS, OBS), cells="depth > 0.7", min_mean=4.9)
+    wanted = quiet_fit((COUNTS[OBS["depth"] > 0.7], OBS[OBS["depth"] > 0.7]), min_mean=4.9)
+    assert found.summary.features == wanted.summary.features
+    same(found, wanted)
 
 
 # --- options --------------------------------------------------------------------------------------
@@ -233,6 +323,14 @@ def holed(value):
         ({"layer": "counts"}, "only AnnData, .h5ad and .zarr have layers"),
         ({"transform": "log"}, "transform='log' is not known; use None or one of log1p, log2p1, normalize"),
         ({"transform": "log1p"}, "log1p is for counts, but values go down to"),
+        ({"cells": "depht > 1"}, "obs has no column 'depht'; it has depth"),
+        ({"cells": "depth > 100"}, "cells='depth > 100' is met by none of 90 cells"),
+        ({"min_cells": -1}, "min_cells=-1: wanted a number, 0 or more"),
+        ({"min_mean": "5"}, "min_mean='5': wanted a number, 0 or more"),
+        ({"min_cells": 91}, "no gene has min_cells=91 and min_mean=None: the most cells that a gene is in are 90"),
+        ({"transform": "log1p", "target": 5}, "got target=5: it is for transform='normalize' without size_factors"),
+        ({"transform": "normalize", "target": 5, "size_factors": "depth"}, "got target=5: it is for"),
+        ({"transform": "normalize", "target": 0}, "target=0: wanted a total count, above 0"),
         ({"transform": "normalize"}, "total counts of .* are not positive numbers"),
         ({"is_counts": True}, "log2p1 is for counts, but values go down to"),
         ({"is_counts": "no"}, "is_counts='no': wanted True, False, or None"),
