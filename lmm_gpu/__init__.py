@@ -1,5 +1,6 @@
 """One linear mixed model per gene, for all genes at once, from a few small matrices."""
 
+from . import pl, tl
 from .contrasts import contrast_matrix
 from .python_interface import fit, summarize
 from .r_interface import flashmm, lmm, lmmfit, lmmtest, sslmm
@@ -7,6 +8,7 @@ from .results import LMMFit
 from .scoring import Status
 from .simulation import simuRNAseq
 from .summary import SummaryStats
+from .table import to_wide
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,7 +21,10 @@ __all__ = [
     "lmm",
     "lmmfit",
     "lmmtest",
+    "pl",
     "simuRNAseq",
     "sslmm",
     "summarize",
+    "tl",
+    "to_wide",
 ]

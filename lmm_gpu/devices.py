@@ -134,8 +134,11 @@ class Cuda(Device):
     def free_bytes(self) -> int:
         """Share of what is free on the device and in CuPy's pool."""
         with self.entered():
-            free, _ = self.cupy.cuda.Device(self.number).mem_info
-            return int(DEVICE_SHARE * (free + self.cupy.get_default_memory_pool().free_bytes()))
+            pool = self.cupy.get_default_memory_pool()
+            free = self.cupy.cuda.Device(self.number).mem_info[0] + pool.free_bytes()
+            if pool.get_limit():
+                free = min(free, pool.get_limit() - pool.used_bytes())
+            return int(DEVICE_SHARE * max(free, 0))
 
     def release(self) -> None:
         """Give cached blocks back to the driver."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -217,6 +218,7 @@ def fit(
     >>> table[["variable", "contrast"]].iloc[0].tolist(), table["df"].le(4).all().item()
     (['Gene1', 'condition[T.b]'], True)
     """
+    started = time.perf_counter()
     options = FitOptions(method, bounds, max_iter, epsilon, memory=memory, device=device)
     summary = saved_statistics(data, formula)
     if summary is not None:
@@ -232,7 +234,7 @@ def fit(
             summary = summarize(data, formula, **reading)
         with _bar("fitting", summary.m, "gene", progress) as step:
             fitted = fit_on_workers(summary, options, client, step) if client else fit_summary(summary, options, step)
-    return replace(fitted, bounds=bounds, max_iter=max_iter)
+    return replace(fitted, seconds=time.perf_counter() - started)
 
 
 def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ class LMMFit(FitTests, FitVariances):
 
     `refit` fits other summary statistics with the same options; a likelihood-ratio test needs it.
 
+    `seconds` is what `lmm_gpu.fit` took, reading included.
+
     `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
     """
 
@@ -48,6 +51,7 @@ class LMMFit(FitTests, FitVariances):
     bounds: str = "auto"
     max_iter: int = 50
     refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
+    seconds: float | None = None
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
@@ -73,14 +77,22 @@ class LMMFit(FitTests, FitVariances):
         return iter(self.KEYS)
 
     def __repr__(self) -> str:
+        about = self._described()
+        ending = f"; {about['time']}" if "time" in about else ""
+        return f"LMMFit ({self.method}): {about['model']}\n  {about['size']}\n  status: {about['status']}{ending}"
+
+    def _repr_html_(self) -> str:
+        cell = '<{0} style="text-align:left">{1}</{0}>'.format
+        rows = [f"<tr>{cell('th', name)}{cell('td', escape(text))}</tr>" for name, text in self._described().items()]
+        return f"<table><caption>LMMFit ({self.method})</caption>{''.join(rows)}</table>"
+
+    def _described(self) -> dict[str, str]:
         ss = self.summary
         counts = ", ".join(f"{n:,} {word}" for word, n in self.status.value_counts().items())
         effects = ", ".join(f"{name} ({d})" for name, d in zip(ss.component_names, ss.d, strict=True))
-        return (
-            f"LMMFit ({self.method}): {ss.formula or 'X, Z'}\n"
-            f"  {ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}\n"
-            f"  status: {counts}"
-        )
+        size = f"{ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}"
+        taken = {} if self.seconds is None else {"time": f"read and fitted in {self.seconds:.1f} s"}
+        return {"model": ss.formula or "X, Z", "size": size, "status": counts} | taken
 
     # --- kept in a file ---
 

@@ -90,6 +90,41 @@ def tidy_f(
     return _stacked(columns, features, labels, extra)
 
 
+def to_wide(table: pd.DataFrame, column: str = "statistic") -> pd.DataFrame:
+    """Turn one column of a table of tests into contrasts x features, as `decoupler.mt.ulm` reads it.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `LMMFit.test`.
+    column : str
+        A column of numbers.
+
+    Returns
+    -------
+    DataFrame
+        One row per contrast and one column per feature, in the order of the table. Features that lack the number in
+        any contrast are left out, as decoupler takes no NaN.
+
+    Raises
+    ------
+    ValueError
+        For a column that the table lacks.
+
+    Examples
+    --------
+    >>> table = pd.DataFrame({"variable": ["g2", "g1"], "contrast": "b - a", "statistic": [2.5, -1.0]})
+    >>> to_wide(table).to_dict("split")["data"]
+    [[2.5, -1.0]]
+    """
+    lacking = [name for name in ("variable", "contrast", column) if name not in table]
+    if lacking:
+        raise ValueError(f"the table has no {', '.join(lacking)}; it has {', '.join(map(str, table.columns))}")
+    rows, columns = table["contrast"].unique(), table["variable"].unique()
+    wide = table.pivot(index="contrast", columns="variable", values=column).loc[rows, columns]
+    return wide.dropna(axis=1).rename_axis(index=None, columns=None)
+
+
 def _stacked(
     columns: Mapping[str, np.ndarray], features: Sequence[str], labels: Sequence[str], extra: Mapping[str, np.ndarray]
 ) -> pd.DataFrame:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import dense
 import pytest
 from threadpoolctl import threadpool_limits
+
+os.environ["MPLBACKEND"] = "Agg"  # pictures without a screen
 
 
 @pytest.fixture(params=dense.DESIGNS)

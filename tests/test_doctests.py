@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import pytest
@@ -19,5 +20,6 @@ def test_examples(name):
 
 
 def test_the_public_functions_have_examples():
-    functions = [getattr(lmm_gpu, name) for name in lmm_gpu.__all__ if not isinstance(getattr(lmm_gpu, name), type)]
+    spaces = (lmm_gpu, lmm_gpu.pl, lmm_gpu.tl)
+    functions = [f for space in spaces for name in space.__all__ if inspect.isfunction(f := getattr(space, name))]
     assert [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")] == []

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from xml.etree import ElementTree
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -289,6 +292,22 @@ def test_repr_is_three_lines(result, r_fit):
     assert lines[2].strip().startswith("status: ") and len(lines) == 3
     assert all(f"{count} {word}" in lines[2] for word, count in counts.items())
     assert repr(r_fit).startswith("LMMFit (REML): X, Z\n")
+
+
+def test_html_says_the_same_and_escapes(result):
+    said = replace(result, seconds=2.34, summary=replace(result.summary, formula="~ I(depth<3) + (1 | donor)"))
+    counts = result.status.value_counts()
+    shown = said._repr_html_()
+    for text in ("~ I(depth&lt;3) + (1 | donor)", f"{N} cells, {M} features", "donor (6), plate (3)", "in 2.3 s"):
+        assert text in shown
+    assert all(f"{count} {word}" in shown for word, count in counts.items())
+    assert ElementTree.fromstring(shown).tag == "table"
+    assert repr(said).endswith("; read and fitted in 2.3 s")
+
+
+def test_a_fit_knows_how_long_it_took(result, r_fit):
+    assert result.seconds > 0 and r_fit.seconds is None
+    assert "read and fitted" not in r_fit._repr_html_() + repr(r_fit)
 
 
 def test_the_number_of_genes_in_a_block_does_not_matter(result):

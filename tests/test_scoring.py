@@ -547,7 +547,7 @@ def test_progress_counts_every_fitted_gene(small):
     design, Y = small
     seen = []
     fit_summary(summary_of(design, Y), FitOptions(block=2), seen.append)
-    assert seen == [2, 2, 1]
+    assert sorted(seen) == [1, 2, 2]  # blocks end in any order
 
 
 def test_engine_alone_gives_the_fit(small):
