@@ -135,9 +135,12 @@ from lmm_gpu.summary import cross_products
 rng = np.random.default_rng(0)
 Z = np.repeat(np.eye(6), 10, axis=0)
 Y = Z @ rng.normal(size=(6, 3)) + rng.normal(size=(60, 3))
-fit = fit_summary(cross_products(np.ones((60, 1)), Z, Y, d=(6,)), FitOptions())
+summary = cross_products(np.ones((60, 1)), Z, Y, d=(6,))
+fit = fit_summary(summary, FitOptions(device="cpu"))
 assert np.isfinite(fit.estimates.theta).all()
 assert "cupy" not in sys.modules
+looked = fit_summary(summary, FitOptions())  # looks for a device, by CuPy, and does without
+np.testing.assert_allclose(looked.estimates.theta, fit.estimates.theta, rtol=1e-8)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
