@@ -111,14 +111,17 @@ def run(devices: Sequence[Device], workers: int, ranges: Iterable[Range], load: 
         for device in staff:
             pool.submit(work_off, device)
         working, failure = len(staff), None
-        while working:
-            report = reports.get()
-            if report is None:
-                working -= 1
-            elif isinstance(report, BaseException):
-                failure = failure or report
-            else:
-                yield report
+        try:
+            while working:
+                report = reports.get()
+                if report is None:
+                    working -= 1
+                elif isinstance(report, BaseException):
+                    failure = failure or report
+                else:
+                    yield report
+        finally:  # whoever interrupts waits for the blocks under way, not for all that are left
+            todo.clear()
     if failure is not None:
         raise failure
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import array_api_strict
 import cupy_like_device as cuda
@@ -115,6 +116,21 @@ def test_an_error_ends_it(workers):
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(run([Device()], workers, [(i, i + 1) for i in range(1000)], load, work_of(seen, fails={5})))
     assert len(seen) < 1000
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_who_stops_listening_ends_it(workers):
+    """As an interrupt from the keyboard does: blocks under way are finished, the others are left."""
+    seen = []
+
+    def work(device, bounds, loaded):
+        time.sleep(0.002)
+        seen.append(bounds)
+
+    done = run([Device()], workers, [(i, i + 1) for i in range(1000)], load, work)
+    next(done)
+    done.close()
+    assert 1 <= len(seen) < 1000
 
 
 def test_an_error_while_reading_ends_it():
