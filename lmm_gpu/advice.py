@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import to_numpy
-from .degrees_of_freedom import IN_SPAN, strata
+from .strata import IN_SPAN, strata
 from .summary import SummaryStats
 
 #: Fewer levels of a random effect than this in a tested group say next to nothing of how much they differ.
@@ -38,13 +38,13 @@ class Grouping:
 def groupings(summary: SummaryStats) -> list[Grouping]:
     """Return the random effects of `summary` that are indicators: whole counts on a diagonal that add up to n."""
     found, lo = [], 0
-    for name, width, (left, _) in zip(summary.component_names, summary.d, strata(summary), strict=True):
+    for name, width, stratum in zip(summary.component_names, summary.d, strata(summary), strict=True):
         rows = slice(lo, lo + width)
         block = to_numpy(summary.ZZ)[rows, rows]
         counts = np.diagonal(block)
         diagonal = np.count_nonzero(block) == np.count_nonzero(counts)
         if diagonal and np.isclose(counts.sum(), summary.n) and np.allclose(counts, np.rint(counts), atol=1e-6):
-            found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], left))
+            found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.left))
         lo += width
     return found
 
@@ -111,8 +111,8 @@ def _within_all(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
     # contrasts (c,) in the span of no random effect
     size = np.einsum("cp,pr,cr->c", C, to_numpy(summary.XX), C)
     inside = np.zeros(len(C), dtype=bool)
-    for left, _ in strata(summary):
-        inside |= np.einsum("cp,pr,cr->c", C, left, C) < IN_SPAN * size
+    for stratum in strata(summary):
+        inside |= stratum.holds(C, size)
     return ~inside
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array, like, to_numpy
-from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, orthonormal_rows, theta_covariance
+from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, theta_covariance
+from .generalized import generalized_t
 from .model import MixedModel, in_pieces, ratio_weights
+from .strata import Stratum, orthonormal_rows
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,14 @@ class RowSpace:
         return self.Q.shape[0]
 
 
-def f_test(model: MixedModel, theta: Array, rows: RowSpace, method: str, between_within: float) -> FTest:
+def f_test(
+    model: MixedModel,
+    theta: Array,
+    rows: RowSpace,
+    method: str,
+    between_within: float,
+    stratum: Stratum | None = None,
+) -> FTest:
     """Test that all contrasts are zero, for the genes of `model`.
 
     Parameters
@@ -52,11 +61,14 @@ def f_test(model: MixedModel, theta: Array, rows: RowSpace, method: str, between
         b genes.
     theta : array (k+1, b)
     rows : RowSpace
-    method : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+    method : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
         "satterthwaite" and "lmertest" combine the df of the principal directions of the estimates as lmerTest's
-        contestMD does; "kenward-roger" is the scaled F of Kenward and Roger.
+        contestMD does, and "generalized" those of its t tests of these; "kenward-roger" is the scaled F of Kenward and
+        Roger.
     between_within : float
         Between-within df of the rows, from `combine_df(between_within_directions(...))`.
+    stratum : Stratum, optional
+        That all rows lie in: matters to "generalized".
 
     Raises
     ------
@@ -85,24 +97,37 @@ def f_test(model: MixedModel, theta: Array, rows: RowSpace, method: str, between
         scale, df = kenward_roger_scale(covariance, gradient, _genes_first(W))
         df = np.where(np.isnan(between_within), np.nan, df)
         return FTest(scale * _wald(estimate, adjusted), rows.rank, df)
-    nu = direction_df(covariance, gradient, _genes_first(W), rows.T)  # (b, r)
+    if method == "generalized":
+        at = np.maximum(to_numpy(theta).T, 0.0)  # (b, k+1): as for one contrast
+        covariance = np.einsum("bk,bkrs->brs", at, gradient)
+    directions, values, slope = _principal(covariance, gradient, rows.T)
+    if method == "generalized" and stratum is not None:
+        along = np.einsum("bdr,br->bd", directions, estimate)  # (b, r)
+        se, df = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum)  # (r, b)
+        return FTest(np.mean((along / se.T) ** 2, axis=1), rows.rank, combine_df(df.T))
+    nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
     df = limit_df(combine_df(nu), method, to_numpy(theta), to_numpy(known), np.asarray(between_within))
     return FTest(_wald(estimate, covariance), rows.rank, df)
 
 
-def direction_df(covariance: np.ndarray, gradient: np.ndarray, W: np.ndarray, T: np.ndarray) -> np.ndarray:
-    """Satterthwaite's df (b, r) of the principal directions of the estimates of T Q.
+def _principal(covariance: np.ndarray, gradient: np.ndarray, T: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Principal directions (b, r, r) of the estimates of T Q, in the basis Q, their variances (b, r) and slopes.
 
-    `covariance` (b, r, r), its `gradient` (b, k+1, r, r), `W` (b, k+1, k+1) and `T` (c, r).
+    `covariance` (b, r, r), its `gradient` (b, k+1, r, r) and `T` (c, r); the slopes are the gradient of the variances
+    (b, k+1, r).
     """
     spread = T @ _finite(covariance) @ T.T  # (b, c, c)
     values, vectors = np.linalg.eigh(spread)
     r = T.shape[1]
-    directions = np.swapaxes(vectors[:, :, -r:], 1, 2) @ T  # (b, r, r), in the basis Q
-    slope = np.einsum("bdr,bkrs,bds->bkd", directions, gradient, directions)  # (b, k+1, r)
+    directions = np.swapaxes(vectors[:, :, -r:], 1, 2) @ T  # (b, r, r)
+    values = np.where(np.isnan(covariance[:, :1, 0]), np.nan, values[:, -r:])
+    return directions, values, np.einsum("bdr,bkrs,bds->bkd", directions, gradient, directions)
+
+
+def _direction_df(values: np.ndarray, slope: np.ndarray, W: np.ndarray) -> np.ndarray:
+    # Satterthwaite's df (b, r) of directions with variances `values` (b, r) and `slope`, for `W` (b, k+1, k+1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        nu = 2.0 * values[:, -r:] ** 2 / np.einsum("bid,bij,bjd->bd", slope, W, slope)
-    return np.where(np.isnan(covariance[:, :1, 0]), np.nan, nu)
+        return 2.0 * values**2 / np.einsum("bid,bij,bjd->bd", slope, W, slope)
 
 
 def combine_df(nu: np.ndarray) -> np.ndarray:

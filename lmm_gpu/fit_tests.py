@@ -12,11 +12,12 @@ import pandas as pd
 from .advice import advise, advise_coding
 from .arrays import like, to_numpy
 from .contrasts import contrast_rows
-from .degrees_of_freedom import between_within_df, between_within_directions, check_df_method, is_satterthwaite
+from .degrees_of_freedom import check_df_method, is_satterthwaite
 from .estimates import Fitted
 from .f_tests import FTest, RowSpace, combine_df, f_test
 from .inference import ContrastTest, contrast_test
 from .moderation import Prior, fit_prior
+from .strata import between_within_directions, binding_strata, common_stratum, df_of_strata, within_df
 from .table import tidy, tidy_f
 
 
@@ -26,7 +27,7 @@ class FitTests(Fitted):
     def test(
         self,
         contrast: Any = None,
-        df: str = "satterthwaite",
+        df: str = "generalized",
         alternative: str = "two-sided",
         level: float = 0.95,
         *,
@@ -40,10 +41,13 @@ class FitTests(Fitted):
         contrast : str, list of str, dict, array (p,) or (c, p), DataFrame (p x c), optional
             "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
             by default every coefficient. An array of several rows is one F test of all of them.
-        df : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-            Degrees of freedom. Satterthwaite's use the expected information and are at most the between-within df,
-            which also apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its
-            adjusted standard errors; cautious where a component is at zero. "lmertest": lmerTest's, by the observed
+        df : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+            Degrees of freedom. "generalized": standard errors and df of a contrast between groups (donors) weigh how
+            uncertain the variance between them is; that is the exact t test of group means where all groups are
+            alike, and holds its level where they are few or of unequal size (`lmm_gpu.generalized`). For other
+            contrasts it is "satterthwaite": by the expected information, at most the between-within df, which also
+            apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its adjusted
+            standard errors; cautious where a component is at zero. "lmertest": lmerTest's, by the observed
             information; between-within where a component is held at zero, where lmerTest itself jumps to about
             n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's variances and their
             information.
@@ -91,7 +95,7 @@ class FitTests(Fitted):
         tested = self.contrast_test(C, df, self.residual_prior() if moderate else None)
         return tidy(tested, self.summary.features, labels, self._columns(), alternative=alternative, level=level)
 
-    def anova(self, df: str = "satterthwaite") -> pd.DataFrame:
+    def anova(self, df: str = "generalized") -> pd.DataFrame:
         """Test every term of the formula, all others in the model (type III): one F test per feature and term.
 
         All coefficients of a term are zero, as `car::Anova(type = 3)` has it. What that means for a factor that is
@@ -149,12 +153,13 @@ class FitTests(Fitted):
     def contrast_test(self, C: np.ndarray, method: str, prior: Prior | None = None) -> ContrastTest:
         """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
         check_df_method(method, self.method)
-        between_within = between_within_df(self.summary, C, self.model.likelihood.rank)
+        bound = binding_strata(self.summary, C)
+        between_within = df_of_strata(bound, within_df(self.summary, self.model.likelihood.rank))
         gradient = is_satterthwaite(method) or prior is not None
         with self._computing():
             ready = self.model.prepare(like(C, self.model.XXinv), gradient=gradient)
         estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
-        tested = self._by_block(lambda model, at: contrast_test(model, at, ready, method, between_within, prior))
+        tested = self._by_block(lambda model, at: contrast_test(model, at, ready, method, between_within, prior, bound))
         for genes, part in tested:
             estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
         return ContrastTest(estimate, se, df)
@@ -164,8 +169,9 @@ class FitTests(Fitted):
         check_df_method(method, self.method)
         between_within = float(combine_df(between_within_directions(self.summary, C, self.model.likelihood.rank)))
         rows = RowSpace.of(C, to_numpy(self.model.XXinv))
+        stratum = common_stratum(self.summary, C)
         statistic, df = (np.full(self.summary.m, np.nan) for _ in range(2))
-        for genes, part in self._by_block(lambda model, at: f_test(model, at, rows, method, between_within)):
+        for genes, part in self._by_block(lambda model, at: f_test(model, at, rows, method, between_within, stratum)):
             statistic[genes], df[genes] = part.statistic, part.df
         return FTest(statistic, rows.rank, df)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .arrays import Array, to_numpy
+from .arrays import Array, indices, namespace, to_numpy
 from .degrees_of_freedom import check_df_method, limit_df, satterthwaite_df, theta_covariance
+from .generalized import generalized_t
 from .model import Contrasts, MixedModel
 from .moderation import Prior, moderate
+from .strata import Stratum
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ def contrast_test(
     method: str,
     between_within: np.ndarray,
     prior: Prior | None = None,
+    bound: Sequence[Stratum | None] = (),
 ) -> ContrastTest:
     """Estimate and test contrasts of the fixed effects for the genes of `model`.
 
@@ -44,12 +48,15 @@ def contrast_test(
     theta : array (k+1, b)
     contrasts : Contrasts
         c contrasts, prepared by the model.
-    method : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-        "kenward-roger" needs a REML model, and adjusts the standard errors too.
+    method : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+        "generalized" adjusts the standard errors of contrasts that lie in a stratum, and is "satterthwaite" for the
+        others, and with a prior. "kenward-roger" needs a REML model, and adjusts standard errors too.
     between_within : array (c,)
-        Result of `between_within_df` for them.
+        Result of `df_of_strata` for them.
     prior : Prior, optional
         Of the residual variances: moderates standard errors and df.
+    bound : sequence of Stratum or None
+        Result of `binding_strata` for them; matters to "generalized".
 
     Raises
     ------
@@ -79,4 +86,29 @@ def contrast_test(
         moved, growth = moderate(model, theta, model.contrast_gradient(theta, contrasts), variance, prior)
         total, df = total + (moved - variance), df * to_numpy(growth)
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
-        return ContrastTest(estimate, np.sqrt(to_numpy(total)), df)
+        tested = ContrastTest(estimate, np.sqrt(to_numpy(total)), df)
+    if method == "generalized" and prior is None:
+        _generalize(tested, model, theta, contrasts, bound)
+    return tested
+
+
+def _generalize(
+    tested: ContrastTest, model: MixedModel, theta: Array, contrasts: Contrasts, bound: Sequence[Stratum | None]
+) -> None:
+    """Put in the standard errors of all contrasts, and the df of those that lie in strata, where the data tell.
+
+    A component that was estimated below zero has given its groups more weight than they can have: the variance of an
+    estimate with these weights is found with zero in its place.
+    """
+    xp = namespace(theta)
+    gradient = model.contrast_gradient(theta, contrasts)  # (k+1, c, b)
+    at = xp.where(theta > 0, theta, 0.0)  # (k+1, b)
+    variance = to_numpy(xp.sum(gradient * at[:, None, :], axis=0))  # (c, b)
+    tested.se[:] = np.where((to_numpy(theta) < 0).any(axis=0), np.sqrt(variance), tested.se)
+    strata = {stratum.component: stratum for stratum in bound if stratum is not None and stratum.df >= 1}
+    for stratum in strata.values():
+        rows = [i for i, one in enumerate(bound) if one is not None and one.component == stratum.component]
+        found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum)
+        told = np.isfinite(found[0]) & np.isfinite(found[1]) & (found[0] > 0)  # (rows, b)
+        for values, new in zip((tested.se, tested.df), found, strict=True):
+            values[rows] = np.where(told, new, values[rows])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -80,6 +80,14 @@ class Likelihood(ABC):
     @abstractmethod
     def traces_at_zero(self) -> Traces:
         """Reduce the data without random effects, where all ratios are zero."""
+
+    @abstractmethod
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum of squares between the levels of random effect j at T of its ratios (T, b), and its slope there (T, b).
+
+        y'P0 y less what is left of it as g_j goes to infinity, the other ratios being those of `g` (k, b). The slope
+        is -E_j. `nodes` ascend; at the last one the levels are to be next to fixed.
+        """
 
     @abstractmethod
     def random_effects(self, g: Array) -> Array:

@@ -7,7 +7,7 @@ to pay for it; what depends on the gene is one solve of the size of the effects 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,6 +140,18 @@ class MultiComponent(Likelihood):
         T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
         zero = xp.zeros_like(self.yry)
         return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum of squares between the levels of effect j at its ratios (T, b), and its slope (T, b): one solve each."""
+        xp = namespace(g)
+        left, slope = [], []
+        for node in nodes:
+            at = xp.concat([g[:j, :], xp.zeros_like(g[:1, :]) + node, g[j + 1 :, :]], axis=0)
+            E, z = self._squares(self._whitened(at)[0])  # (k, b)
+            left.append(self.yry - xp.sum(at * z, axis=0))
+            slope.append(-E[j, :])
+        floor = left[-1] + nodes[-1] * slope[-1]  # g_j E_j is what is left to fall, where the levels are next to fixed
+        return xp.stack(left, axis=0) - floor[None, :], xp.stack(slope, axis=0)
 
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form`, if there is a grid."""

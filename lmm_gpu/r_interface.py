@@ -382,7 +382,7 @@ def lmmtest(
     contrast : DataFrame or array (p, c), dict, str or list of str, optional
         Contrasts in columns, as `contrast_matrix` makes them, or what it takes, or {name: weight}.
     alternative : {"two.sided", "less", "greater"}
-    ddf : {"residual", "satterthwaite", "kenward-roger", "lmertest", "between-within"}
+    ddf : {"residual", "generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within"}
         Degrees of freedom: n - p as FLASHMM has it, or honest ones. "kenward-roger" adjusts the standard errors too.
 
     Returns

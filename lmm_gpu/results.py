@@ -38,7 +38,8 @@ class LMMFit(FitTests, FitVariances):
 
     `seconds` is what `lmm_gpu.fit` took, reading included.
 
-    `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
+    `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the R face,
+    "satterthwaite" for `fit`. `test` also weighs how uncertain theta is: take p-values from there.
     """
 
     estimates: Estimates
@@ -148,7 +149,7 @@ class LMMFit(FitTests, FitVariances):
 
     @property
     def se(self) -> pd.DataFrame:
-        """Standard errors of the fixed effects (p x m)."""
+        """Standard errors of the fixed effects at theta, roots of the diagonals of `cov` (p x m)."""
         return self._by_coefficient(self.estimates.se)
 
     @property

@@ -58,7 +58,7 @@ def fit_to_folder(
     folder: Path,
     contrasts: Sequence[str] | None = None,
     *,
-    df: str = "satterthwaite",
+    df: str = "generalized",
     reading: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Run:

@@ -6,10 +6,11 @@ number that Fisher scoring needs is a sum over q of elementwise products: no mat
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .arrays import Array, fused, namespace
+from .arrays import Array, fused, like, namespace
 from .likelihood import Likelihood, Traces
 from .linalg import eigh_psd, log_product
 from .projection import Projection
@@ -82,6 +83,13 @@ class SingleComponent(Likelihood):
         squares = xp.sum(self.c * self.c, axis=0)[None, :]  # (1, b)
         T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
         return Traces(T[None, :], B[None, None, :], squares, squares, logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum c^2 w / lam (T, b), over the directions that have random effects, and its slope in g (T, b)."""
+        xp, lam = namespace(self.c), self.lam[:, None]
+        w = 1.0 / (1.0 + lam * like(nodes, lam)[None, :])  # (q, T)
+        squares = xp.where(lam > 0, self.c * self.c / xp.where(lam > 0, lam, 1.0), 0.0)  # (q, b)
+        return w.T @ squares, -((lam * w * w).T @ squares)
 
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""

@@ -35,7 +35,7 @@ def lmm(
     key_added: str = "lmm",
     layer: str | None = None,
     transform: str | None = None,
-    df: str = "satterthwaite",
+    df: str = "generalized",
     **options: Any,
 ) -> LMMFit:
     """Fit one linear mixed model per gene, test contrasts, and write the results into `adata`.

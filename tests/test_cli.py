@@ -267,7 +267,7 @@ WRONG = {
     ),
     "empty contrast": ([*NPZ, "-c", ""], "it is empty"),
     "contrast twice": ([*NPZ, "-c", "a = Intercept", "-c", "a = arm[T.stim]"], "got 2 contrasts with 1 names"),
-    "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of satterthwaite"),
+    "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of generalized, satterthwaite"),
     "df of ML": ([*NPZ, "--df", "kenward-roger", "--method", "ML"], "derived for REML and this fit is by ML"),
     "method": ([*NPZ, "--method", "reml"], "method='reml' is not known"),
     "bounds": ([*NPZ, "--bounds", "no"], "bounds='no' is not known"),

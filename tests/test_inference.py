@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 
 from lmm_gpu import fit, lmm, sslmm
-from lmm_gpu.degrees_of_freedom import between_within_df
 from lmm_gpu.inference import contrast_test
+from lmm_gpu.strata import binding_strata, df_of_strata, within_df
 
 REFERENCE = Path(__file__).parent / "reference"
 
@@ -203,7 +203,9 @@ def test_the_same_from_the_matrices():
     design = dense.DESIGNS["one_nested"]  # 60 cells, 9 donors; intercept and treatment between them, x within
     summary = sslmm(design.X, dense.draw_genes(design, 1).T, design.Z)
     C = np.array([[1.0, 0, 0], [0, 1, 0], [1, -2, 0], [0, 0, 1], [0, 1, 1]])
-    np.testing.assert_array_equal(between_within_df(summary, C, rank=7), [7, 7, 7, 60 - 3 - 7, 60 - 3 - 7])
+    np.testing.assert_array_equal(
+        df_of_strata(binding_strata(summary, C), within_df(summary, rank=7)), [7, 7, 7, 60 - 3 - 7, 60 - 3 - 7]
+    )
 
 
 # --- how they are put together --------------------------------------------------------------------
