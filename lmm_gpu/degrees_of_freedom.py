@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import Array, namespace
 from .linalg import inverse_small
-from .model import Contrasts, MixedModel
+from .model import MixedModel
 
 DF_METHODS = ("generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual")
 
@@ -42,10 +42,12 @@ def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Arra
     return inverse_small(model.likelihood.evaluate(theta).information)
 
 
-def satterthwaite_df(model: MixedModel, theta: Array, contrasts: Contrasts, variance: Array, W: Array) -> Array:
-    """2 v^2 / (grad' W grad) (c, b) of contrasts with `variance` (c, b), for `W` (k+1, k+1, b) = cov(theta)."""
-    gradient = model.contrast_gradient(theta, contrasts) / variance[None, :, :]  # of log v: keeps to the scale of theta
-    return 2.0 / quadratic_form(W, gradient)
+def satterthwaite_df(gradient: Array, variance: Array, W: Array) -> Array:
+    """2 v^2 / (grad' W grad) (c, b) of contrasts with `variance` (c, b) and its `gradient` (k+1, c, b).
+
+    `W` (k+1, k+1, b) is cov(theta).
+    """
+    return 2.0 / quadratic_form(W, gradient / variance[None, :, :])  # of log v: keeps to the scale of theta
 
 
 def quadratic_form(W: Array, gradient: Array) -> Array:

@@ -13,7 +13,8 @@ meta-analysis). Where even g = 0 leaves less than q, the variance between groups
 The estimate c'beta has weights that do not change with this. Its variance is then s_0 d_0 + sum_i s_i d_i with the
 gradient d of `MixedModel.contrast_gradient`, and its error is a mixture of normals over that distribution: the
 tail areas are generalized p-values (Weerahandi 1995). What is reported is the t distribution with the mixture's 5 % and
-0.1 % points, on at most r df. In balanced designs that is the exact t test between group means, on r df.
+0.1 % points, on at most r df. In balanced designs that is the exact t test between group means, on r df. Sources that
+are nested in the groups share their fate below g = 0; all other variances are taken as they were estimated.
 
 References
 ----------
@@ -35,6 +36,8 @@ from .likelihood import Likelihood
 from .model import MixedModel
 from .strata import Stratum
 
+#: With more df between groups than this the variance is known well enough for Satterthwaite's.
+MANY = 100
 #: Two-sided tail areas at which the t distribution is that of the mixture.
 LEVELS = (0.05, 0.001)
 #: Points of chi2_r that the mixture is over, evenly spaced in log q, and the tail areas that they leave out.

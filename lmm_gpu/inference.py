@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .arrays import Array, indices, namespace, to_numpy
-from .degrees_of_freedom import check_df_method, limit_df, satterthwaite_df, theta_covariance
-from .generalized import generalized_t
+from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, satterthwaite_df, theta_covariance
+from .generalized import MANY, generalized_t
 from .model import Contrasts, MixedModel
 from .moderation import Prior, moderate
 from .strata import Stratum
@@ -71,29 +71,31 @@ def contrast_test(
     check_df_method(method)
     variance = model.contrast_variance(theta, contrasts)  # (c, b)
     estimate = to_numpy(contrasts.C @ model.coefficients(theta))
+    needed = is_satterthwaite(method) or prior is not None
+    gradient = model.contrast_gradient(theta, contrasts) if needed else None  # (k+1, c, b)
     if method == "residual":
         df = np.full((estimate.shape[0], 1), float(model.likelihood.default_df))
     elif method == "between-within":
         df = between_within[:, None]
     else:
         W, known = theta_covariance(model, theta, method)  # (k+1, k+1, b), (b,)
-        raw = to_numpy(satterthwaite_df(model, theta, contrasts, variance, W))  # (c, b)
+        raw = to_numpy(satterthwaite_df(gradient, variance, W))  # (c, b)
         df = limit_df(raw, method, to_numpy(theta), to_numpy(known), between_within[:, None])
     total = variance  # (c, b)
     if method == "kenward-roger":
         total = total + 2.0 * model.contrast_adjustment(theta, contrasts, W)
     if prior is not None:
-        moved, growth = moderate(model, theta, model.contrast_gradient(theta, contrasts), variance, prior)
+        moved, growth = moderate(model, theta, gradient, variance, prior)
         total, df = total + (moved - variance), df * to_numpy(growth)
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
         tested = ContrastTest(estimate, np.sqrt(to_numpy(total)), df)
     if method == "generalized" and prior is None:
-        _generalize(tested, model, theta, contrasts, bound)
+        _generalize(tested, model, theta, gradient, bound)
     return tested
 
 
 def _generalize(
-    tested: ContrastTest, model: MixedModel, theta: Array, contrasts: Contrasts, bound: Sequence[Stratum | None]
+    tested: ContrastTest, model: MixedModel, theta: Array, gradient: Array, bound: Sequence[Stratum | None]
 ) -> None:
     """Put in the standard errors of all contrasts, and the df of those that lie in strata, where the data tell.
 
@@ -101,11 +103,10 @@ def _generalize(
     estimate with these weights is found with zero in its place.
     """
     xp = namespace(theta)
-    gradient = model.contrast_gradient(theta, contrasts)  # (k+1, c, b)
     at = xp.where(theta > 0, theta, 0.0)  # (k+1, b)
     variance = to_numpy(xp.sum(gradient * at[:, None, :], axis=0))  # (c, b)
     tested.se[:] = np.where((to_numpy(theta) < 0).any(axis=0), np.sqrt(variance), tested.se)
-    strata = {stratum.component: stratum for stratum in bound if stratum is not None and stratum.df >= 1}
+    strata = {stratum.component: stratum for stratum in bound if stratum is not None and 1 <= stratum.df <= MANY}
     for stratum in strata.values():
         rows = [i for i, one in enumerate(bound) if one is not None and one.component == stratum.component]
         found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum)

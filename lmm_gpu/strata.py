@@ -44,9 +44,9 @@ def binding_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]
 
 
 def common_stratum(summary: SummaryStats, C: np.ndarray) -> Stratum | None:
-    """Return the stratum of all contrasts in the rows of `C` (c, p), None if there is no such one or it has no df."""
+    """Return the stratum of all contrasts in the rows of `C` (c, p), None if there is no such one."""
     first, *rest = binding_strata(summary, C)
-    if first is None or first.df < 1 or any(one is None or one.component != first.component for one in rest):
+    if first is None or any(one is None or one.component != first.component for one in rest):
         return None
     return first
 

@@ -16,7 +16,7 @@ from lmm_gpu.strata import between_within_directions
 pytestmark = pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell|treatment-coded):UserWarning")
 
 DESIGNS = ["one_nested", "two", "two_widest_last", "three_widest_inside", "slope"]
-METHODS = ["satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"]
+METHODS = ["generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"]
 
 
 def fitted(design, Y, **options):

@@ -279,7 +279,7 @@ def test_json(merged):
         "run.json",
     ]
     code, out, _ = merged("test", "run", "-c", "age", "-o", "t.csv", "--json")
-    assert json.loads(out) == {"tests": 8, "contrasts": ["age"], "df": "satterthwaite", "written": ["t.csv"]}
+    assert json.loads(out) == {"tests": 8, "contrasts": ["age"], "df": "generalized", "written": ["t.csv"]}
 
 
 @pytest.mark.parametrize("arguments", [["merge", "oslo.h5", "-o", "x.h5"], ["merge", "--sites", "2"], ["marge"]])

@@ -457,7 +457,7 @@ def test_honest_degrees_of_freedom(plain):
         ({"alternative": "both"}, "alternative='both' is not known"),
         (
             {"ddf": "n - p"},
-            "df='n - p' is not known; use one of satterthwaite, kenward-roger",
+            "df='n - p' is not known; use one of generalized, satterthwaite, kenward-roger",
         ),
     ],
 )
