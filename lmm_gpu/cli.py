@@ -15,6 +15,7 @@ except ImportError:  # the console script exists without the extra too
 
 from . import __version__, console
 from .degrees_of_freedom import DF_METHODS
+from .guide import guide
 from .io import write_json
 from .pvalues import ALTERNATIVES
 from .run import demonstrate, fit_to_folder, merge_files, summarize_to_file, write_tests
@@ -220,6 +221,9 @@ def selftest(
     console.say(f"{found['device']}: {counts}, in {found['seconds']:.0f} s")
     if not found["passed"]:
         raise typer.Exit(1)
+
+
+app.command()(guide)
 
 
 def _given(**options: Any) -> dict[str, Any]:
