@@ -22,8 +22,13 @@ from pathlib import Path
 
 import pytest
 
-for needed in ("typer", "rich", "anndata", "matplotlib", "adjustText", "dask", "distributed"):
-    pytest.importorskip(needed, reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("typer", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("rich", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("anndata", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("matplotlib", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("adjustText", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("dask", reason='the guide uses all of: pip install ".[all]"')
+pytest.importorskip("distributed", reason='the guide uses all of: pip install ".[all]"')
 
 from lmm_gpu import cli
 from lmm_gpu.guide import FOLDER, TOPICS, page
