@@ -58,7 +58,7 @@ Resume = Annotated[
 CONTRAST = typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
 Df = Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")]
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
-Device = Annotated[str, typer.Option(help="auto or cpu.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
 ]

@@ -36,7 +36,7 @@ from lmm_gpu.guide import FOLDER, TOPICS, page
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {"README": ROOT / "README.md"} | {topic: FOLDER / f"{topic}.md" for topic in TOPICS}
 #: Blocks of each page that are not run here.
-NOT_RUN = {"README": 2, "lme4": 1, "flashmm": 1, "gpu": 4, "distributed": 3}
+NOT_RUN = {"README": 2, "lme4": 1, "flashmm": 1, "scanpy": 2, "gpu": 4, "distributed": 3}
 KINDS = {"python", "python warns", "sh", "sh refused", "text", "python no-run", "sh no-run", "r no-run"}
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 SCANPY = "the page uses scanpy and decoupler: pip install '.[test]'"
