@@ -277,7 +277,7 @@ WRONG = {
         [*NPZ, "-c", "arm[T.Stim]"],
         "no column is called 'arm[T.Stim]'; the closest are ['arm[T.stim]']",
     ),
-    "name without spaces": ([*NPZ, "-c", "stim=arm[T.stim]"], "a name of your own stands before ' = ', with the spaces"),
+    "name without spaces": ([*NPZ, "-c", "stim=arm[T.stim]"], "a name of your own stands before ' = '"),
     "empty contrast": ([*NPZ, "-c", ""], "it is empty"),
     "contrast twice": ([*NPZ, "-c", "a = Intercept", "-c", "a = arm[T.stim]"], "got 2 contrasts with 1 names"),
     "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of satterthwaite"),
