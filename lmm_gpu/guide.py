@@ -19,7 +19,7 @@ FOLDER = Path(__file__).with_name("guide")
 #: In the order in which they are read.
 TOPICS = ("start", "lme4", "flashmm", "scanpy", "df", "statuses", "memory", "sites", "gpu", "distributed")
 #: Columns of a page on a wide terminal: longer lines are hard to read, and code has no more.
-_WIDTH = 100
+_WIDTH = 120
 
 
 def guide(
