@@ -15,6 +15,7 @@ except ImportError:  # the console script exists without the extra too
 
 from . import __version__, console
 from .degrees_of_freedom import DF_METHODS
+from .guide import guide
 from .io import write_json
 from .pvalues import ALTERNATIVES
 from .run import demonstrate, fit_to_folder, merge_files, summarize_to_file, write_tests
@@ -57,7 +58,7 @@ Resume = Annotated[
 CONTRAST = typer.Option("--contrast", "-c", help="What to test, 'a - b' or 'name = a - b'; repeatable.")
 Df = Annotated[str, typer.Option(help=f"Degrees of freedom: {', '.join(DF_METHODS)}.")]
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
-Device = Annotated[str, typer.Option(help="auto or cpu.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, or several: cuda:0,cuda:1.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
 ]
@@ -220,6 +221,9 @@ def selftest(
     console.say(f"{found['device']}: {counts}, in {found['seconds']:.0f} s")
     if not found["passed"]:
         raise typer.Exit(1)
+
+
+app.command()(guide)
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 try:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 except ImportError:  # the console script exists without the extra too
     sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
 
@@ -77,18 +79,30 @@ def show(run: Run) -> None:
     )
     for word, count in run.fit.status.value_counts().items():
         statuses.add_row(str(word), f"{count:,}")
-    strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")
-    for row in run.strongest(10).itertuples():
-        numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
-        strongest.add_row(
-            str(row.variable), str(row.contrast), *numbers, power(row.log10_p_value), f"{row.adj_p_value:.2g}"
-        )
     if not _mode["json"]:
         out.print(statuses)
-        out.print(strongest)
+        out.print(_strongest(run))
     for path, what in run.written.items():
         say(f"wrote {path}  ({what})")
     say(f"read and fitted in {run.seconds:.1f} s")
+
+
+def _strongest(run: Run) -> Table:
+    """The ten strongest tests, names in full: what a narrow terminal cuts is a contrast, over several lines."""
+    rows = run.strongest(10)
+    one = rows["contrast"].nunique() == 1
+    title = Text(f"the ten strongest of {rows['contrast'].iloc[0]}" if one else "the ten strongest")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("gene", no_wrap=True)
+    if not one:
+        table.add_column("contrast", overflow="fold", min_width=12)
+    for name in ("log_fc", "se", "df", "p", "FDR"):
+        table.add_column(name, no_wrap=True)
+    for row in rows.itertuples():
+        numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.df:.1f}", power(row.log10_p_value)]
+        names = [Text(str(row.variable))] + ([] if one else [Text(str(row.contrast))])  # [stim] is no markup
+        table.add_row(*names, *numbers, f"{row.adj_p_value:.2g}")
+    return table
 
 
 def power(log10: float) -> str:

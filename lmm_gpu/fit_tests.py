@@ -79,6 +79,19 @@ class FitTests(Fitted):
         UserWarning
             Where a named contrast compares groups of cells of fewer than three levels of a random effect, or compares
             cells within levels while no random effect lets that difference vary between them.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+        >>> table = fit.test({"stim vs ctrl": "arm[T.stim]"})
+        >>> table[["variable", "contrast"]].values.tolist(), table["df"].round(1).tolist()
+        ([['Gene1', 'stim vs ctrl'], ['Gene2', 'stim vs ctrl']], [6.0, 6.0])
+        >>> fit.test("arm[T.stim]", df="residual")["df"].tolist()
+        [78.0, 78.0]
         """
         check_df_method(df, self.method)
         C, labels = contrast_rows(contrast, self.summary.fixed_names)
@@ -142,7 +155,27 @@ class FitTests(Fitted):
         return self._f_table({name: unit[columns] for name, columns in terms.items()}, df)
 
     def residual_prior(self) -> Prior:
-        """limma's prior of the residual variances, on n - p less the rank of Z after X degrees of freedom."""
+        """limma's prior of the residual variances, on n - p less the rank of Z after X degrees of freedom.
+
+        Returns
+        -------
+        Prior
+            df and variance of the prior, as `test` uses them with ``moderate=True``.
+
+        Raises
+        ------
+        ValueError
+            If the random effects leave no residual degrees of freedom.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> Y = np.random.default_rng(1).normal(size=(60, 5))
+        >>> fit = lmm_gpu.fit((Y, pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 10)})), "~ 1 + (1 | donor)")
+        >>> prior = fit.residual_prior()
+        >>> bool(0.5 < prior.variance < 2.0), bool(prior.df > 0)
+        (True, True)
+        """
         df = self.model.likelihood.default_df - self.model.likelihood.rank
         if df < 1:
             raise ValueError("moderate=True needs residual degrees of freedom, and the random effects leave none")
@@ -151,7 +184,38 @@ class FitTests(Fitted):
         return Prior(min(prior.df, df * (estimated - 1.0)), prior.variance)  # no more than all features together have
 
     def contrast_test(self, C: np.ndarray, method: str, prior: Prior | None = None) -> ContrastTest:
-        """Estimate, standard error and df of the contrasts in the rows of `C` (c, p); NaN without an estimate."""
+        """Estimate, standard error and df of contrasts, as arrays: what `test` makes its table of.
+
+        Parameters
+        ----------
+        C : array (c, p)
+            Contrasts in rows, over the fixed effects.
+        method : str
+            Degrees of freedom, as `test`.
+        prior : Prior, optional
+            Of the residual variances, for moderated tests.
+
+        Returns
+        -------
+        ContrastTest
+            estimate, se, df (c, m); NaN for a feature without an estimate.
+
+        Raises
+        ------
+        ValueError
+            For an unknown method, or one that the fit does not allow.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+        >>> tested = fit.contrast_test(np.array([[0.0, 1.0]]), "between-within")
+        >>> bool(np.allclose(tested.estimate, fit.coef.loc[["arm[T.stim]"]])), tested.df.tolist()
+        (True, [[6.0, 6.0]])
+        """
         check_df_method(method, self.method)
         bound = binding_strata(self.summary, C)
         between_within = df_of_strata(bound, within_df(self.summary, self.model.likelihood.rank))
@@ -165,7 +229,36 @@ class FitTests(Fitted):
         return ContrastTest(estimate, se, df)
 
     def f_test(self, C: np.ndarray, method: str) -> FTest:
-        """F statistic and df of all contrasts in the rows of `C` (c, p) at once; NaN without an estimate."""
+        """F statistic and df of several contrasts at once, as arrays: what `test` makes a joint table of.
+
+        Parameters
+        ----------
+        C : array (c, p)
+            Contrasts in rows, over the fixed effects.
+        method : str
+            Degrees of freedom, as `test`.
+
+        Returns
+        -------
+        FTest
+            statistic (m,), df1, the rank of `C`, and df (m,) of the denominator; NaN for a feature without an estimate.
+
+        Raises
+        ------
+        ValueError
+            For an unknown method, or one that the fit does not allow.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+        >>> tested = fit.f_test(np.array([[0.0, 1.0]]), "residual")
+        >>> bool(np.allclose(tested.statistic, fit.t.loc["arm[T.stim]"] ** 2)), tested.df1
+        (True, 1)
+        """
         check_df_method(method, self.method)
         between_within = float(combine_df(between_within_directions(self.summary, C, self.model.likelihood.rank)))
         rows = RowSpace.of(C, to_numpy(self.model.XXinv))

@@ -115,6 +115,17 @@ class FitVariances(Fitted):
         ------
         ValueError
             For a level that is no coverage.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str)})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ 1 + (1 | donor)")
+        >>> table = fit.variance_intervals()
+        >>> table["component"].tolist(), table.eval("ci_low < variance < ci_high").all().item()
+        (['donor', 'donor', 'residual', 'residual'], True)
         """
         if not 0 < level < 1:
             raise ValueError(f"level={level!r}: the coverage of the interval must lie between 0 and 1, such as 0.95")
@@ -139,6 +150,22 @@ class FitVariances(Fitted):
         For one grouping this is the intraclass correlation and its complement. A component counts with its variance
         in the average cell, s_i tr(Z_i'Z_i) / n: s_i itself for groups, s_i times the mean square of x for a slope.
         A negative component has a negative share.
+
+        Returns
+        -------
+        DataFrame ((k+1) x m)
+            Without unit; the shares of a feature add up to 1.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str)})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ 1 + (1 | donor)")
+        >>> shares = fit.variance_fractions()
+        >>> shares.index.tolist(), shares.sum().round(12).tolist()
+        (['donor', 'residual'], [1.0, 1.0])
         """
         squares = np.diagonal(to_numpy(self.summary.ZZ))
         ends = np.cumsum([0, *self.summary.d])
@@ -165,6 +192,17 @@ class FitVariances(Fitted):
         ------
         ValueError
             For an unknown component.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str)})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> fit = lmm_gpu.fit((Y, obs), "~ 1 + (1 | donor)")
+        >>> table = fit.ranef("donor")
+        >>> table["effect"].tolist()[:2], len(table), bool((table["sd"] > 0).all())
+        (['donor[0]', 'donor[1]'], 16, True)
         """
         chosen = range(len(self.summary.d)) if component is None else [self._component(component)]
         ends = np.cumsum([0, *self.summary.d])

@@ -166,10 +166,11 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
 
     Parameters
     ----------
-    data, contrast, ax
+    data, contrast
         As in `volcano`; joint F tests too.
     bins : int, optional
         By default 5 to 40, by the number of features.
+    ax : matplotlib axes, optional
 
     Returns
     -------

@@ -257,13 +257,22 @@ def lmmfit(
     memory: int | str | None = None,
     progress: bool = False,
 ) -> LMMFit:
-    """Fit linear mixed models from cells: `sslmm`, then `lmm`; their pages describe the parameters.
+    """Fit linear mixed models from cells: `sslmm`, then `lmm`.
 
     Parameters
     ----------
     Y : array, SciPy sparse matrix or DataFrame (m, n)
         Features in rows, cells in columns.
     X, Z : array, SciPy sparse matrix or DataFrame (n, p), (n, q)
+        Design of the fixed effects, and of the random effects, Z = [Z1, .., Zk].
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    method, nBlocks, theta0, max_iter, epsilon, output_cov, output_FIM, output_RE, output_SS, verbose
+        As `lmm`.
+    is_counts, Y_names, X_names
+        As `sslmm`.
+    bounds, device, memory, progress
+        As `lmm`.
 
     Returns
     -------
@@ -333,6 +342,11 @@ def flashmm(
     -------
     LMMFit
         Fixed effects named as R's ``model.matrix`` names them.
+
+    Raises
+    ------
+    ValueError
+        For formulas that cannot be read or name unknown columns, for metadata that does not match Y, and as `lmmfit`.
 
     Examples
     --------

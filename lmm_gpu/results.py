@@ -40,6 +40,20 @@ class LMMFit(FitTests, FitVariances):
 
     `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the R face,
     "satterthwaite" for `fit`. `test` also weighs how uncertain theta is: take p-values from there.
+
+    Coefficients are in the unit of the values that were fitted, per unit of their column of X; variance components
+    in the square of that unit.
+
+    Examples
+    --------
+    >>> import lmm_gpu
+    >>> obs = pd.DataFrame({"arm": np.repeat(["ctrl", "stim"], 40), "donor": np.repeat(list("pqrstuvw"), 10)})
+    >>> Y = np.random.default_rng(1).normal(size=(80, 3))
+    >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+    >>> fit.coef.shape, fit.theta.index.tolist(), fit.RE.shape, fit.cov.shape
+    ((2, 3), ['var1', 'var0'], (8, 3), (2, 2, 3))
+    >>> fit["coef"].equals(fit.coef), fit.converged.all().item()
+    (True, True)
     """
 
     estimates: Estimates
@@ -63,7 +77,17 @@ class LMMFit(FitTests, FitVariances):
     # --- a mapping, as R's list is ---
 
     def keys(self) -> tuple[str, ...]:
-        """Names of what the fit holds."""
+        """Names of what the fit holds, as R's list has them.
+
+        Returns
+        -------
+        tuple of str
+
+        Examples
+        --------
+        >>> LMMFit.KEYS[:3]
+        ('method', 'epsilon', 'dlogL')
+        """
         return self.KEYS
 
     def __getitem__(self, key: str) -> Any:
@@ -103,6 +127,10 @@ class LMMFit(FitTests, FitVariances):
         It holds the summary statistics as `SummaryStats.save` writes them and the estimates in the group
         ``estimates``; `lmm_gpu.fit_file` describes the rest.
 
+        Parameters
+        ----------
+        path : str or Path
+
         Raises
         ------
         ValueError
@@ -128,12 +156,27 @@ class LMMFit(FitTests, FitVariances):
     def load(cls, path: str | Path) -> LMMFit:
         """Read what `save` wrote: contrasts, covariances and random effects come from it, without the cells.
 
+        Parameters
+        ----------
+        path : str or Path
+            Such as the ``fit.h5`` of a folder that ``lmm-gpu fit`` wrote.
+
+        Returns
+        -------
+        LMMFit
+
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
             If the file is truncated, altered, or something else, or h5py is not installed.
+
+        Examples
+        --------
+        >>> LMMFit.load("nowhere.h5")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
         """
         summary, estimates, settings = read_fit(path)
         with quiet_blas(len(summary.random_names)):

@@ -170,7 +170,14 @@ def _fitted(
 
 
 def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFrame | None:
-    return contrast_matrix(_named(contrasts), names) if contrasts else None
+    if not contrasts:
+        return None
+    try:
+        return contrast_matrix(_named(contrasts), names)
+    except ValueError as error:
+        if any("=" in text and " = " not in text for text in contrasts):
+            raise ValueError(f"{error}; a name of your own stands before ' = ', with the spaces") from None
+        raise
 
 
 def _keep(summary: SummaryStats, path: Path) -> dict[str, Any]:

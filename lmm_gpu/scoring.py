@@ -29,7 +29,13 @@ SMALL_DECREMENT = 1e-10
 
 
 class Status(IntEnum):
-    """How the estimation of one gene ended."""
+    """How the estimation of one gene ended.
+
+    Examples
+    --------
+    >>> Status(3).word, Status.NO_VARIANCE.word
+    ('boundary', 'no_variance')
+    """
 
     RUNNING = 0
     CONVERGED = 1  #: max |score| <= epsilon

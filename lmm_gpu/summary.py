@@ -103,13 +103,44 @@ class SummaryStats:
         return self.XY.shape[1]
 
     def on(self, put: Callable[[Array], Array]) -> SummaryStats:
-        """Return the same with every array replaced by ``put(array)``, as for another device."""
+        """Return the same with every array replaced, as for another device.
+
+        Parameters
+        ----------
+        put : callable
+            Takes an array and returns its like.
+
+        Returns
+        -------
+        SummaryStats
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> ss.on(lambda array: array.astype("float32")).XX.dtype
+        dtype('float32')
+        """
         arrays = {name: put(x) for name, x in vars(self).items() if hasattr(x, "dtype")}
         centred = self.centred and replace(self.centred, **{name: put(x) for name, x in vars(self.centred).items()})
         return replace(self, **arrays, centred=centred)
 
     def keys(self) -> tuple[str, ...]:
-        """Names of the statistics, as R's list has them."""
+        """Names of the statistics, as R's list has them.
+
+        Returns
+        -------
+        tuple of str
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> ss.keys()
+        ('n', 'XX', 'XY', 'ZX', 'ZY', 'ZZ', 'Ynorm')
+        """
         return ("n", "XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
 
     def __getitem__(self, name: str) -> Any:
@@ -136,7 +167,16 @@ class SummaryStats:
         return replace(a, **total, Ysum=sums, centred=add_centred(a, b))
 
     def with_genes(self, places: Sequence[int]) -> SummaryStats:
-        """Statistics of some of the genes, at the positions `places`.
+        """Statistics of some of the genes.
+
+        Parameters
+        ----------
+        places : sequence of int
+            Positions, in the order in which they are wanted.
+
+        Returns
+        -------
+        SummaryStats
 
         Examples
         --------
@@ -152,6 +192,14 @@ class SummaryStats:
     @classmethod
     def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:
         """Statistics of the genes of all `parts`, in order; their cells and design must be the same.
+
+        Parameters
+        ----------
+        parts : sequence of SummaryStats
+
+        Returns
+        -------
+        SummaryStats
 
         Raises
         ------
@@ -187,6 +235,10 @@ class SummaryStats:
         ``n``, ``formula``, ``transform``, ``terms`` (as JSON) and ``fingerprint`` are attributes; `lmm_gpu.archive`
         describes the rest.
 
+        Parameters
+        ----------
+        path : str or Path
+
         Raises
         ------
         ValueError
@@ -207,19 +259,47 @@ class SummaryStats:
     def load(cls, path: str | Path) -> SummaryStats:
         """Read what `save` wrote: the same numbers to the bit, on the host.
 
+        Parameters
+        ----------
+        path : str or Path
+
+        Returns
+        -------
+        SummaryStats
+
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ValueError
             If the file is truncated, altered, or something else, or h5py is not installed.
+
+        Examples
+        --------
+        >>> SummaryStats.load("nowhere.h5")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
         """
         content = read_archive(path, STATISTICS, _ADVICE)
         with consistent(path, _ADVICE):
             return cls.from_content(content)
 
     def content(self) -> Content:
-        """Arrays, labels and attributes, as a file has them."""
+        """Arrays, labels and attributes, as a file has them.
+
+        Returns
+        -------
+        arrays, labels, attributes : dict, dict, dict
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> arrays, labels, attributes = ss.content()
+        >>> arrays["ZZ"].shape, labels["features"], attributes["n"]
+        ((2, 2), ['Gene1', 'Gene2'], 4)
+        """
         arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
         arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
         if self.Ysum is not None:
@@ -232,7 +312,30 @@ class SummaryStats:
 
     @classmethod
     def from_content(cls, content: Content) -> SummaryStats:
-        """Make of `content`, which may hold more, what it was made of."""
+        """Make of `content`, which may hold more, what it was made of.
+
+        Parameters
+        ----------
+        content : tuple of dict
+            Arrays, labels and attributes.
+
+        Returns
+        -------
+        SummaryStats
+
+        Raises
+        ------
+        KeyError, ValueError
+            If something is missing, or shapes do not match.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> SummaryStats.from_content(ss.content()).ZY.tolist() == ss.ZY.tolist()
+        True
+        """
         arrays, labels, attributes = content
         centred = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
         fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
@@ -258,12 +361,46 @@ class SummaryStats:
         return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:12]
 
     def select(self, genes: slice) -> SummaryStats:
-        """Return the statistics of some of the genes: no copies."""
+        """Statistics of a range of genes: views, no copies.
+
+        Parameters
+        ----------
+        genes : slice
+
+        Returns
+        -------
+        SummaryStats
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> ss.select(slice(1, 2)).features
+        ('Gene2',)
+        """
         centred = self.centred and replace(self.centred, **sliced(vars(self.centred), genes))
         return replace(self, **sliced(vars(self), genes), features=self.features[genes], centred=centred)
 
     def without(self, component: int) -> SummaryStats:
-        """Statistics of the model without the random effect at position `component`; others must remain."""
+        """Statistics of the model without one of its random effects.
+
+        Parameters
+        ----------
+        component : int
+            Position of the random effect; others must remain.
+
+        Returns
+        -------
+        SummaryStats
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> Z = np.hstack([np.repeat(np.eye(2), 2, axis=0), np.tile(np.eye(2), (2, 1))])
+        >>> cross_products(np.ones((4, 1)), Z, np.ones((4, 3)), d=(2, 2)).without(0).d
+        (2,)
+        """
         xp, ends = namespace(self.ZZ), [sum(self.d[: i + 1]) for i in range(len(self.d))]
         lo, hi = ends[component] - self.d[component], ends[component]
         kept = [i for i in range(ends[-1]) if not lo <= i < hi]
@@ -289,7 +426,21 @@ class SummaryStats:
         return (*self.component_names, residual)
 
     def mean(self) -> Array | None:
-        """Mean of each gene over the cells (m,), None if the sums were not recorded."""
+        """Mean of each gene over the cells.
+
+        Returns
+        -------
+        array (m,), or None
+            In the unit of the values that were summed up; None if their sums were not recorded.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> X, Z, Y = np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2)
+        >>> ss = cross_products(X, Z, Y)
+        >>> ss.mean().tolist()
+        [3.0, 4.0]
+        """
         return None if self.Ysum is None else self.Ysum / self.n
 
 

@@ -51,10 +51,12 @@ def lmm(
     key_added : str
         Where the results go: as `scanpy.tl.rank_genes_groups` does it into ``adata.uns[key_added]``, and as tables
         with one row per gene into ``adata.varm``.
-    layer, transform, **options
+    layer, transform : str, optional
         As `lmm_gpu.fit`.
     df : str
         Degrees of freedom, as `LMMFit.test`.
+    **options
+        The others of `lmm_gpu.fit`.
 
     Returns
     -------

@@ -102,6 +102,18 @@ def test_fit_writes_four_files(command, tmp_path):
     assert all(f"wrote {tmp_path}" in line for line in out.splitlines() if line.startswith("wrote"))
 
 
+def test_names_on_the_screen_are_whole(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    genes = [f"ENSG0000020448{gene}" for gene in range(6)]
+    (tmp_path / "ensembl.txt").write_text("\n".join(genes))
+    cells = ("cells.npz", "--obs", "obs.csv", "--features", tmp_path / "ensembl.txt", "-f", "~ 0 + arm + (1 | donor)")
+    levels = ("-c", "arm[ctrl]", "-c", "arm[stim]", "-c", "arm[ctrl] - arm[stim] + arm[ctrl] - arm[stim]")
+    _, out, _ = command("fit", *cells, *levels, "-o", tmp_path / "all")
+    assert all(f"{gene}  " in out for gene in genes[:5]) and "arm[ctrl]  " in out and "arm[stim]  " in out
+    _, out, _ = command("fit", *cells, "-c", "arm[stim]", "-o", tmp_path / "one")
+    assert "the ten strongest of arm[stim]" in out
+
+
 def test_every_way_in_gives_the_same_table(command, tmp_path, h5ad):
     command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path / "npz")
     command("fit", h5ad, "-f", FORMULA, "-o", tmp_path / "h5ad")
@@ -265,6 +277,7 @@ WRONG = {
         [*NPZ, "-c", "arm[T.Stim]"],
         "no column is called 'arm[T.Stim]'; the closest are ['arm[T.stim]']",
     ),
+    "name without spaces": ([*NPZ, "-c", "stim=arm[T.stim]"], "a name of your own stands before ' = '"),
     "empty contrast": ([*NPZ, "-c", ""], "it is empty"),
     "contrast twice": ([*NPZ, "-c", "a = Intercept", "-c", "a = arm[T.stim]"], "got 2 contrasts with 1 names"),
     "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of generalized, satterthwaite"),

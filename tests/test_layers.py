@@ -32,7 +32,7 @@ LAYERS = [
     {"device_cases"},
     {"device_checks", "device_rates"},
     {"run", "system_info"},
-    {"selftest", "console"},
+    {"selftest", "console", "guide"},
     {"cli"},
     {"__main__"},
 ]
