@@ -81,7 +81,7 @@ def write_figures() -> int:
 def run_all(scripts: list[Script], options: argparse.Namespace) -> list[str]:
     """Run one script after the other; return the names of those that failed."""
     failed = []
-    with tqdm(scripts, unit="script", bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}", ncols=0) as bar:
+    with tqdm(scripts, unit="script", bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
         for script in bar:
             if not script.path.exists():
                 bar.write(f"{script.name}: left out, there is no {script.path.relative_to(ROOT)}")
