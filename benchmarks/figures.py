@@ -118,8 +118,8 @@ def _legend(results: dict, cases: dict) -> str:
         f"genes that were timed where {results['seconds_for_the_genes_of_each']:g} s were not enough for all. "
         f"{one['title']}, p = {one['fixed']}; two effects: with 20 batches{real}, fit and tests. df: of the treatment "
         f"of donors, the median. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the "
-        f"values. Answered: of the genes that were tried. se off by: the largest difference from {one['reference']}'s, "
-        f"in parts of it, where that has variances above zero. {_machine(results)}"
+        f"values. Answered: of the genes that were tried. se off by: difference from "
+        f"{one['reference']}'s of the median gene and the largest, in parts of it, where that has variances above zero. {_machine(results)}"
     )
 
 
@@ -221,7 +221,8 @@ def _megabytes(row: dict) -> str:
 def _off(row: dict) -> str:
     if "left_out" in row:
         return "-"
-    return _gap(row["difference"]["se"]) if row["difference"] else "reference"
+    gap = row["difference"]
+    return f"{_gap(gap['se_median'])}, {_gap(gap['se'])}" if gap else "reference"
 
 
 def _gap(value: float | None) -> str:

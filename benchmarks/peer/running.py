@@ -105,7 +105,7 @@ def _told(result: dict, answers: Answers) -> dict:
 
 
 def difference(found: Answers, wanted: Answers) -> dict[str, Any]:
-    """Largest differences over the genes that both have an answer for, and at an interior optimum in `wanted`.
+    """Largest differences, and the median gene's, over the genes that both have an answer for, and at an interior optimum in `wanted`.
 
     theta in parts of the gene's total variance, coef and se in parts of the standard error.
     """
@@ -123,6 +123,7 @@ def difference(found: Answers, wanted: Answers) -> dict[str, Any]:
     record: dict[str, Any] = {"genes": int(interior.sum()), "genes_with_boundary": int(both.sum())}
     for name, part in parts.items():
         record[name] = _largest(part[interior])
+        record[f"{name}_median"] = _median(part[interior].max(axis=1))
         record[f"{name}_with_boundary"] = _largest(part[both])
     return record
 
@@ -132,5 +133,6 @@ def _largest(values: np.ndarray) -> float | None:
 
 
 def _median(values: np.ndarray) -> float | None:
-    """Median of numbers that can be written; infinite df are those of the normal distribution."""
-    return float(np.median(values)) if values.size and np.isfinite(values).all() else None
+    """Median of the finite values: infinite df are those of the normal distribution."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
