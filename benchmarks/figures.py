@@ -119,7 +119,8 @@ def _legend(results: dict, cases: dict) -> str:
         f"{one['title']}, p = {one['fixed']}; two effects: with 20 batches{real}, fit and tests. df: of the treatment "
         f"of donors, the median. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the "
         f"values. Answered: of the genes that were tried. se off by: difference from "
-        f"{one['reference']}'s of the median gene and the largest, in parts of it, where that has variances above zero. {_machine(results)}"
+        f"{one['reference']}'s of the median gene and the largest, in parts of it, where that has variances above 0. "
+        f"{_machine(results)}"
     )
 
 

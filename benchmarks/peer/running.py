@@ -105,7 +105,7 @@ def _told(result: dict, answers: Answers) -> dict:
 
 
 def difference(found: Answers, wanted: Answers) -> dict[str, Any]:
-    """Largest differences, and the median gene's, over the genes that both have an answer for, and at an interior optimum in `wanted`.
+    """Largest differences, and the median gene's: where both have an answer and `wanted` is at an interior optimum.
 
     theta in parts of the gene's total variance, coef and se in parts of the standard error.
     """
