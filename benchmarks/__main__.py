@@ -44,9 +44,9 @@ SCRIPTS = (
     Script("backends"),
     Script("streaming", ("--repeats", "3")),
     Script("calibration"),
-    Script("peers"),
-    Script("growth"),
-    Script("scaling"),
+    Script("peers", ("--seconds", "3")),
+    Script("growth", ("--seconds", "1")),
+    Script("scaling", quick=("--quick", "--output", str(FOLDER / "results" / "scaling_quick.json"))),
 )
 
 

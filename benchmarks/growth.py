@@ -5,6 +5,8 @@ Small multiples of measured times; a line ends where a program needs more than t
 
 from __future__ import annotations
 
+import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import machine
 from peer import cases
 from peer.environments import PEERS
+from peer.growth_picture import draw
 from peer.running import run
 
 SECONDS, QUICK_SECONDS = 2.0, 0.5
@@ -67,6 +70,7 @@ def _per_gene(axis: str, genes: int, told: dict) -> float:
 def main() -> None:
     parser = machine.parser("growth", __doc__)
     parser.add_argument("--axis", action="append", choices=list(AXES), help="only this; the others stay as they were")
+    parser.add_argument("--seconds", type=float, help=f"for the genes of each peer, by default {SECONDS}")
     parser.add_argument("--no-install", action="store_true", help="leave out peers that are not installed")
     parser.add_argument("--picture", action="store_true", help="only draw the picture anew")
     options = parser.parse_args()
@@ -76,14 +80,12 @@ def main() -> None:
         if options.axis and path.exists():
             rows = [row for row in _read(path) if row["axis"] not in options.axis] + rows
         machine.write({"shape": {"cells": CELLS, "donors": DONORS, "genes": GENES}, "points": rows}, options)
-    from peer.growth_picture import draw
-
     print(f"wrote {draw(_read(path), path.with_suffix('.png'))}")
 
 
-def _all(options) -> Iterator[dict]:
+def _all(options: argparse.Namespace) -> Iterator[dict]:
     over: dict[str, set[str]] = {}
-    seconds = QUICK_SECONDS if options.quick else SECONDS
+    seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     for axis, value, shape in points(options.quick, options.axis):
         for row in measure(axis, value, shape, seconds, not options.no_install, over.setdefault(axis, set())):
             print(row.get("left_out") or f"{row['ms_per_gene']:10.3f} ms a gene", axis, value, row["peer"], flush=True)
@@ -91,8 +93,6 @@ def _all(options) -> Iterator[dict]:
 
 
 def _read(path: Path) -> list[dict]:
-    import json
-
     return json.loads(path.read_text(encoding="utf-8"))["points"]
 
 
