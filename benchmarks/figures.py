@@ -86,12 +86,22 @@ def write() -> list[Path]:
 # --- peers ----------------------------------------------------------------------------------------
 
 
+#: Columns of the README's table that are of other data sets: title, data set, which time, and what it is called below.
+OTHERS = (
+    ("two effects", "cells_2", "fit", "two effects: with 20 batches, fit"),
+    ("real cells", "onek1k_1", "fit_and_tests", "real cells: {title}, fit and tests"),
+    ("half a million", "tb_cells", "fit_and_tests", "half a million: {title}, fit and tests"),
+)
+
+
 def peers_table(results: dict) -> str:
     """One line per program, and in which respects another is ahead of lmm_gpu."""
     cases = {case["name"]: case for case in results["cases"]}
+    others = [one for one in OTHERS if one[1] in cases]
     rows = {name: _rows(case) for name, case in cases.items()}
-    head = ["", "fit", "with tests", "df", "two effects", "real cells", "first gene", "memory", "answered", "se off by"]
-    lines = [head, ["---"] + ["---:"] * 2 + ["---"] + ["---:"] * 6]
+    head = ["", "fit", "with tests", "df", *(title for title, *_ in others)]
+    lines = [[*head, "first gene", "memory", "answered", "se off by"]]
+    lines.append(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * (len(others) + 4))
     for key, row in rows["cells_1"].items():
         lines.append(
             [
@@ -99,34 +109,31 @@ def peers_table(results: dict) -> str:
                 _ms(row, cases["cells_1"]),
                 _ms(row, cases["cells_1"], "fit_and_tests"),
                 _df(row),
-                _ms(rows["cells_2"][key], cases["cells_2"]) if "cells_2" in rows else "",
-                _ms(rows["onek1k_1"][key], cases["onek1k_1"], "fit_and_tests") if "onek1k_1" in rows else "",
+                *(_ms(rows[name][key], cases[name], what) for _, name, what, _ in others),
                 _told(row, lambda row: f"{row['seconds_to_first_gene']:.1f}"),
-                _told(row, lambda row: _megabytes(row)),
+                _told(row, _megabytes),
                 _told(row, lambda row: f"{row['answered'] / row['genes']:.0%}"),
                 _off(row),
             ]
         )
-    return "\n".join([*map(_line, lines), "", *_filled(_legend(results, cases)), "", *_filled(_ahead(rows))])
+    legend = _legend(results, cases["cells_1"], [text.format(**cases[name]) for _, name, _, text in others])
+    return "\n".join([*map(_line, lines), "", *_filled(legend), "", *_filled(_ahead(rows["cells_1"]))])
 
 
-def _legend(results: dict, cases: dict) -> str:
-    one = cases["cells_1"]
-    real = f"; real cells: {cases['onek1k_1']['title']}" if "onek1k_1" in cases else ""
+def _legend(results: dict, one: dict, others: list[str]) -> str:
     return (
-        f"Milliseconds a gene on one processor (lmm_gpu also on two), summing up the cells included. In brackets: the "
-        f"genes that were timed where {results['seconds_for_the_genes_of_each']:g} s were not enough for all. "
-        f"{one['title']}, p = {one['fixed']}; two effects: with 20 batches{real}, fit and tests. df: of the treatment "
-        f"of donors, the median. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the "
-        f"values. Answered: of the genes that were tried. se off by: difference from "
-        f"{one['reference']}'s of the median gene and the largest, in parts of it, where that has variances above 0. "
-        f"{_machine(results)}"
+        f"Milliseconds a gene on one processor (lmm_gpu also on two), summing up the cells included; in brackets the "
+        f"genes that were timed, where {results['seconds_for_the_genes_of_each']:g} s were not enough for all. "
+        f"{'; '.join([one['title'], *others])}. df: the median, of the treatment of "
+        f"donors. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the values. Answered: "
+        f"of the genes that were tried. se off by: difference from {one['reference']}'s, of the median gene and the "
+        f"largest, in parts of it, where that has variances above zero. {_machine(results)}"
     )
 
 
-def _ahead(rows: dict) -> str:
+def _ahead(rows: dict[tuple[str, int], dict]) -> str:
     """What others do better, in words: nobody should have to search the table for it."""
-    ours = rows["cells_1"]["lmm_gpu", 1]
+    ours = rows["lmm_gpu", 1]
     measures = {
         "a fit": "ms_per_gene_fit",
         "a fit with tests": "ms_per_gene_fit_and_tests",
@@ -135,11 +142,9 @@ def _ahead(rows: dict) -> str:
     }
     parts = []
     for what, key in measures.items():
-        better = [
-            row for row in rows["cells_1"].values() if row["peer"] != "lmm_gpu" and row.get(key, ours[key]) < ours[key]
-        ]
+        better = [row for row in rows.values() if row["peer"] != "lmm_gpu" and row.get(key, ours[key]) < ours[key]]
         if better:
-            names = ", ".join(f"{row['peer']} ({_number(ours[key] / row[key])} x)" for row in better)
+            names = ", ".join(f"{row['peer']} ({ours[key] / row[key]:.1f} x)" for row in better)
             parts.append(f"{what}: {names}")
     summing = ours["ms_per_gene_summing_up"] / ours["ms_per_gene_fit"]
     ahead = "; ".join(parts) or "nobody in this table"
