@@ -232,7 +232,7 @@ def _off(row: dict) -> str:
 
 
 def _gap(value: float | None) -> str:
-    return "" if value is None else f"{value:.0e}"
+    return "" if value is None else f"{value:.0e}" if value else "0"
 
 
 def _number(value: float) -> str:

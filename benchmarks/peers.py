@@ -101,15 +101,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help=f"for the genes of each peer, by default {SECONDS}")
     parser.add_argument("--no-install", action="store_true", help="leave out peers that are not installed")
     parser.add_argument("--case", action="append", help="only this data set; the others stay as they were measured")
-    parser.add_argument("--peer", action="append", help="only this peer; for a look, not written")
+    parser.add_argument(
+        "--peer", action="append", choices=[peer.name for peer in PEERS], help="only this peer; for a look, not written"
+    )
     options = parser.parse_args()
     makers = wanted_cases(options.quick, options.data)
     names = options.case or list(makers)
     if unknown := [name for name in names if name not in makers]:
         parser.error(f"unknown data set {unknown[0]!r}; there are {', '.join(makers)}")
     peers = [peer for peer in PEERS if not options.peer or peer.name in options.peer]
-    if not peers:
-        parser.error(f"unknown peer {options.peer[0]!r}; there are {', '.join(peer.name for peer in PEERS)}")
     seconds = options.seconds or (QUICK_SECONDS if options.quick else SECONDS)
     found = []
     for name in names:
