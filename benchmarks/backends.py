@@ -7,10 +7,6 @@ launches, with few genes; bytes and products are scaled to all genes, launches a
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import sys
 import time
 import warnings
@@ -20,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import machine
 import numpy as np
 from tb_statistics import simulate
 
@@ -30,7 +27,7 @@ from lmm_gpu.fitting import FitOptions, estimate_block, fit_summary
 from lmm_gpu.model import MixedModel
 from lmm_gpu.results import LMMFit
 
-GENES, REPEATS = 2_000, 2
+GENES, QUICK_GENES, REPEATS = 2_000, 200, 2
 #: Genes for which the model speaks: a few tens of them are counted.
 MODELLED, COUNTED = 11_596, (32, 64)
 MODELS = {1: "donor", 2: "donor + batch"}
@@ -215,27 +212,18 @@ def model_cuda(genes: int, gpu: Gpu) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--genes", type=int, default=GENES, help="that are fitted on every library")
+    parser = machine.parser("backends", __doc__)
+    parser.add_argument("--genes", type=int, help=f"that are fitted on every library: {GENES}, or {QUICK_GENES}")
     parser.add_argument("--modelled", type=int, default=MODELLED, help="genes for which CUDA is modelled")
     for name, value in asdict(Gpu()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"of the model ({value})")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "backends.json")
     options = parser.parse_args()
     gpu = Gpu(**{name: getattr(options, name) for name in asdict(Gpu())})
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     warnings.simplefilter("ignore")
-    measured = compare(options.genes)
+    measured = compare(options.genes or (QUICK_GENES if options.quick else GENES))
     print(f"CUDA, a model and not measured ({gpu}):")
-    record = {
-        "versions": {"lmm_gpu": lmm_gpu.__version__, "python": platform.python_version()},
-        "processors": os.cpu_count(),
-        "measured": measured,
-        "cuda": model_cuda(options.modelled, gpu),
-    }
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"wrote {options.output}")
+    machine.write({"measured": measured, "cuda": model_cuda(options.modelled, gpu)}, options)
 
 
 if __name__ == "__main__":

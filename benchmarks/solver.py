@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import resource
 import time
-from pathlib import Path
 
+import machine
 import numpy as np
 from tb_statistics import simulate
 from threadpoolctl import threadpool_limits
@@ -18,7 +14,7 @@ import lmm_gpu
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.results import LMMFit
 
-GENES, PEER_GENES, REPEATS = 11_596, 12, 3
+GENES, QUICK_GENES, PEER_GENES, REPEATS = 11_596, 500, 12, 3
 MODELS = {1: "donor", 2: "donor + batch", 3: "donor + batch + site", "slope": "donor + slope by donor"}
 GROWTH = (1_000, 3_000, 10_000, 30_000, 100_000)
 
@@ -65,9 +61,7 @@ def compare(effects: int | str, genes: int, *, peer: bool) -> dict:
     fit = everything(summary)
     ours = seconds(lambda: everything(summary))
     row = {
-        "model": {1: "donor", 2: "donor + batch", 3: "donor + batch + site", "slope": "donor + slope by donor"}[
-            effects
-        ],
+        "model": MODELS[effects],
         "genes": genes,
         "seconds": ours,
         "ms_per_gene": 1e3 * ours / genes,
@@ -87,32 +81,23 @@ def show(row: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--genes", type=int, default=GENES)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "solver.json")
+    parser = machine.parser("solver", __doc__)
+    parser.add_argument("--genes", type=int, help=f"by default {GENES}, or {QUICK_GENES}")
     options = parser.parse_args()
-    few = min(options.genes, 1000)
-    rows = [compare(1, options.genes, peer=True), compare(2, options.genes, peer=True)]
+    genes = options.genes or (QUICK_GENES if options.quick else GENES)
+    few = min(genes, 1000)
+    rows = [compare(1, genes, peer=True), compare(2, genes, peer=True)]
     for row in rows:
         show(row)
-    for effects, genes in ((3, few), ("slope", few // 10)):
-        rows.append(compare(effects, genes, peer=False))
+    for effects, count in ((3, few), ("slope", few // 10)):
+        rows.append(compare(effects, count, peer=False))
         show(rows[-1])
-    growth = [compare(1, genes, peer=False) for genes in GROWTH if genes <= 10 * options.genes]
+    growth = [compare(1, count, peer=False) for count in GROWTH if count <= 10 * genes]
     for row in growth:
         show(row)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"peak memory {peak:.2f} GB, {os.cpu_count()} processors")
-    record = {
-        "versions": {"lmm_gpu": lmm_gpu.__version__, "numpy": np.__version__, "python": platform.python_version()},
-        "processors": os.cpu_count(),
-        "models": rows,
-        "growth": growth,
-        "peak_gb": peak,
-    }
-    options.output.parent.mkdir(exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"wrote {options.output}")
+    print(f"peak memory {peak:.2f} GB")
+    machine.write({"models": rows, "growth": growth, "peak_gb": peak}, options)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import time
 from pathlib import Path
 
 import h5py
+import machine
 import numpy as np
 import pandas as pd
 from anndata.io import write_elem
@@ -170,14 +169,13 @@ def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="5,000 cells and ten times as many")
+    parser = machine.parser("streaming", __doc__)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lmm_gpu_streaming")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--compression", default="gzip", help="gzip, lzf or none")
     parser.add_argument("--times", type=int, default=10, help="how many times the cells, for growth")
     parser.add_argument("--no-growth", action="store_true", help="leave out ten times the cells")
-    parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, help="for this script itself")
     options = parser.parse_args()
     if options.peak:
         print(json.dumps(measured_peak(Path(options.peak[0]), options.peak[1])))
@@ -196,13 +194,9 @@ def main() -> None:
         make(paths[more], more, compression)
         result["speed"].append(compare(paths[more], more, "256MB", max(1, options.repeats // 2)))
         result["peak"].append(peak(paths[more], "256MB"))
-    result |= {"processors": os.cpu_count(), "python": platform.python_version(), "numpy": np.__version__}
     result["peak_of_this_process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(result, indent=2))
-    folder = Path(__file__).parent / "results"
-    folder.mkdir(exist_ok=True)
-    name = "streaming_quick.json" if options.quick else "streaming.json"
-    (folder / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    machine.write(result, options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,286 @@
+"""Figures of the READMEs, made of the JSON in results/: what stands between `<!-- name -->` and `<!-- /name -->`.
+
+`python -m benchmarks --table` writes them; tests/test_benchmark_figures.py fails where they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RESULTS = Path(__file__).parent / "results"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+WIDTH = 120
+
+
+def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
+    """Name of a block: the results it is made of, and how."""
+    return {
+        "peers": ("peers", peers_table),
+        "peers-all": ("peers", peers_tables),
+        "growth": ("growth", growth_sentence),
+        "speed": ("solver", speed_sentence),
+    }
+
+
+def load(name: str) -> dict:
+    """Results of a script.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it has not been run.
+    """
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def found(text: str) -> Iterator[tuple[str, re.Match]]:
+    """Name and place of every block in `text`."""
+    for name in blocks():
+        for match in re.finditer(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", text, re.DOTALL):
+            yield name, match
+
+
+def made(name: str) -> str:
+    """What belongs into a block."""
+    results, make = blocks()[name]
+    return make(load(results))
+
+
+def differing(text: str) -> list[str]:
+    """Blocks of `text` that are not what the results say; how lines are wrapped does not matter."""
+    return [name for name, match in found(text) if match[2].split() != made(name).split()]
+
+
+def written(text: str) -> str:
+    """`text` with every block made anew."""
+    for name, match in sorted(found(text), key=lambda one: one[1].start(), reverse=True):
+        if match[2].split() == made(name).split():
+            continue
+        inline = "\n" not in match[2].strip() and not match[2].startswith("\n")
+        inline = inline or text[: match.start()].rsplit("\n", 1)[-1].strip() != ""
+        new = textwrap.fill(made(name), WIDTH - 8, subsequent_indent="  ") if inline else f"\n{made(name)}\n"
+        text = text[: match.start(2)] + new + text[match.end(2) :]
+    return text
+
+
+def write() -> list[Path]:
+    """Make the blocks of all READMEs anew; return those that changed."""
+    changed = []
+    for path in READMES:
+        before = path.read_text(encoding="utf-8")
+        after = written(before)
+        if after != before:
+            part = path.with_suffix(".part")
+            part.write_text(after, encoding="utf-8")
+            os.replace(part, path)
+            changed.append(path)
+    return changed
+
+
+# --- peers ----------------------------------------------------------------------------------------
+
+
+#: Columns of the README's table that are of other data sets: title, data set, which time, and what it is called below.
+OTHERS = (
+    ("two effects", "cells_2", "fit", "two effects: with 20 batches, fit"),
+    ("real cells", "onek1k_1", "fit_and_tests", "real cells: {title}, fit and tests"),
+    ("half a million", "tb_cells", "fit_and_tests", "half a million: {title}, fit and tests"),
+)
+
+
+def peers_table(results: dict) -> str:
+    """One line per program, and in which respects another is ahead of lmm_gpu."""
+    cases = {case["name"]: case for case in results["cases"]}
+    others = [one for one in OTHERS if one[1] in cases]
+    rows = {name: _rows(case) for name, case in cases.items()}
+    head = ["", "fit", "with tests", "df", *(title for title, *_ in others)]
+    lines = [[*head, "first gene", "memory", "answered", "se off by"]]
+    lines.append(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * (len(others) + 4))
+    for key, row in rows["cells_1"].items():
+        lines.append(
+            [
+                _label(row),
+                _ms(row, cases["cells_1"]),
+                _ms(row, cases["cells_1"], "fit_and_tests"),
+                _df(row),
+                *(_ms(rows[name][key], cases[name], what) for _, name, what, _ in others),
+                _told(row, lambda row: f"{row['seconds_to_first_gene']:.1f}"),
+                _told(row, _megabytes),
+                _told(row, lambda row: f"{row['answered'] / row['genes']:.0%}"),
+                _off(row),
+            ]
+        )
+    legend = _legend(results, cases["cells_1"], [text.format(**cases[name]) for _, name, _, text in others])
+    return "\n".join([*map(_line, lines), "", *_filled(legend), "", *_filled(_ahead(rows["cells_1"]))])
+
+
+def _legend(results: dict, one: dict, others: list[str]) -> str:
+    return (
+        f"Milliseconds a gene on one processor (lmm_gpu also on two), summing up the cells included; in brackets the "
+        f"genes that were timed, where {results['seconds_for_the_genes_of_each']:g} s were not enough for all. "
+        f"{'; '.join([one['title'], *others])}. df: the median, of the treatment of "
+        f"donors. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the values. Answered: "
+        f"of the genes that were tried. se off by: difference from {one['reference']}'s, of the median gene and the "
+        f"largest, in parts of it, where that has variances above zero. {_machine(results)}"
+    )
+
+
+def _ahead(rows: dict[tuple[str, int], dict]) -> str:
+    """What others do better, in words: nobody should have to search the table for it."""
+    ours = rows["lmm_gpu", 1]
+    measures = {
+        "a fit": "ms_per_gene_fit",
+        "a fit with tests": "ms_per_gene_fit_and_tests",
+        "the first gene": "seconds_to_first_gene",
+        "memory": "peak_bytes",
+    }
+    parts = []
+    for what, key in measures.items():
+        better = [row for row in rows.values() if row["peer"] != "lmm_gpu" and row.get(key, ours[key]) < ours[key]]
+        if better:
+            names = ", ".join(f"{row['peer']} ({ours[key] / row[key]:.1f} x)" for row in better)
+            parts.append(f"{what}: {names}")
+    summing = ours["ms_per_gene_summing_up"] / ours["ms_per_gene_fit"]
+    ahead = "; ".join(parts) or "nobody in this table"
+    return f"Ahead of lmm_gpu on one processor, in {ahead}. Of its fit, {summing:.0%} is summing up the cells."
+
+
+def peers_tables(results: dict) -> str:
+    """All that was measured: one table per data set."""
+    parts = [*_filled(_machine(results)), ""]
+    for case in results["cases"]:
+        parts += [f"**{case['title']}** (`{case['name']}`, differences from {case['reference']}, {case['commit']})", ""]
+        head = ["", "processors", "genes", "fit", "with tests", "df", "first gene", "memory", "answered"]
+        lines = [[*head, "theta", "coef", "se"], ["---"] + ["---:"] * 4 + ["---"] + ["---:"] * 6]
+        lines += [_measured(row) for row in case["peers"] if "left_out" not in row]
+        parts += [*map(_line, lines), ""]
+        left_out = {}
+        for row in case["peers"]:
+            if "left_out" in row:
+                left_out.setdefault(row["left_out"], []).append(row["peer"])
+        sentences = [f"{', '.join(dict.fromkeys(names))}: {why}" for why, names in left_out.items()]
+        errors = [
+            f"{row['peer']}: {count} x {text}" for row in case["peers"] for text, count in row.get("errors", {}).items()
+        ]
+        if sentences:
+            parts += [*_filled("Left out: " + "; ".join(sentences) + "."), ""]
+        if errors:
+            parts += [*_filled("Errors: " + "; ".join(errors) + "."), ""]
+    return "\n".join(parts).rstrip()
+
+
+def _measured(row: dict) -> list[str]:
+    gap = row["difference"] or {}
+    return [
+        f"{row['peer']} {row['version']}",
+        str(row["threads"]),
+        f"{row['genes']:,}",
+        _number(row["ms_per_gene_fit"]),
+        _number(row["ms_per_gene_fit_and_tests"]),
+        _df(row),
+        f"{row['seconds_to_first_gene']:.1f}",
+        _megabytes(row),
+        f"{row['answered'] / row['genes']:.1%}",
+        *(_gap(gap.get(name)) for name in ("theta", "coef", "se")),
+    ]
+
+
+def _rows(case: dict) -> dict[tuple[str, int], dict]:
+    return {(row["peer"], row["threads"]): row for row in case["peers"]}
+
+
+def _label(row: dict) -> str:
+    version = f" {row['version']}" if "version" in row else ""
+    return f"{row['peer']}{version}" + (", two processors" if row["threads"] == 2 else "")
+
+
+def _told(row: dict, text: Callable[[dict], str]) -> str:
+    return "-" if "left_out" in row else text(row)
+
+
+def _ms(row: dict, case: dict, what: str = "fit") -> str:
+    if "left_out" in row:
+        return "-"
+    if what == "fit_and_tests" and row["df"] == "none":
+        return "no tests"
+    few = f" ({row['genes']:,})" if row["genes"] < case["genes"] else ""
+    return _number(row[f"ms_per_gene_{what}"]) + few
+
+
+def _df(row: dict) -> str:
+    if "left_out" in row or row["df"] in ("none", "normal"):
+        return "-" if "left_out" in row else row["df"]
+    median = row["df_of_treatment"]
+    return row["df"] if median is None else f"{row['df']}, {median:,.0f}"
+
+
+def _megabytes(row: dict) -> str:
+    return "?" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
+
+
+def _off(row: dict) -> str:
+    if "left_out" in row:
+        return "-"
+    gap = row["difference"]
+    return f"{_gap(gap['se_median'])}, {_gap(gap['se'])}" if gap else "reference"
+
+
+def _gap(value: float | None) -> str:
+    return "" if value is None else f"{value:.0e}" if value else "0"
+
+
+def _number(value: float) -> str:
+    """Two digits, and no more than are known."""
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _filled(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _machine(results: dict) -> str:
+    told = results["machine"]
+    return f"Measured on {told['processor']}, {told['processors']} processors, {told['date']}, commit {told['commit']}."
+
+
+# --- the others -----------------------------------------------------------------------------------
+
+
+def growth_sentence(results: dict) -> str:
+    """The picture, and what it was measured on."""
+    shape = results["shape"]
+    text = (
+        f"{shape['genes']} genes of {shape['cells']:,} cells of {shape['donors']} donors but for what grows; a line "
+        f"ends where the next point would take more time than all are given. {_machine(results)}"
+    )
+    return "\n".join(
+        ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *_filled(text)]
+    )
+
+
+def speed_sentence(results: dict) -> str:
+    """How long the solver takes, for the list of features."""
+    one, two = results["models"][:2]
+    text = (
+        f"{one['genes']:,} genes of 259 donors, 63 fixed effects and half a million cells, once summed up, take "
+        f"{_number(one['seconds'])} s on {results['machine']['processors']} processors, {_number(two['seconds'])} s "
+        f"with a second random effect of 46 batches"
+    )
+    if "times_faster" not in one:
+        return text
+    return text + (
+        f": {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster a gene than flash-mm, FLASHMM's "
+        f"Python port, in the same run"
+    )

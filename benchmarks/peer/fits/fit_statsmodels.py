@@ -1,0 +1,47 @@
+"""statsmodels' MixedLM on arrays, started from the last gene's estimates: a third of the time of a cold start.
+
+Crossed components are, as its documentation says, variance components of one group of all cells.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from harness import Peer, main, row
+
+
+class Statsmodels(Peer):
+    distribution, df = "statsmodels", "normal"
+
+    def __init__(self):
+        from statsmodels.regression import mixed_linear_model
+
+        self.package, self.start = mixed_linear_model, None
+
+    def prepare(self, case):
+        self.case = case
+        if case.components == 1:
+            self.design = {"groups": case.groups[0]}
+            return
+        blocks = [(codes[:, None] == np.arange(codes.max() + 1)).astype(float) for codes in case.groups]
+        labels = [[[str(level) for level in range(block.shape[1])]] for block in blocks]
+        variances = self.package.VCSpec(case.factors, labels, [[block] for block in blocks])
+        nothing = np.zeros((case.cells, 0))
+        self.design = {"groups": np.zeros(case.cells, int), "exog_re": nothing, "exog_vc": variances}
+
+    def fit(self, y):
+        model = self.package.MixedLM(y, self.case.X, **self.design)
+        fit = model.fit(reml=True, start_params=self.start)
+        if fit.converged and self.case.components == 1:
+            self.start = fit.params_object
+        return fit
+
+    def estimates(self, fit):
+        variances = np.diag(fit.cov_re) if self.case.components == 1 else fit.vcomp
+        return row(fit.converged, [*variances, fit.scale], fit.fe_params, fit.bse_fe)
+
+    def tests(self, fit, y):
+        return np.where(np.isfinite(fit.pvalues[: self.case.fixed]), np.inf, np.nan)
+
+
+if __name__ == "__main__":
+    main(Statsmodels)

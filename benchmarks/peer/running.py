@@ -1,0 +1,138 @@
+"""One peer on one case, in a process of its own; and how far its answers are from another's."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peer.cases import Case
+from peer.environments import MissingPeer, Peer
+
+#: Seconds that a process may take beyond those it is given for its genes.
+PATIENCE = 40
+#: What holds the libraries of all peers to a number of threads.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS")
+
+
+@dataclass
+class Answers:
+    """One row per gene that was tried; NaN without an answer."""
+
+    converged: np.ndarray  # (g,)
+    theta: np.ndarray  # (g, k + 1)
+    coef: np.ndarray  # (g, p)
+    se: np.ndarray  # (g, p)
+    df: np.ndarray  # (g, p)
+
+    @classmethod
+    def read(cls, path: Path, case: Case) -> Answers:
+        k, p = len(case.levels), case.fixed
+        rows = np.fromfile(path, "<f8").reshape(-1, 2 + k + 3 * p)
+        return cls(rows[:, 0], *np.split(rows[:, 1:], [k + 1, k + 1 + p, k + 1 + 2 * p], axis=1))
+
+    @property
+    def answered(self) -> np.ndarray:
+        """Which genes have estimates, with standard errors, of a fit that calls itself converged."""
+        return (self.converged == 1) & np.isfinite(np.hstack([self.theta, self.coef, self.se])).all(axis=1)  # (g,)
+
+
+def run(
+    peer: Peer, case: Case, seconds: float, *, threads: int = 1, genes: int | None = None, install: bool = True
+) -> tuple[dict[str, Any], Answers | None]:
+    """Run `peer` on `threads` processors: what it told and its answers; or why it was left out, and None."""
+    told: dict[str, Any] = {"peer": peer.name, "threads": threads}
+    if case.statistics and not peer.sums:
+        return told | {"left_out": "needs the cells"}, None
+    if len(case.levels) > peer.components:
+        return told | {"left_out": "one grouping factor only"}, None
+    try:
+        command = peer.command(install)
+    except MissingPeer as missing:
+        return told | {"left_out": str(missing)}, None
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "out"
+        failure = _process(
+            [*command, str(case.folder), str(output), str(seconds), str(genes or case.genes)],
+            threads,
+            seconds + PATIENCE,
+        )
+        if failure:
+            return told | {"left_out": failure}, None
+        result = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
+        answers = Answers.read(output.with_suffix(".f64"), case)
+    return told | _told(result, answers), answers
+
+
+def _process(command: list[str], threads: int, limit: float) -> str | None:
+    """Run it on `threads` processors; return why it has no answer, None if it has."""
+    variables = dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    pin = None
+    if hasattr(os, "sched_setaffinity"):
+        processors = sorted(os.sched_getaffinity(0))[:threads]
+        pin = lambda: os.sched_setaffinity(0, processors)  # noqa: E731
+    try:
+        done = subprocess.run(
+            command, env=os.environ | variables, capture_output=True, text=True, timeout=limit, preexec_fn=pin
+        )
+    except subprocess.TimeoutExpired:
+        return f"not one gene within {limit:.0f} s"
+    lines = [line for line in done.stderr.strip().splitlines() if line != "Execution halted"]
+    return (lines or [f"exit code {done.returncode}"])[-1].strip()[:200] if done.returncode else None
+
+
+def _told(result: dict, answers: Answers) -> dict:
+    genes = result["genes"]
+    fit, tests = result["seconds_fit"], result["seconds_tests"]
+    more = {name: result[name] for name in ("version", "df", "peak_bytes", "errors")}
+    if "seconds_summing_up" in result:
+        more["ms_per_gene_summing_up"] = 1e3 * result["seconds_summing_up"] / genes
+    return {
+        "genes": genes,
+        "ms_per_gene_fit": 1e3 * fit / genes,
+        "ms_per_gene_fit_and_tests": 1e3 * (fit + tests) / genes,
+        "seconds_to_first_gene": sum(result[f"seconds_{part}"] for part in ("import", "prepare", "first")),
+        "seconds_once": result["seconds_import"] + result["seconds_prepare"],
+        "answered": int(answers.answered.sum()),
+        "df_of_treatment": _median(answers.df[answers.answered, 1]),
+        **more,
+    }
+
+
+def difference(found: Answers, wanted: Answers) -> dict[str, Any]:
+    """Largest differences, and the median gene's: where both have an answer and `wanted` is at an interior optimum.
+
+    theta in parts of the gene's total variance, coef and se in parts of the standard error.
+    """
+    genes = min(len(found.converged), len(wanted.converged))
+    some = lambda one, name: getattr(one, name)[:genes]  # noqa: E731
+    both = some(found, "answered") & some(wanted, "answered")
+    theta, se = some(wanted, "theta"), some(wanted, "se")
+    total = theta.sum(axis=1, keepdims=True)
+    interior = both & (theta[:, :-1] > 1e-6 * total).all(axis=1)
+    parts = {
+        "theta": np.abs(some(found, "theta") - theta) / total,
+        "coef": np.abs(some(found, "coef") - some(wanted, "coef")) / se,
+        "se": np.abs(some(found, "se") - se) / se,
+    }
+    record: dict[str, Any] = {"genes": int(interior.sum()), "genes_with_boundary": int(both.sum())}
+    for name, part in parts.items():
+        record[name] = _largest(part[interior])
+        record[f"{name}_median"] = _median(part[interior].max(axis=1))
+        record[f"{name}_with_boundary"] = _largest(part[both])
+    return record
+
+
+def _largest(values: np.ndarray) -> float | None:
+    return float(values.max()) if values.size else None
+
+
+def _median(values: np.ndarray) -> float | None:
+    """Median of the finite values: infinite df are those of the normal distribution."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else None
