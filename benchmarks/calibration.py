@@ -7,8 +7,12 @@ and are drawn exactly. One component, the donors; the treatment lies between don
 from __future__ import annotations
 
 import itertools
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import machine
 import numpy as np
 from scipy import stats
 
@@ -28,6 +32,8 @@ RULES = {
     "between-within, >= 0": ("nonnegative", "between-within"),
     "residual (n - p)": ("auto", "residual"),
 }
+#: What is printed and drawn, and in which colour.
+SHOWN = {"generalized": "#000000", "satterthwaite": "#0072B2", "residual (n - p)": "#D55E00", "pseudobulk t": "#009E73"}
 #: Of the standard error that the true variances have: the effect for power.
 EFFECT = 4.0
 
@@ -93,7 +99,7 @@ class Groups:
         return stats.ttest_ind(treated, control).pvalue
 
 
-def p_values(summary: lmm_gpu.SummaryStats, groups: Groups, mean: np.ndarray) -> dict[str, np.ndarray]:
+def p_values(summary: lmm_gpu.SummaryStats, mean: np.ndarray, groups: Groups) -> dict[str, np.ndarray]:
     """P-values (genes,) of the treatment by every rule."""
     fits = {bounds: lmm_gpu.fit(summary, bounds=bounds, progress=False) for bounds in ("auto", "nonnegative")}
     found = {}
@@ -103,32 +109,121 @@ def p_values(summary: lmm_gpu.SummaryStats, groups: Groups, mean: np.ndarray) ->
     return found | {"pseudobulk t": groups.pseudobulk(mean)}
 
 
-def study(genes: int, seed: int = 0, report=print) -> list[dict]:
-    """One row for each design, variance ratio and contrast."""
-    rows = []
-    for contrast, donors, spread, ratio in itertools.product(CONTRASTS, DONORS, SPREADS, RATIOS):
-        rng = np.random.default_rng(
-            [seed, donors, SPREADS.index(spread), RATIOS.index(ratio), ["between", "within"].index(contrast)]
-        )
+def study(genes: int, quick: bool) -> Iterator[dict]:
+    """One row for each contrast, design and variance ratio."""
+    donors_of, ratios = (DONORS[:2], RATIOS[1:2]) if quick else (DONORS, RATIOS)
+    for contrast, donors, spread, ratio in itertools.product(CONTRASTS, donors_of, SPREADS, ratios):
+        rng = np.random.default_rng([donors, SPREADS.index(spread), int(1000 * ratio), len(contrast)])
         groups = Groups.of(donors, spread, contrast)
-        null = p_values(*_drawn(groups, ratio, genes, 0.0, rng))
+        null = p_values(*groups.simulate(ratio, genes, 0.0, rng), groups)
         effect = EFFECT * groups.standard_error(ratio)
-        changed = p_values(*_drawn(groups, ratio, genes // 4, effect, rng))
+        changed = p_values(*groups.simulate(ratio, genes // 4, effect, rng), groups)
         row = {"contrast": contrast, "donors": donors, "cells": spread, "ratio": ratio, "genes": genes}
-        row["false"] = {name: [float((p < level).mean() / level) for level in LEVELS] for name, p in null.items()}
-        row["power"] = {name: [float((p < level).mean()) for level in LEVELS] for name, p in changed.items()}
+        yield row | {"false": _shares(null, _over_nominal), "power": _shares(changed, _below)}
+
+
+def counts(genes: int, quick: bool) -> Iterator[dict]:
+    """Negative binomial counts of simuRNAseq without a changed gene, fitted as log2(1 + y): as users have them."""
+    for donors, cells in ((6, 1_200), (12, 3_000), (24, 6_000))[: 2 if quick else 3]:
+        made = lmm_gpu.simuRNAseq(nGenes=genes, nCells=cells, nsam=donors, ncls=1, nDEgenes=0, seed=donors)
+        obs, Y = made.metadata, np.log2(1.0 + made.counts.to_numpy().T)
+        treated = obs.groupby("sam", observed=True)["trt"].first() == made.treatment
+        means = np.stack([Y[(obs["sam"] == one).to_numpy()].mean(axis=0) for one in treated.index])  # (donors, genes)
+        found = {"pseudobulk t": stats.ttest_ind(means[treated], means[~treated]).pvalue}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some genes are zero in all cells
+            fits = {
+                bounds: lmm_gpu.fit((Y, obs), "~ trt + (1 | sam)", is_counts=False, bounds=bounds, progress=False)
+                for bounds in ("auto", "nonnegative")
+            }
+            for name, (bounds, method) in RULES.items():
+                found[name] = fits[bounds].test(f"trt[T.{made.treatment}]", df=method)["p_value"].to_numpy()
+        found = {name: p[np.isfinite(p)] for name, p in found.items()}
+        row = {"contrast": "counts", "donors": donors, "cells": f"{cells:,} in all", "genes": genes}
+        yield row | {"false": _shares(found, _over_nominal)}
+
+
+def _over_nominal(p: np.ndarray, level: float) -> float:
+    return (p < level).mean() / level
+
+
+def _below(p: np.ndarray, level: float) -> float:
+    return (p < level).mean()
+
+
+def _shares(found: dict[str, np.ndarray], share: Callable[[np.ndarray, float], float]) -> dict[str, list[float]]:
+    return {name: [round(float(share(p, level)), 4) for level in LEVELS] for name, p in found.items()}
+
+
+def described(row: dict) -> str:
+    """The design of a row."""
+    ratio = f", ratio {row['ratio']:g}" if "ratio" in row else ""
+    return f"{row['contrast']}, {row['donors']} donors, {row['cells']}{ratio}"
+
+
+def worst(rows: list[dict]) -> dict[str, dict]:
+    """Of every rule the most at 5 % and 0.1 %, and the least at 5 % where donors differ and where they do not."""
+    normal = [row for row in rows if row["contrast"] != "counts"]
+    found = {}
+    for name in RULES | {"pseudobulk t": None}:
+        rate = lambda row, level, name=name: row["false"][name][level]  # noqa: E731
+        found[name] = {
+            "most at 5 %": max(rate(row, 0) for row in normal),
+            "most at 0.1 %": max(rate(row, 2) for row in normal),
+            "least at 5 %, ratio > 0": min(rate(row, 0) for row in normal if row["ratio"] > 0),
+            "least at 5 %, ratio 0": min((rate(row, 0) for row in normal if row["ratio"] == 0), default=None),
+        }
+    return found
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """False positives over nominal of every row, at 5 % and 0.1 %, and the power."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 0.19 * len(rows) + 1.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    y = np.arange(len(rows))
+    for (name, colour), marker in zip(SHOWN.items(), "odsx", strict=True):
+        for ax, level in zip(panels[:2], (0, 2), strict=True):
+            rate = np.array([row["false"][name][level] for row in rows])
+            ax.plot(np.clip(rate, 0.05, 100), y, marker, color=colour, ms=4, label=name)
+        if not name.startswith("residual"):  # its power is bought with false positives
+            power = [row["power"][name][0] if "power" in row else np.nan for row in rows]
+            panels[2].plot(power, y, marker, color=colour, ms=4)
+    for ax, level, most in zip(panels[:2], (0, 2), (1.15, 1.5), strict=True):
+        ax.axvspan(0.8, most, color="#dddddd", lw=0, zorder=0)
+        ax.set_xscale("log")
+        ax.set_xlim(0.045, 120)
+        ax.set_xticks([0.05, 0.2, 1, 5, 20, 100], ["0.05 or less", "0.2", "1", "5", "20", "100"])
+        ax.set_title(f"false positives over nominal, {100 * LEVELS[level]:g} %", fontsize=9, loc="left")
+    panels[2].set_xlim(0, 1)
+    panels[2].set_title("power at 5 % (effect: 4 standard errors)", fontsize=9, loc="left")
+    panels[0].set_yticks(y, [described(row) for row in rows], fontsize=6.5)
+    panels[0].set_ylim(len(rows) - 0.4, -0.6)
+    for ax in panels:
+        ax.grid(axis="y", lw=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = machine.parser("calibration", __doc__)
+    parser.add_argument("--genes", type=int, help="per row, by default 20,000, or 2,000")
+    options = parser.parse_args()
+    genes = options.genes or (2_000 if options.quick else 20_000)
+    rows = []
+    for row in itertools.chain(study(genes, options.quick), counts(min(genes, 4_000), options.quick)):
         rows.append(row)
-        report(_line(row))
-    return rows
+        shown = "  ".join("/".join(f"{rate:5.2f}" for rate in row["false"][name]) for name in SHOWN)
+        print(f"{described(row):44s} {shown}", flush=True)
+    summary = worst(rows)
+    for name, found in summary.items():
+        print(f"{name:22s} " + "  ".join(f"{what}: {x:.2f}" for what, x in found.items() if x is not None))
+    path = machine.write({"levels": LEVELS, "rows": rows, "worst": summary}, options)
+    draw(rows, path.with_suffix(".png"))
 
 
-def _drawn(groups: Groups, ratio: float, genes: int, effect: float, rng: np.random.Generator) -> tuple:
-    summary, mean = groups.simulate(ratio, genes, effect, rng)
-    return summary, groups, mean
-
-
-def _line(row: dict) -> str:
-    shown = ("generalized", "satterthwaite", "residual (n - p)", "pseudobulk t")
-    rates = "  ".join("/".join(f"{x:5.2f}" for x in row["false"][name]) for name in shown)
-    power = " ".join(f"{row['power'][name][0]:.2f}" for name in ("generalized", "generalized, >= 0", "pseudobulk t"))
-    return f"{row['contrast']:8s}{row['donors']:3d} donors {row['cells']:9s} {row['ratio']:4g}  {rates}   power {power}"
+if __name__ == "__main__":
+    main()
