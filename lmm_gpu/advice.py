@@ -49,6 +49,15 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
     return found
 
 
+def level_name(name: str, component: str) -> str:
+    """Name of a level without that of its random effect.
+
+    >>> level_name("donor[D1]", "donor")
+    'D1'
+    """
+    return name.removeprefix(f"{component}[").removesuffix("]") if name.startswith(f"{component}[") else name
+
+
 def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
     """Yield what to know of tests of the contrasts `C` (c, p), one sentence for all contrasts of one kind."""
     groups = groupings(summary)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,11 +133,37 @@ def save(ax: Axes, path: str | Path, dpi: int = 200) -> None:
     ...     Path(folder, "qq.svg").read_text().startswith("<?xml")
     True
     """
+    suffix = check_picture_path(path)
+    with replacing(path) as part:
+        _write(ax, part, suffix, dpi)
+
+
+def as_address(ax: Axes, most: int = 60_000, dpi: int = 160) -> tuple[str, float]:
+    """Picture as a data: address for a page, and its width in inches; the figure of `ax` is closed.
+
+    On a transparent ground, as SVG, or as PNG where that would take over `most` bytes.
+    """
+    figure: Any = ax.figure.canvas.figure
+    kind, drawn = "svg+xml", io.BytesIO()
+    _write(ax, drawn, ".svg", dpi, transparent=True)
+    if len(drawn.getvalue()) > most:
+        kind, drawn = "png", io.BytesIO()
+        _write(ax, drawn, ".png", dpi, transparent=True)
+    need("matplotlib.pyplot").close(figure)
+    return f"data:image/{kind};base64,{base64.b64encode(drawn.getvalue()).decode()}", float(figure.get_figwidth())
+
+
+def _write(ax: Axes, target: Any, suffix: str, dpi: int, transparent: bool = False) -> None:
+    metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+    text = {"svg.fonttype": "none", "svg.hashsalt": "lmm_gpu", "pdf.fonttype": 42}
+    with need("matplotlib").rc_context(text):
+        figure: Any = ax.figure.canvas.figure  # of a subfigure, all of it
+        figure.savefig(target, format=suffix[1:], dpi=dpi, metadata=metadata, transparent=transparent)
+
+
+def check_picture_path(path: str | Path) -> str:
+    """Return the ending of a picture to be written, refused if it is unknown."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"cannot write a picture to {path}: wanted a name that ends in {', '.join(SUFFIXES)}")
-    metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
-    text = {"svg.fonttype": "none", "svg.hashsalt": "lmm_gpu", "pdf.fonttype": 42}
-    with need("matplotlib").rc_context(text), replacing(path) as part:
-        figure: Any = ax.figure.canvas.figure  # of a subfigure, all of it
-        figure.savefig(part, format=suffix[1:], dpi=dpi, metadata=metadata)
+    return suffix

@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 try:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+    from rich.text import Text
 except ImportError:  # the console script exists without the extra too
     sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
 
@@ -77,12 +78,14 @@ def show(run: Run) -> None:
     )
     for word, count in run.fit.status.value_counts().items():
         statuses.add_row(str(word), f"{count:,}")
-    strongest = Table("gene", "contrast", "log_fc", "se", "t", "df", "p", "FDR", title="the ten strongest")
+    names = (Column(name, overflow="fold") for name in ("gene", "contrast"))
+    numbers_of = (Column(name, justify="right", no_wrap=True) for name in ("log_fc", "se", "t", "df", "p", "FDR"))
+    strongest = Table(*names, *numbers_of, title="the ten strongest", title_justify="left")
     for row in run.strongest(10).itertuples():
+        labels = [Text(str(row.variable)), Text(str(row.contrast))]  # brackets in them are no markup
         numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.statistic:.2f}", f"{row.df:.1f}"]
-        strongest.add_row(
-            str(row.variable), str(row.contrast), *numbers, power(row.log10_p_value), f"{row.adj_p_value:.2g}"
-        )
+        fdr = "<1e-308" if row.adj_p_value == 0 else f"{row.adj_p_value:.2g}"
+        strongest.add_row(*labels, *numbers, power(row.log10_p_value), fdr)
     if not _mode["json"]:
         out.print(statuses)
         out.print(strongest)

@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from .advice import Grouping, groupings
+from .advice import Grouping, groupings, level_name
 from .arrays import like, to_numpy
 from .canvas import BLUE, DARK, DENSE, GREY, PALETTE, VERMILLION, axes, head, need, point_size
 from .model import Contrasts
 from .results import LMMFit
+from .transform import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -226,7 +227,7 @@ def gene(
     else:
         ax.set_xticks([])
     count = "" if named else f"{len(means):,} groups of "
-    ax.set(xlabel=count + means.attrs["component"], ylabel=fit.summary.transform or "value", xlim=(-0.8, at[-1] + 0.8))
+    ax.set(xlabel=count + means.attrs["component"], ylabel=scale_of(fit.summary.transform), xlim=(-0.8, at[-1] + 0.8))
     head(ax, str(feature))
     return ax
 
@@ -272,7 +273,7 @@ def group_means(
             "ci_high": (fitted + reach)[:, 0],
             "by": 0.0 if column is None else np.rint(K[:, column]),
         },
-        index=[_level(summary.random_names[row], group.name) for row in rows],
+        index=[level_name(summary.random_names[row], group.name) for row in rows],
     )
     found.attrs = {"component": group.name, "by": "" if column is None else summary.fixed_names[column]}
     return found.sort_values(["by", "fitted"], kind="stable")
@@ -289,22 +290,34 @@ def _group(fit: LMMFit, component: str | None) -> tuple[Grouping, np.ndarray]:
     return group, np.arange(first, first + fit.summary.d[at])
 
 
-def _column(fit: LMMFit, group: Grouping, by: str | None) -> int | None:
-    """Position of a fixed effect that is 0 or 1 in whole groups, of both kinds."""
+def _whole(group: Grouping) -> np.ndarray:
+    """Which fixed effects (p,) are 0 or 1 in whole groups, of both kinds."""
     counts = group.counts[group.counts > 0, None]
     share = group.sums[group.counts > 0] / counts  # (groups, p)
-    whole = group.indicators & (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0) & (np.ptp(share, axis=0) > 0.5)
-    names = fit.summary.fixed_names
+    return group.indicators & (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0) & (np.ptp(share, axis=0) > 0.5)
+
+
+def options_for(fit: LMMFit, weights: np.ndarray) -> dict[str, str]:
+    """Options of `gene` that show a contrast (p,): the first groups that are wholly of one of the cells it compares.
+
+    None if what it compares varies within all groups.
+    """
+    for group in groupings(fit.summary):
+        compared = np.flatnonzero(_whole(group) & (weights != 0))
+        if compared.size:
+            return {"component": group.name, "by": fit.summary.fixed_names[compared[0]]}
+    return {}
+
+
+def _column(fit: LMMFit, group: Grouping, by: str | None) -> int | None:
+    """Position of the fixed effect that colours the groups."""
+    whole, names = _whole(group), fit.summary.fixed_names
     if by is None:
         return int(np.flatnonzero(whole)[0]) if whole.any() else None
     if by not in names or not whole[names.index(by)]:
         known = ", ".join(names[i] for i in np.flatnonzero(whole)) or "none"
         raise ValueError(f"by={by!r}: wanted a fixed effect that is 0 or 1 in a whole group of {group.name}: {known}")
     return names.index(by)
-
-
-def _level(name: str, component: str) -> str:
-    return name.removeprefix(f"{component}[").removesuffix("]") if name.startswith(f"{component}[") else name
 
 
 def _draw_cells(ax: Axes, means: pd.DataFrame, cells: Any) -> None:
