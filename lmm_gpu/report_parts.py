@@ -168,5 +168,11 @@ def _numbers_of(name: str, rows: pd.DataFrame, place: Mapping[str, int], most: i
     return {"name": name, "gene": genes, "columns": listed}
 
 
-def _digits(values: np.ndarray, digits: int = 4) -> list[float | None]:
-    return [float(f"{x:.{digits}g}") if np.isfinite(x) else None for x in values.tolist()]
+def _digits(values: np.ndarray, digits: int = 4) -> str:
+    """Numbers with so many digits and commas between them; nothing for what is no number.
+
+    >>> _digits(np.array([1 / 3, np.nan, -2e-9]))
+    '0.3333,,-2e-09'
+    """
+    text = ",".join([f"%.{digits}g"] * values.size) % tuple(values.tolist())
+    return text.replace("nan", "").replace("-inf", "").replace("inf", "")

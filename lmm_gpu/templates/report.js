@@ -12,7 +12,12 @@
   async function unpacked() {
     const packed = Uint8Array.from(atob(holder.textContent.trim()), (letter) => letter.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
+    const read = JSON.parse(await new Response(stream).text());
+    const numbers = (text) => text.split(",").map((one) => (one === "" ? null : Number(one)));
+    for (const one of read.contrasts) {
+      for (const [title, text] of Object.entries(one.columns)) one.columns[title] = numbers(text);
+    }
+    return { ...read, mean: read.mean === null ? null : numbers(read.mean) };
   }
 
   if (typeof DecompressionStream === "undefined") {
