@@ -10,7 +10,20 @@ from scipy import special
 
 from .advice import Grouping, groupings, level_name
 from .arrays import like, to_numpy
-from .canvas import BLUE, DARK, DENSE, GREY, PALETTE, VERMILLION, axes, head, need, point_size
+from .canvas import (
+    BLUE,
+    DARK,
+    DENSE,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    axes,
+    head,
+    name_places,
+    point_size,
+    room_for,
+    whole_numbers,
+)
 from .model import Contrasts
 from .results import LMMFit
 from .transform import scale_of
@@ -40,10 +53,6 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
         all features are spread, by component, with median and quartiles. By default bars for up to 60 features.
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -68,7 +77,8 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
     lost = fit.summary.m - shares.shape[1]
     title = "shares of variance" + (f" ({lost:,} without estimate)" if lost else "")
     if kind == "bars":
-        ax = axes(ax, width=float(np.clip(0.25 * shares.shape[1], 4.0, 9.0)))
+        room = room_for(shares.columns) if shares.shape[1] <= NAMED else 0.0
+        ax = axes(ax, width=float(np.clip(0.25 * shares.shape[1], 4.0, 9.0)), height=4.2 + room)
         _share_bars(ax, shares, colours)
         head(ax, title, ncols=4)
     else:
@@ -95,7 +105,7 @@ def _share_bars(ax: Axes, shares: pd.DataFrame, colours: dict[str, str]) -> None
     if down.min() < 0:
         ax.axhline(0.0, color=DARK, lw=0.8)
     if at.size <= NAMED:
-        ax.set_xticks(at, ordered.columns, rotation=90, fontsize="small")
+        name_places(ax, ordered.columns)
     else:
         ax.set_xticks([])
         ax.set_xlabel(f"{at.size:,} features, sorted by residual share")
@@ -123,10 +133,6 @@ def convergence(fit: LMMFit, *, ax: Axes | None = None) -> Axes:
     fit : LMMFit
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -151,13 +157,12 @@ def convergence(fit: LMMFit, *, ax: Axes | None = None) -> Axes:
         ax.bar(value, count, 0.9 * 0.65**i, color=_COLOURS.get(word, GREY))
         ax.bar([np.nan], [0], color=_COLOURS.get(word, GREY), label=f"{word} ({np.count_nonzero(status == word):,})")
     ax.set(xlabel="iterations", ylabel="features")
-    whole = need("matplotlib.ticker").MaxNLocator
-    ax.xaxis.set_major_locator(whole(integer=True))
+    ax.xaxis.set_major_locator(whole_numbers())
     if most > 100:  # so that the few that took long are seen
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.6)
     else:
-        ax.yaxis.set_major_locator(whole(integer=True))
+        ax.yaxis.set_major_locator(whole_numbers())
     head(ax, f"{fit.method}, {fit.summary.m:,} features", ncols=2)
     return ax
 
@@ -192,10 +197,6 @@ def gene(
         Coverage of the intervals.
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -213,7 +214,8 @@ def gene(
     """
     means = group_means(fit, feature, component, by, level)
     named, at = len(means) <= NAMED, np.arange(len(means))
-    ax = axes(ax, width=float(np.clip(0.22 * len(means), 4.8, 10.0)), height=4.0)
+    width, room = float(np.clip(0.22 * len(means), 4.8, 10.0)), room_for(means.index) if named else 0.0
+    ax = axes(ax, width, 4.0 + room)
     if cells is not None:
         _draw_cells(ax, means, cells)
     _draw_fitted(ax, means)
@@ -223,7 +225,7 @@ def gene(
     lw = 0.8 if named else 0.3
     ax.scatter(at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=lw, label=label, zorder=3)
     if named:
-        ax.set_xticks(at, means.index, rotation=90, fontsize="small")
+        name_places(ax, means.index)
     else:
         ax.set_xticks([])
     count = "" if named else f"{len(means):,} groups of "

@@ -86,7 +86,7 @@ def fit_to_folder(
     reading, clock, identity = dict(reading or {}), Clock(), data_identity(data)
     results, genes = (folder / f"{name}.{table_format}" for name in ("results", "genes"))
     check_table_path(results)
-    fit, named = _fitted(data, formula, contrasts, reading, options, clock)
+    fit, named = _Task(data, formula, contrasts, reading, options, clock).fitted()
     with clock("testing"):
         table = fit.test(named, df=df)
     with clock("writing"):
@@ -177,45 +177,42 @@ def write_tests(
     return {"tests": len(table), "contrasts": list(contrasts or names), "df": df, "written": [str(path)]}
 
 
-def _fitted(
-    data: Any,
-    formula: str | None,
-    contrasts: Sequence[str] | None,
-    reading: dict[str, Any],
-    options: dict[str, Any],
-    clock: Clock,
-) -> tuple[LMMFit, pd.DataFrame | None]:
-    """Fit `data`, and make rows of the contrasts: before the cells are read, as they may be misspelled."""
-    FitOptions(**{name: value for name, value in options.items() if name != "scheduler"})  # so may these
-    with clock("reading"):
-        summary = saved_statistics(data, formula)
-    if summary is None:
-        summary, named = _summed(data, formula, contrasts, reading, options, clock)
-        formula, reading = None, {}
-    else:
-        named = _matrix(contrasts, summary.fixed_names)
-    with clock("fitting"):
-        fit = fit_cells(summary, formula, **reading, **options)
-    return replace(fit, seconds=clock.seconds["reading"] + clock.seconds["fitting"]), named
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of a run: its arguments, and the time that it takes."""
 
+    data: Any
+    formula: str | None
+    contrasts: Sequence[str] | None
+    reading: dict[str, Any]
+    options: dict[str, Any]
+    clock: Clock
 
-def _summed(
-    data: Any,
-    formula: str | None,
-    contrasts: Sequence[str] | None,
-    reading: dict[str, Any],
-    options: dict[str, Any],
-    clock: Clock,
-) -> tuple[SummaryStats, pd.DataFrame | None]:
-    if formula is None:
-        raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
-    where = {name: reading[name] for name in ("obs", "layer", "features") if name in reading}
-    rest = {name: value for name, value in reading.items() if name not in (*where, "cells")}
-    shared = {name: options[name] for name in ("device", "memory", "scheduler") if name in options}
-    with clock("reading"), open_source(data, **where) as opened:
-        source = select_cells(opened, reading.get("cells"))
-        named = _matrix(contrasts, build_design(formula, source.obs).fixed_names)
-        return summarize(source, formula, **rest, **shared), named
+    def fitted(self) -> tuple[LMMFit, pd.DataFrame | None]:
+        """Fit, and make rows of the contrasts: before the cells are read, as they may be misspelled."""
+        FitOptions(**{name: value for name, value in self.options.items() if name != "scheduler"})  # so may these
+        with self.clock("reading"):
+            summary = saved_statistics(self.data, self.formula)
+        if summary is None:
+            summary, named = self._summed()
+            surplus: dict[str, Any] = {}
+        else:
+            named = _matrix(self.contrasts, summary.fixed_names)
+            surplus = {"formula": self.formula} | self.reading  # refused: saved sums have theirs
+        with self.clock("fitting"):
+            fit = fit_cells(summary, **surplus, **self.options)
+        return replace(fit, seconds=self.clock.seconds["reading"] + self.clock.seconds["fitting"]), named
+
+    def _summed(self) -> tuple[SummaryStats, pd.DataFrame | None]:
+        if self.formula is None:
+            raise ValueError(f"{self.data} needs a formula, such as '~ condition + (1 | donor)'")
+        where = {name: self.reading[name] for name in ("obs", "layer", "features") if name in self.reading}
+        rest = {name: value for name, value in self.reading.items() if name not in (*where, "cells")}
+        rest |= {name: self.options[name] for name in ("device", "memory", "scheduler") if name in self.options}
+        with self.clock("reading"), open_source(self.data, **where) as opened:
+            source = select_cells(opened, self.reading.get("cells"))
+            named = _matrix(self.contrasts, build_design(self.formula, source.obs).fixed_names)
+            return summarize(source, self.formula, **rest), named
 
 
 def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFrame | None:
