@@ -171,7 +171,7 @@ def save(ax: Axes, path: str | Path, dpi: int = 200) -> None:
         _write(ax, part, suffix, dpi)
 
 
-def as_address(ax: Axes, most: int = 60_000, dpi: int = 160) -> tuple[str, float]:
+def as_address(ax: Axes, most: int = 60_000, dpi: int = 144) -> tuple[str, float]:
     """Picture as a data: address for a page, and its width in inches; the figure of `ax` is closed.
 
     On a transparent ground, as SVG, or as PNG where that would take over `most` bytes.

@@ -114,9 +114,10 @@ def main(arguments: list[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = console.warn
         try:
-            sys.exit(app(given or ["--help"], standalone_mode=False))
+            sys.exit(app(given or ["--help"], prog_name="lmm-gpu", standalone_mode=False))
         except UsageError as mistake:
-            console.refuse(f"{mistake.format_message().rstrip('.')}; see lmm-gpu --help")
+            where = mistake.ctx.command_path if mistake.ctx else "lmm-gpu"
+            console.refuse(f"{mistake.format_message().rstrip('.')}; see {where} --help")
         except OSError as trouble:
             console.refuse(f"{trouble.strerror}: {trouble.filename}" if trouble.strerror else str(trouble))
         except (ValueError, MemoryError) as mistake:

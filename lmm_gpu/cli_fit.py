@@ -11,7 +11,7 @@ from . import console
 from .cli_options import CELLS, CONTRAST, FORMULA, Df, Json, Resume, computing, reading, takes
 from .pvalues import ALTERNATIVES
 from .run import fit_to_folder, merge_files, summarize_to_file, write_tests
-from .run_folder import TABLE_FORMATS, check_data, read_record
+from .run_folder import RECORD, TABLE_FORMATS, check_data, read_record
 
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it does not exist.")]
 Sums = Annotated[Path, typer.Option("--output", "-o", help="File for the statistics (HDF5), such as site.h5.")]
@@ -21,6 +21,7 @@ def _repeated(context: typer.Context, path: Path | None) -> Path | None:
     """Take what is not given on the command line from the run.json at `path`; its folder is written anew."""
     if path is None:
         return None
+    path = path / RECORD if path.is_dir() else path
     record = read_record(path)
     known = {parameter.name for parameter in context.command.params} - {"data", "output", "config", "json", "resume"}
     unknown = sorted(set(record["options"]) - known)
@@ -47,7 +48,7 @@ def fit(
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Repeat a run from its run.json; what else is given takes the place of what it says.",
+            help="Repeat a run from its folder or run.json; what else is given takes the place of what it says.",
             callback=_repeated,
             is_eager=True,
         ),

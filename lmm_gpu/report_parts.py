@@ -24,6 +24,8 @@ from .results import LMMFit
 MOST_ROWS, MOST_DRAWN = 150_000, 8
 #: Genes of a contrast that are drawn group by group.
 GENES_DRAWN = 4
+#: Of more groups than this, half as many: their pictures fill the page's width.
+_WIDE = 24
 #: What a table of tests may have, beside p-values.
 _COLUMNS = ("log_fc", "se", "statistic", "df1", "df")
 
@@ -117,7 +119,8 @@ def fit_pictures(fit: LMMFit) -> Iterator[Picture]:
 
 def _gene_pictures(fit: LMMFit, rows: pd.DataFrame, options: Mapping[str, str]) -> Iterator[Picture]:
     tested = rows[np.isfinite(rows["log10_p_value"])].sort_values("log10_p_value", kind="stable")
-    for name in tested["variable"].head(GENES_DRAWN):
+    wide = max(fit.summary.d) > _WIDE
+    for name in tested["variable"].head(GENES_DRAWN // 2 if wide else GENES_DRAWN):
         picture = _picture(str(name), "", gene, fit, name, **options)
         if picture.address is not None:  # no random effect has groups
             yield picture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -233,6 +234,39 @@ def test_help(command, arguments):
     code, out, err = command(*arguments)
     assert code == 0 and err == ""
     assert "fit" in out and "demo" in out
+
+
+@pytest.mark.parametrize("name", ["fit", "summarize", "merge", "test", "plot", "report", "demo", "info", "selftest"])
+def test_the_help_of_a_command_has_an_example_of_it(command, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = command(name, "--help")
+    assert code == 0 and f"Example: lmm-gpu {name}" in out
+
+
+def test_reading_has_the_same_options_wherever_cells_are_read():
+    fit, summarize = (
+        {parameter.name for parameter in cli.typer.main.get_command(cli.app).commands[name].params}
+        for name in ("fit", "summarize")
+    )
+    taken = set(inspect.signature(lmm_gpu.summarize).parameters) - {"data", "progress", "checkpoint"}
+    assert taken <= fit & summarize and {"resume", "json", "help"} >= summarize - taken - {"data", "output"}
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("lmm-gpu re", "report"), ("lmm-gpu fit --trans", "--transform")])
+def test_completion(typed, completed):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_LMM_GPU_COMPLETE": "complete_bash"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | words
+    done = subprocess.run([sys.executable, "-m", "lmm_gpu"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.split() == [completed]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(50, False), (80, True), (160, True)])
+def test_names_are_whole_in_a_terminal_of_any_width(command, tmp_path, monkeypatch, columns, shown):
+    monkeypatch.setattr(console.out, "_width", columns)
+    code, out, _ = command("fit", *NPZ, "-f", "~ 0 + arm + (1 | donor)", "-c", "arm[stim]", "-o", tmp_path)
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0 and ["g,1", "arm[stim]"] in [row[:2] for row in rows]  # brackets are no markup
+    assert ("FDR" in out) is shown
 
 
 def test_version(command):
@@ -497,6 +531,11 @@ def test_selftest(command, few_checks, tmp_path):
     assert "25.0%" in printed and "cpu: 1 passed, 0 failed, 1 skipped" in printed
     found = json.loads((tmp_path / "made" / "found.json").read_text())
     assert found["passed"] and found["quick"] and found["system"]["versions"]["numpy"] == np.__version__
+
+
+def test_selftest_for_programs(command, few_checks):
+    code, printed, error = command("selftest", "--device", "cpu", "--json")
+    assert code == 0 and error == "" and [one["name"] for one in json.loads(printed)["checks"]] == ["one", "two"]
 
 
 def test_a_selftest_that_fails(command, few_checks, tmp_path):

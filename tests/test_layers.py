@@ -32,7 +32,7 @@ LAYERS = [
     {"device_cases"},
     {"device_checks", "device_rates"},
     {"run", "system_info"},
-    {"demo", "run_pictures", "selftest", "console"},
+    {"selftest", "console", "demo", "run_pictures"},
     {"cli_options"},
     {"cli_fit", "cli_show"},
     {"cli"},

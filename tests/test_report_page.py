@@ -188,7 +188,9 @@ def test_joint_tests(fit, tmp_path):
 def test_contrasts_without_a_single_p_value(fit, table, tmp_path):
     rows = table[table["contrast"] == "age"].assign(log10_p_value=np.nan, adj_p_value=np.nan, p_value=np.nan)
     lmm_gpu.report(fit, rows, tmp_path / "r.html", progress=False)
-    assert "Not drawn: age: no feature has a p-value, so that there is nothing to show." in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "Not drawn: age: no feature has a p-value, so that there is nothing to show." in (
+        tmp_path / "r.html"
+    ).read_text(encoding="utf-8")
 
 
 def test_figures_are_closed(path):

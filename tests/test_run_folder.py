@@ -82,6 +82,12 @@ def test_without_another_folder_the_run_is_made_anew_in_its_own(command, tmp_pat
     assert results(tmp_path / "one") == old
 
 
+def test_the_folder_does_as_well(command, tmp_path):
+    command(*FIRST, "-o", "one")
+    assert command("fit", "--config", "one", "-o", "two")[0] == 0
+    assert results(tmp_path / "two") == results(tmp_path / "one")
+
+
 def test_options_of_the_command_line_win(command, tmp_path):
     command(*FIRST, *OPTIONS["tests"], "-o", "one")
     command("fit", "--config", "one/run.json", "-o", "two", "--df", "residual", "-c", "arm[T.stim]")
