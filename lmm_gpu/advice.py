@@ -70,7 +70,7 @@ def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Itera
             f"{_shown(few)}: fewer than {FEW} hardly tell how much they differ, and p-values hang on the model; "
             "add samples, or read the result as a description of these"
         )
-    bare = np.flatnonzero(_within_all(summary, C)).tolist()
+    bare = np.flatnonzero(varies_within(summary, C)).tolist()
     varied = [group.name for group in groups if np.count_nonzero(group.counts) > 1]
     if bare and varied:
         yield (
@@ -116,8 +116,8 @@ def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterat
                 yield f"{name} has cells of {levels} {'level' if levels == 1 else 'levels'} of {group.name}"
 
 
-def _within_all(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
-    # contrasts (c,) in the span of no random effect
+def varies_within(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
+    """Which contrasts (c,) compare what varies within the levels of every random effect: they are in no span of one."""
     size = np.einsum("cp,pr,cr->c", C, to_numpy(summary.XX), C)
     inside = np.zeros(len(C), dtype=bool)
     for left, _ in strata(summary):

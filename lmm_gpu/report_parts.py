@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from .advice import varies_within
 from .arrays import to_numpy
 from .canvas import as_address
 from .plots_fit import convergence, gene, options_for, variance
@@ -84,7 +85,8 @@ def contrast_parts(
         how = options_for(fit, weights[name]) if name in weights else {}
         genes = list(_gene_pictures(fit, rows, how)) if drawn else []
         counts = (tested, int(up.sum()), called - int(up.sum()))
-        parts.append(ContrastPart(name, *counts, directed, pictures, genes, bool(how) or name not in weights))
+        apart = name not in weights or bool(how) or not varies_within(fit.summary, weights[name][None])[0]
+        parts.append(ContrastPart(name, *counts, directed, pictures, genes, apart))
     return parts
 
 

@@ -179,6 +179,13 @@ def test_contrasts_beyond_the_first_have_no_pictures(fit, table, tmp_path, monke
     assert page.count("<article") == 4 and page.count("Volcano: ") == 1 and MOST_DRAWN > 1
 
 
+def test_means_over_what_is_compared_are_told(fit, table, path):
+    """Donors are of one arm each, and have cells of all states and ages."""
+    page = path.read_text(encoding="utf-8")
+    told = re.findall(r"What (\S+) compares varies within these groups", page)
+    assert told == ["state[T.b]", "state[T.c]", "age"]
+
+
 def test_joint_tests(fit, tmp_path):
     lmm_gpu.report(fit, fit.anova(), tmp_path / "r.html", df="satterthwaite", progress=False)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
