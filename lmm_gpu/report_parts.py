@@ -93,7 +93,11 @@ def contrast_parts(
 def _test_pictures(rows: pd.DataFrame, fdr: float) -> Iterator[Picture]:
     if "log_fc" in rows:
         yield _picture(
-            "Volcano", f"Effect against p. Above the dashed line: FDR at most {fdr:g}.", volcano, rows, fdr=fdr
+            "Volcano",
+            f"Effect against p. FDR is at most {fdr:g} above the dashed line, if any.",
+            volcano,
+            rows,
+            fdr=fdr,
         )
         if "mean_expr" in rows:
             yield _picture("MA", "Effect against mean expression.", ma, rows, fdr=fdr)
