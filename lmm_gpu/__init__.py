@@ -4,13 +4,14 @@ from . import pl, tl
 from .contrasts import contrast_matrix
 from .python_interface import fit, summarize
 from .r_interface import flashmm, lmm, lmmfit, lmmtest, sslmm
+from .report_page import report
 from .results import LMMFit
 from .scoring import Status
 from .simulation import simuRNAseq
 from .summary import SummaryStats
 from .table import to_wide
+from .versions import __version__ as __version__
 
-__version__ = "0.1.0"
 __all__ = [
     "LMMFit",
     "Status",
@@ -22,6 +23,7 @@ __all__ = [
     "lmmfit",
     "lmmtest",
     "pl",
+    "report",
     "simuRNAseq",
     "sslmm",
     "summarize",

@@ -49,6 +49,15 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
     return found
 
 
+def level_name(name: str, component: str) -> str:
+    """Name of a level without that of its random effect.
+
+    >>> level_name("donor[D1]", "donor")
+    'D1'
+    """
+    return name.removeprefix(f"{component}[").removesuffix("]") if name.startswith(f"{component}[") else name
+
+
 def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
     """Yield what to know of tests of the contrasts `C` (c, p), one sentence for all contrasts of one kind."""
     groups = groupings(summary)
@@ -61,7 +70,7 @@ def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Itera
             f"{_shown(few)}: fewer than {FEW} hardly tell how much they differ, and p-values hang on the model; "
             "add samples, or read the result as a description of these"
         )
-    bare = np.flatnonzero(_within_all(summary, C)).tolist()
+    bare = np.flatnonzero(varies_within(summary, C)).tolist()
     varied = [group.name for group in groups if np.count_nonzero(group.counts) > 1]
     if bare and varied:
         yield (
@@ -107,8 +116,8 @@ def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterat
                 yield f"{name} has cells of {levels} {'level' if levels == 1 else 'levels'} of {group.name}"
 
 
-def _within_all(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
-    # contrasts (c,) in the span of no random effect
+def varies_within(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
+    """Which contrasts (c,) compare what varies within the levels of every random effect: they are in no span of one."""
     size = np.einsum("cp,pr,cr->c", C, to_numpy(summary.XX), C)
     inside = np.zeros(len(C), dtype=bool)
     for stratum in strata(summary):

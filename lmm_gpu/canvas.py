@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,8 @@ DENSE = 2000
 _AVOIDED = 60
 #: Inches: a character of a legend and of a title, and what a legend has before and after each text.
 _CHARACTER, _TITLE_CHARACTER, _HANDLE = 0.06, 0.08, 0.35
+#: Characters of a name on an axis, at most.
+_LONGEST = 40
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -80,6 +85,35 @@ def _columns_that_fit(labels: Sequence[str], most: int, width: float) -> int:
     return 1
 
 
+def shortened(name: str, most: int = 28) -> str:
+    """Leave out the middle of a name that is longer than `most`.
+
+    >>> shortened("ENSG00000000003.12-TSPAN6", 15)
+    'ENSG000…-TSPAN6'
+    """
+    half = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+def room_for(names: Sequence[str]) -> float:
+    """Inches that upright names below an axis take, beyond those of short ones."""
+    return _CHARACTER * max(max(len(_on_axis(name)) for name in names) - 6, 0)
+
+
+def name_places(ax: Axes, names: Sequence[str]) -> None:
+    """Write names upright below 0, 1, ... of the x axis."""
+    ax.set_xticks(range(len(names)), [_on_axis(name) for name in names], rotation=90, fontsize="small")
+
+
+def _on_axis(name: str) -> str:
+    return shortened(str(name), _LONGEST)
+
+
+def whole_numbers() -> Any:
+    """Where ticks of counts are."""
+    return need("matplotlib.ticker").MaxNLocator(integer=True, min_n_ticks=1)
+
+
 def point_size(m: int) -> float:
     """Area in square points that shows 10 points and does not smear 30,000."""
     return float(np.interp(np.log10(max(m, 1)), [1.0, 4.5], [40.0, 6.0]))
@@ -93,9 +127,10 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], o
     if not len(names):
         return
     adjust_text = need("adjustText").adjust_text
+    logging.getLogger("adjustText").setLevel(logging.ERROR)  # it tells each time that a name is long
     halo = [need("matplotlib.patheffects").withStroke(linewidth=2, foreground="white")]
     style: dict[str, Any] = {"fontsize": "small", "path_effects": halo, "zorder": 4}
-    texts = [ax.text(u, v, name, **style) for u, v, name in zip(x, y, names, strict=True)]
+    texts = [ax.text(u, v, shortened(name), **style) for u, v, name in zip(x, y, names, strict=True)]
     avoided = others[:_AVOIDED]
     line = {"arrowstyle": "-", "color": DARK, "lw": 0.6}
     space = {"expand": (1.2, 1.5), "force_text": (0.3, 1.0), "force_static": (0.1, 0.2)}
@@ -131,11 +166,37 @@ def save(ax: Axes, path: str | Path, dpi: int = 200) -> None:
     ...     Path(folder, "qq.svg").read_text().startswith("<?xml")
     True
     """
+    suffix = check_picture_path(path)
+    with replacing(path) as part:
+        _write(ax, part, suffix, dpi)
+
+
+def as_address(ax: Axes, most: int = 60_000, dpi: int = 144) -> tuple[str, float]:
+    """Picture as a data: address for a page, and its width in inches; the figure of `ax` is closed.
+
+    On a transparent ground, as SVG, or as PNG where that would take over `most` bytes.
+    """
+    figure: Any = ax.figure.canvas.figure
+    kind, drawn = "svg+xml", io.BytesIO()
+    _write(ax, drawn, ".svg", dpi, transparent=True)
+    if len(drawn.getvalue()) > most:
+        kind, drawn = "png", io.BytesIO()
+        _write(ax, drawn, ".png", dpi, transparent=True)
+    need("matplotlib.pyplot").close(figure)
+    return f"data:image/{kind};base64,{base64.b64encode(drawn.getvalue()).decode()}", float(figure.get_figwidth())
+
+
+def _write(ax: Axes, target: Any, suffix: str, dpi: int, transparent: bool = False) -> None:
+    metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
+    text = {"svg.fonttype": "none", "svg.hashsalt": "lmm_gpu", "pdf.fonttype": 42}
+    with need("matplotlib").rc_context(text):
+        figure: Any = ax.figure.canvas.figure  # of a subfigure, all of it
+        figure.savefig(target, format=suffix[1:], dpi=dpi, metadata=metadata, transparent=transparent)
+
+
+def check_picture_path(path: str | Path) -> str:
+    """Return the ending of a picture to be written, refused if it is unknown."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise ValueError(f"cannot write a picture to {path}: wanted a name that ends in {', '.join(SUFFIXES)}")
-    metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
-    text = {"svg.fonttype": "none", "svg.hashsalt": "lmm_gpu", "pdf.fonttype": 42}
-    with need("matplotlib").rc_context(text), replacing(path) as part:
-        figure: Any = ax.figure.canvas.figure  # of a subfigure, all of it
-        figure.savefig(part, format=suffix[1:], dpi=dpi, metadata=metadata)
+    return suffix

@@ -11,13 +11,17 @@ from typing import Any, NoReturn
 try:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 except ImportError:  # the console script exists without the extra too
     sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
 
 from .run import Run
 
+#: How tables look.
+_STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False}
+#: Columns of numbers, by the width of the terminal from which there is room for them beside the names.
+_COLUMNS = {0: ("log_fc", "p"), 60: ("log_fc", "df", "p", "FDR"), 100: ("log_fc", "se", "t", "df", "p", "FDR")}
 out = Console()
 err = Console(stderr=True)
 #: Whether a program reads along: set by `speak_json`.
@@ -70,39 +74,26 @@ class Notes(logging.Handler):
 
 def show(run: Run) -> None:
     """Print statuses, the strongest genes, and what was written."""
-    statuses = Table(
-        "status",
-        "genes",
-        title_justify="left",
-        min_width=40,
-        title=f"{run.fit.summary.m:,} genes, {run.fit.summary.n:,} cells",
-    )
+    size = f"{run.fit.summary.m:,} genes, {run.fit.summary.n:,} cells"
+    statuses = Table("status", Column("genes", justify="right"), title=size, min_width=len(size), **_STYLE)
     for word, count in run.fit.status.value_counts().items():
         statuses.add_row(str(word), f"{count:,}")
+    shown = _COLUMNS[max(width for width in _COLUMNS if width <= out.width)]
+    names = (Column(name, overflow="fold", min_width=8) for name in ("gene", "contrast"))
+    columns = (Column(name, justify="right", no_wrap=True) for name in shown)
+    strongest = Table(*names, *columns, title="the ten strongest", **_STYLE)
+    for row in run.strongest(10).itertuples():
+        labels = [Text(str(row.variable)), Text(str(row.contrast))]  # brackets in them are no markup
+        numbers = {"log_fc": f"{row.log_fc:.3g}", "se": f"{row.se:.2g}", "t": f"{row.statistic:.2f}"}
+        numbers |= {"df": f"{row.df:.1f}", "p": power(row.log10_p_value)}
+        numbers |= {"FDR": "<1e-308" if row.adj_p_value == 0 else f"{row.adj_p_value:.2g}"}
+        strongest.add_row(*labels, *(numbers[name] for name in shown))
     if not _mode["json"]:
         out.print(statuses)
-        out.print(_strongest(run))
+        out.print(strongest)
     for path, what in run.written.items():
         say(f"wrote {path}  ({what})")
     say(f"read and fitted in {run.seconds:.1f} s")
-
-
-def _strongest(run: Run) -> Table:
-    """The ten strongest tests, names in full: what a narrow terminal cuts is a contrast, over several lines."""
-    rows = run.strongest(10)
-    one = rows["contrast"].nunique() == 1
-    title = Text(f"the ten strongest of {rows['contrast'].iloc[0]}" if one else "the ten strongest")
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("gene", no_wrap=True)
-    if not one:
-        table.add_column("contrast", overflow="fold", min_width=12)
-    for name in ("log_fc", "se", "df", "p", "FDR"):
-        table.add_column(name, no_wrap=True)
-    for row in rows.itertuples():
-        numbers = [f"{row.log_fc:.3g}", f"{row.se:.2g}", f"{row.df:.1f}", power(row.log10_p_value)]
-        names = [Text(str(row.variable))] + ([] if one else [Text(str(row.contrast))])  # [stim] is no markup
-        table.add_row(*names, *numbers, f"{row.adj_p_value:.2g}")
-    return table
 
 
 def power(log10: float) -> str:

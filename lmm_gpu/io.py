@@ -282,6 +282,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, target)
+    except OSError as error:
+        if error.filename is not None and str(error.filename) == str(part):
+            error.filename = str(target)  # what the caller knows
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,4 +1,7 @@
-"""Pictures, as scanpy has them: `lmm_gpu.pl.volcano(fit)`; each takes an `ax` and returns matplotlib axes."""
+"""Pictures, as scanpy has them: `lmm_gpu.pl.volcano(fit)`.
+
+Each draws on the matplotlib axes `ax`, by default those of a new figure, and returns them; `save` writes the figure.
+"""
 
 from .canvas import save
 from .plots_fit import convergence, gene, variance

@@ -8,11 +8,25 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from .advice import Grouping, groupings
+from .advice import Grouping, groupings, level_name
 from .arrays import like, to_numpy
-from .canvas import BLUE, DARK, DENSE, GREY, PALETTE, VERMILLION, axes, head, need, point_size
+from .canvas import (
+    BLUE,
+    DARK,
+    DENSE,
+    GREY,
+    PALETTE,
+    VERMILLION,
+    axes,
+    head,
+    name_places,
+    point_size,
+    room_for,
+    whole_numbers,
+)
 from .model import Contrasts
 from .results import LMMFit
+from .transform import scale_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,10 +53,6 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
         all features are spread, by component, with median and quartiles. By default bars for up to 60 features.
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -67,7 +77,8 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
     lost = fit.summary.m - shares.shape[1]
     title = "shares of variance" + (f" ({lost:,} without estimate)" if lost else "")
     if kind == "bars":
-        ax = axes(ax, width=float(np.clip(0.25 * shares.shape[1], 4.0, 9.0)))
+        room = room_for(shares.columns) if shares.shape[1] <= NAMED else 0.0
+        ax = axes(ax, width=float(np.clip(0.25 * shares.shape[1], 4.0, 9.0)), height=4.2 + room)
         _share_bars(ax, shares, colours)
         head(ax, title, ncols=4)
     else:
@@ -94,7 +105,7 @@ def _share_bars(ax: Axes, shares: pd.DataFrame, colours: dict[str, str]) -> None
     if down.min() < 0:
         ax.axhline(0.0, color=DARK, lw=0.8)
     if at.size <= NAMED:
-        ax.set_xticks(at, ordered.columns, rotation=90, fontsize="small")
+        name_places(ax, ordered.columns)
     else:
         ax.set_xticks([])
         ax.set_xlabel(f"{at.size:,} features, sorted by residual share")
@@ -122,10 +133,6 @@ def convergence(fit: LMMFit, *, ax: Axes | None = None) -> Axes:
     fit : LMMFit
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -150,13 +157,12 @@ def convergence(fit: LMMFit, *, ax: Axes | None = None) -> Axes:
         ax.bar(value, count, 0.9 * 0.65**i, color=_COLOURS.get(word, GREY))
         ax.bar([np.nan], [0], color=_COLOURS.get(word, GREY), label=f"{word} ({np.count_nonzero(status == word):,})")
     ax.set(xlabel="iterations", ylabel="features")
-    whole = need("matplotlib.ticker").MaxNLocator
-    ax.xaxis.set_major_locator(whole(integer=True))
+    ax.xaxis.set_major_locator(whole_numbers())
     if most > 100:  # so that the few that took long are seen
         ax.set_yscale("log")
         ax.set_ylim(bottom=0.6)
     else:
-        ax.yaxis.set_major_locator(whole(integer=True))
+        ax.yaxis.set_major_locator(whole_numbers())
     head(ax, f"{fit.method}, {fit.summary.m:,} features", ncols=2)
     return ax
 
@@ -191,10 +197,6 @@ def gene(
         Coverage of the intervals.
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -212,7 +214,8 @@ def gene(
     """
     means = group_means(fit, feature, component, by, level)
     named, at = len(means) <= NAMED, np.arange(len(means))
-    ax = axes(ax, width=float(np.clip(0.22 * len(means), 4.8, 10.0)), height=4.0)
+    width, room = float(np.clip(0.22 * len(means), 4.8, 10.0)), room_for(means.index) if named else 0.0
+    ax = axes(ax, width, 4.0 + room)
     if cells is not None:
         _draw_cells(ax, means, cells)
     _draw_fitted(ax, means)
@@ -222,11 +225,11 @@ def gene(
     lw = 0.8 if named else 0.3
     ax.scatter(at, means["mean"], s=size, facecolor="none", edgecolor=DARK, lw=lw, label=label, zorder=3)
     if named:
-        ax.set_xticks(at, means.index, rotation=90, fontsize="small")
+        name_places(ax, means.index)
     else:
         ax.set_xticks([])
     count = "" if named else f"{len(means):,} groups of "
-    ax.set(xlabel=count + means.attrs["component"], ylabel=fit.summary.transform or "value", xlim=(-0.8, at[-1] + 0.8))
+    ax.set(xlabel=count + means.attrs["component"], ylabel=scale_of(fit.summary.transform), xlim=(-0.8, at[-1] + 0.8))
     head(ax, str(feature))
     return ax
 
@@ -272,7 +275,7 @@ def group_means(
             "ci_high": (fitted + reach)[:, 0],
             "by": 0.0 if column is None else np.rint(K[:, column]),
         },
-        index=[_level(summary.random_names[row], group.name) for row in rows],
+        index=[level_name(summary.random_names[row], group.name) for row in rows],
     )
     found.attrs = {"component": group.name, "by": "" if column is None else summary.fixed_names[column]}
     return found.sort_values(["by", "fitted"], kind="stable")
@@ -289,22 +292,34 @@ def _group(fit: LMMFit, component: str | None) -> tuple[Grouping, np.ndarray]:
     return group, np.arange(first, first + fit.summary.d[at])
 
 
-def _column(fit: LMMFit, group: Grouping, by: str | None) -> int | None:
-    """Position of a fixed effect that is 0 or 1 in whole groups, of both kinds."""
+def _whole(group: Grouping) -> np.ndarray:
+    """Which fixed effects (p,) are 0 or 1 in whole groups, of both kinds."""
     counts = group.counts[group.counts > 0, None]
     share = group.sums[group.counts > 0] / counts  # (groups, p)
-    whole = group.indicators & (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0) & (np.ptp(share, axis=0) > 0.5)
-    names = fit.summary.fixed_names
+    return group.indicators & (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0) & (np.ptp(share, axis=0) > 0.5)
+
+
+def options_for(fit: LMMFit, weights: np.ndarray) -> dict[str, str]:
+    """Options of `gene` that show a contrast (p,): the first groups that are wholly of one of the cells it compares.
+
+    None if what it compares varies within all groups.
+    """
+    for group in groupings(fit.summary):
+        compared = np.flatnonzero(_whole(group) & (weights != 0))
+        if compared.size:
+            return {"component": group.name, "by": fit.summary.fixed_names[compared[0]]}
+    return {}
+
+
+def _column(fit: LMMFit, group: Grouping, by: str | None) -> int | None:
+    """Position of the fixed effect that colours the groups."""
+    whole, names = _whole(group), fit.summary.fixed_names
     if by is None:
         return int(np.flatnonzero(whole)[0]) if whole.any() else None
     if by not in names or not whole[names.index(by)]:
         known = ", ".join(names[i] for i in np.flatnonzero(whole)) or "none"
         raise ValueError(f"by={by!r}: wanted a fixed effect that is 0 or 1 in a whole group of {group.name}: {known}")
     return names.index(by)
-
-
-def _level(name: str, component: str) -> str:
-    return name.removeprefix(f"{component}[").removesuffix("]") if name.startswith(f"{component}[") else name
 
 
 def _draw_cells(ax: Axes, means: pd.DataFrame, cells: Any) -> None:

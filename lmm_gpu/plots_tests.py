@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import special, stats
 
-from .canvas import BLUE, DARK, DENSE, GREY, VERMILLION, axes, head, label_points, point_size
+from .canvas import BLUE, DARK, DENSE, GREY, VERMILLION, axes, head, label_points, point_size, whole_numbers
 from .results import LMMFit
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Median of chi-squared on one degree of freedom.
 _MEDIAN_CHI2 = float(special.chdtri(1, 0.5))
+#: How a limit is drawn.
+_LIMIT: dict[str, Any] = {"color": DARK, "lw": 0.8, "ls": "--", "zorder": 0}
 #: Points of a QQ plot, at most; more would fall on each other.
 _QQ_POINTS = 2000
 
@@ -29,7 +31,7 @@ def one_contrast(data: Any, contrast: Any = None, columns: Sequence[str] = ()) -
     Raises
     ------
     ValueError
-        If there are several, none of that name, or `columns` that the table lacks.
+        If there are several, none of that name, `columns` that the table lacks, or no p-value at all.
     """
     table = data.test(contrast) if isinstance(data, LMMFit) else data
     if not isinstance(table, pd.DataFrame):
@@ -48,7 +50,10 @@ def one_contrast(data: Any, contrast: Any = None, columns: Sequence[str] = ()) -
     if len(chosen) != 1:
         got = f"contrast={contrast!r}" if contrast is not None else f"{len(known)} contrasts"
         raise ValueError(f"got {got}; choose one with contrast=, of {', '.join(map(str, known))}")
-    return table[table["contrast"] == chosen[0]], str(chosen[0])
+    rows = table[table["contrast"] == chosen[0]]
+    if not np.isfinite(rows["log10_p_value"].to_numpy(float)).any():
+        raise ValueError(f"{chosen[0]}: no feature has a p-value, so that there is nothing to show")
+    return rows, str(chosen[0])
 
 
 def volcano(
@@ -77,10 +82,6 @@ def volcano(
         So many of the significant features get their name, smallest p-value first; or those named.
     ax : matplotlib axes, optional
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -98,18 +99,13 @@ def volcano(
     """
     table, name = one_contrast(data, contrast, ("variable", "log_fc", "adj_p_value"))
     x, y = table["log_fc"].to_numpy(float), -table["log10_p_value"].to_numpy(float)
-    called = _called(table, fdr, min_change)
-    ax = axes(ax)
-    _points(ax, x, y, called)
-    cut = _cut(y, table["adj_p_value"].to_numpy(float), fdr)
+    ax, cut = axes(ax), _cut(y, table["adj_p_value"].to_numpy(float), fdr)
     if cut is not None:
-        ax.axhline(cut, color=DARK, lw=0.8, ls="--", zorder=0)
+        ax.axhline(cut, **_LIMIT)
     for at in (-min_change, min_change) if min_change else ():
-        ax.axvline(at, color=DARK, lw=0.8, ls="--", zorder=0)
+        ax.axvline(at, **_LIMIT)
     ax.set(xlabel="log fold change", ylabel="$-\\log_{10}$ p")
-    head(ax, name + _untested(~np.any(list(called.values()), axis=0)))
-    _label(ax, table, x, y, called, labels)
-    return ax
+    return _effects(ax, table, name, x, y, _called(table, fdr, min_change), labels)
 
 
 def ma(
@@ -128,10 +124,6 @@ def ma(
     data, contrast, fdr, min_change, labels, ax
         As in `volcano`.
 
-    Returns
-    -------
-    matplotlib axes
-
     Raises
     ------
     ValueError
@@ -149,16 +141,12 @@ def ma(
     x, y = table["mean_expr"].to_numpy(float), table["log_fc"].to_numpy(float)
     if np.isnan(x).all() and len(x):
         raise ValueError("the statistics hold no sums of the values, so that there is no mean expression to show")
-    called = _called(table, fdr, min_change)
     ax = axes(ax)
-    _points(ax, x, y, called)
     ax.axhline(0.0, color=DARK, lw=0.8, zorder=0)
     for at in (-min_change, min_change) if min_change else ():
-        ax.axhline(at, color=DARK, lw=0.8, ls="--", zorder=0)
+        ax.axhline(at, **_LIMIT)
     ax.set(xlabel="mean expression", ylabel="log fold change")
-    head(ax, name + _untested(~np.any(list(called.values()), axis=0)))
-    _label(ax, table, x, y, called, labels)
-    return ax
+    return _effects(ax, table, name, x, y, _called(table, fdr, min_change), labels)
 
 
 def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax: Axes | None = None) -> Axes:
@@ -171,10 +159,6 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
     bins : int, optional
         By default 5 to 40, by the number of features.
     ax : matplotlib axes, optional
-
-    Returns
-    -------
-    matplotlib axes
 
     Raises
     ------
@@ -198,6 +182,7 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
     ax.axhspan(low, high, color=GREY, alpha=0.5, lw=0, zorder=0, label="95 % of bars without any effect")
     for at, style in ((low, ":"), (p.size / bins, "--"), (high, ":")):
         ax.axhline(at, color=DARK, lw=0.8, ls=style)
+    ax.yaxis.set_major_locator(whole_numbers())
     ax.set(xlabel="p", ylabel="features", xlim=(0.0, 1.0), ylim=(0.0, 1.06 * max(high, *np.ravel(count))))
     head(ax, name + _untested(~np.isfinite(log10_p)))
     return ax
@@ -212,10 +197,6 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     ----------
     data, contrast, ax
         As in `volcano`; joint F tests too. Of many features those with large p-values are thinned.
-
-    Returns
-    -------
-    matplotlib axes
 
     Raises
     ------
@@ -233,8 +214,6 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     table, name = one_contrast(data, contrast)
     log10_p = table["log10_p_value"].to_numpy(float)
     observed = np.sort(log10_p[np.isfinite(log10_p)])  # (t,)
-    if not observed.size:
-        raise ValueError(f"{name}: no feature has a p-value")
     t = observed.size
     rank = np.arange(1, t + 1) if t <= _QQ_POINTS else np.unique(np.rint(np.geomspace(1, t, _QQ_POINTS)).astype(int))
     expected = -np.log10(rank / (t + 1.0))
@@ -271,19 +250,31 @@ def _cut(y: np.ndarray, adjusted: np.ndarray, fdr: float) -> float | None:
     return float(np.clip(critical, others.max(initial=-np.inf), significant.min()))  # of other adjustments too
 
 
-def _points(ax: Axes, x: np.ndarray, y: np.ndarray, called: dict[str, np.ndarray]) -> None:
+def _effects(
+    ax: Axes,
+    table: pd.DataFrame,
+    name: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    called: dict[str, np.ndarray],
+    labels: int | Sequence[str],
+) -> Axes:
+    """Points, title and names on axes that have all else."""
     colours = {"not significant": GREY, "down": BLUE, "up": VERMILLION}
-    for name, rows in called.items():
+    for call, rows in called.items():
         ax.margins(0.14, 0.08)  # room for labels
         ax.scatter(
             x[rows],
             y[rows],
             s=point_size(x.size),
-            color=colours[name],
+            color=colours[call],
             lw=0,
-            label=f"{name} ({np.count_nonzero(rows):,})",
+            label=f"{call} ({np.count_nonzero(rows):,})",
             rasterized=x.size > DENSE,
         )
+    head(ax, name + _untested(~np.any(list(called.values()), axis=0)))
+    _label(ax, table, x, y, called, labels)
+    return ax
 
 
 def _label(

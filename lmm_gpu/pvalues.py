@@ -169,14 +169,22 @@ def benjamini_hochberg(log10_p: np.ndarray) -> np.ndarray:
     >>> benjamini_hochberg(np.log10([0.01, np.nan, 0.04, 0.03])).round(3).tolist()
     [0.03, nan, 0.04, 0.04]
     """
+    return 10.0 ** log10_benjamini_hochberg(log10_p)
+
+
+def log10_benjamini_hochberg(log10_p: np.ndarray) -> np.ndarray:
+    """log10 of `benjamini_hochberg`: adjusted p-values below the smallest float, too.
+
+    >>> log10_benjamini_hochberg(np.array([-400.0, -1.0])).round(3).tolist()
+    [-399.699, -1.0]
+    """
     log10_p = np.asarray(log10_p, dtype=float)
     adjusted = np.full(log10_p.shape, np.nan)
     tested = np.flatnonzero(~np.isnan(log10_p))
     if tested.size:
         order = tested[np.argsort(log10_p[tested], kind="stable")]
         scaled = log10_p[order] + np.log10(order.size / np.arange(1, order.size + 1))
-        running = np.minimum.accumulate(scaled[::-1])[::-1]
-        adjusted[order] = 10.0 ** np.minimum(running, 0.0)
+        adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 0.0)
     return adjusted
 
 

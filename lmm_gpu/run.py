@@ -1,34 +1,28 @@
-"""A run on files: read, fit, test, and write a folder of results; and the same on simulated cells."""
+"""A run on files: read, fit, test, and write a folder of results."""
 
 from __future__ import annotations
 
 import os
-import platform
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import scipy
 
 from .contrasts import contrast_matrix
 from .degrees_of_freedom import check_df_method
 from .design import build_design
+from .fitting import FitOptions
 from .io import check_table_path, open_source, write_json, write_table
 from .python_interface import fit as fit_cells
 from .python_interface import saved_statistics, select_cells, summarize
 from .results import LMMFit
-from .simulation import SimulatedCounts, simuRNAseq
+from .run_folder import RECORD, TABLE_FORMATS, about, data_identity, record_of
 from .summary import SummaryStats
-
-DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam)"
-FDR = 0.05
 
 
 @dataclass(frozen=True)
@@ -59,6 +53,7 @@ def fit_to_folder(
     contrasts: Sequence[str] | None = None,
     *,
     df: str = "generalized",
+    table_format: str = "csv.gz",
     reading: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Run:
@@ -74,6 +69,8 @@ def fit_to_folder(
         "a - b" or "name = a - b"; by default every coefficient.
     df : str
         Method of degrees of freedom.
+    table_format : {"csv.gz", "parquet"}
+        Ending of both tables.
     reading : mapping, optional
         How cells are read, as `lmm_gpu.summarize`.
 
@@ -83,30 +80,59 @@ def fit_to_folder(
         For anything that cannot be used; nothing is written then.
     """
     check_df_method(df, options.get("method", "REML"))
-    _check_writable(folder)
-    started = time.perf_counter()
-    reading = dict(reading or {})
-    fit, named = _fitted(data, formula, contrasts, reading, options)
-    table = fit.test(named, df=df)
-    seconds = time.perf_counter() - started
+    check_writable(folder)
+    if table_format not in TABLE_FORMATS:
+        raise ValueError(f"table={table_format!r} is not known; use one of {', '.join(TABLE_FORMATS)}")
+    reading, clock, identity = dict(reading or {}), Clock(), data_identity(data)
+    results, genes = (folder / f"{name}.{table_format}" for name in ("results", "genes"))
+    check_table_path(results)
+    fit, named = _Task(data, formula, contrasts, reading, options, clock).fitted()
+    with clock("testing"):
+        table = fit.test(named, df=df)
+    with clock("writing"):
+        write_table(table, results)
+        write_table(gene_table(fit), genes)
+        fit.save(folder / "fit.h5")
+    given = {"formula": formula, "df": df, "table": table_format} | reading | options
+    given.pop("checkpoint", None)
+    record = record_of(fit, data, contrasts, given, clock.seconds, identity)
     written = {
-        folder / "results.csv.gz": f"{len(table):,} tests: gene x contrast",
-        folder / "genes.csv.gz": "one row per gene: status, iterations, variances, coefficients",
-        folder / "fit.h5": "the fit with its statistics, for lmm-gpu test",
-        folder / "run.json": "model, options, versions, counts",
+        results: f"{len(table):,} tests: gene x contrast",
+        genes: "one row per gene: status, iterations, variances, coefficients",
+        folder / "fit.h5": "the fit with its statistics, for lmm-gpu test, plot and report",
+        folder / RECORD: f"what was run; lmm-gpu fit --config {folder / RECORD} repeats it",
     }
-    results, genes, kept, record_path = written
-    record = _record(fit, data, contrasts, df, reading | options, seconds)
-    write_table(table, results)
-    write_table(gene_table(fit), genes)
-    fit.save(kept)
-    write_json(record, record_path)
+    write_json(record, folder / RECORD)
+    _remove_other_tables(folder, table_format)
     return Run(fit, table, written, record | {"written": [str(path) for path in written]})
+
+
+class Clock:
+    """Seconds that the parts of a run took."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count what happens inside as `part`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - started
+
+
+def _remove_other_tables(folder: Path, table_format: str) -> None:
+    # of an earlier run in the other format: they would not be of this fit
+    for other in TABLE_FORMATS:
+        for name in ("results", "genes") if other != table_format else ():
+            (folder / f"{name}.{other}").unlink(missing_ok=True)
 
 
 def summarize_to_file(data: Any, formula: str, path: Path, **options: Any) -> dict[str, Any]:
     """Write the summary statistics of `data` to `path`; return what they are of. Parameters as `lmm_gpu.summarize`."""
-    _check_writable(path.parent, path)
+    check_writable(path.parent, path)
     return _keep(summarize(data, formula, **options), path)
 
 
@@ -118,7 +144,7 @@ def merge_files(files: Sequence[Path], path: Path) -> dict[str, Any]:
     ValueError
         If a file is not what it should be, is of another model or of other genes, or is named twice.
     """
-    _check_writable(path.parent, path)
+    check_writable(path.parent, path)
     twice = [str(file) for file, times in Counter(file.resolve() for file in files).items() if times > 1]
     if twice:
         raise ValueError(f"{twice[0]} is named twice: its cells would count twice; name each file once")
@@ -143,7 +169,7 @@ def write_tests(
         For anything that cannot be used; nothing is written then.
     """
     check_table_path(path)
-    _check_writable(path.parent, path)
+    check_writable(path.parent, path)
     fit = LMMFit.load(fitted / "fit.h5" if fitted.is_dir() else fitted)
     names = fit.summary.fixed_names
     table = fit.test(_matrix(contrasts, names), df=df, alternative=alternative, level=level)
@@ -151,22 +177,42 @@ def write_tests(
     return {"tests": len(table), "contrasts": list(contrasts or names), "df": df, "written": [str(path)]}
 
 
-def _fitted(
-    data: Any, formula: str | None, contrasts: Sequence[str] | None, reading: dict[str, Any], options: dict[str, Any]
-) -> tuple[LMMFit, pd.DataFrame | None]:
-    """Fit `data`, and make rows of the contrasts: before the cells are read, as they may be misspelled."""
-    summary = saved_statistics(data, formula)
-    if summary is not None:
-        named = _matrix(contrasts, summary.fixed_names)
-        return fit_cells(summary, formula, **reading, **options), named
-    if formula is None:
-        raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
-    where = {name: reading[name] for name in ("obs", "layer", "features") if name in reading}
-    rest = {name: value for name, value in reading.items() if name not in (*where, "cells")}
-    with open_source(data, **where) as opened:
-        source = select_cells(opened, reading.get("cells"))
-        named = _matrix(contrasts, build_design(formula, source.obs).fixed_names)
-        return fit_cells(source, formula, **rest, **options), named
+@dataclass(frozen=True)
+class _Task:
+    """What is asked of a run: its arguments, and the time that it takes."""
+
+    data: Any
+    formula: str | None
+    contrasts: Sequence[str] | None
+    reading: dict[str, Any]
+    options: dict[str, Any]
+    clock: Clock
+
+    def fitted(self) -> tuple[LMMFit, pd.DataFrame | None]:
+        """Fit, and make rows of the contrasts: before the cells are read, as they may be misspelled."""
+        FitOptions(**{name: value for name, value in self.options.items() if name != "scheduler"})  # so may these
+        with self.clock("reading"):
+            summary = saved_statistics(self.data, self.formula)
+        if summary is None:
+            summary, named = self._summed()
+            surplus: dict[str, Any] = {}
+        else:
+            named = _matrix(self.contrasts, summary.fixed_names)
+            surplus = {"formula": self.formula} | self.reading  # refused: saved sums have theirs
+        with self.clock("fitting"):
+            fit = fit_cells(summary, **surplus, **self.options)
+        return replace(fit, seconds=self.clock.seconds["reading"] + self.clock.seconds["fitting"]), named
+
+    def _summed(self) -> tuple[SummaryStats, pd.DataFrame | None]:
+        if self.formula is None:
+            raise ValueError(f"{self.data} needs a formula, such as '~ condition + (1 | donor)'")
+        where = {name: self.reading[name] for name in ("obs", "layer", "features") if name in self.reading}
+        rest = {name: value for name, value in self.reading.items() if name not in (*where, "cells")}
+        rest |= {name: self.options[name] for name in ("device", "memory", "scheduler") if name in self.options}
+        with self.clock("reading"), open_source(self.data, **where) as opened:
+            source = select_cells(opened, self.reading.get("cells"))
+            named = _matrix(self.contrasts, build_design(self.formula, source.obs).fixed_names)
+            return summarize(source, self.formula, **rest), named
 
 
 def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFrame | None:
@@ -182,18 +228,7 @@ def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFra
 
 def _keep(summary: SummaryStats, path: Path) -> dict[str, Any]:
     summary.save(path)
-    return _about(summary) | {"fingerprint": summary.fingerprint, "written": [str(path)]}
-
-
-def _about(summary: SummaryStats) -> dict[str, Any]:
-    return {
-        "formula": summary.formula,
-        "transform": summary.transform,
-        "cells": summary.n,
-        "genes": summary.m,
-        "fixed_effects": list(summary.fixed_names),
-        "random_effects": dict(zip(summary.component_names, summary.d, strict=True)),
-    }
+    return about(summary) | {"fingerprint": summary.fingerprint, "written": [str(path)]}
 
 
 def gene_table(fit: LMMFit) -> pd.DataFrame:
@@ -214,8 +249,8 @@ def _named(contrasts: Sequence[str]) -> dict[str, str]:
     return named
 
 
-def _check_writable(folder: Path, file: Path | None = None) -> None:
-    # said before the work, not after it
+def check_writable(folder: Path, file: Path | None = None) -> None:
+    """Refuse a folder, or a file in it, that cannot be written: before the work, not after it."""
     what = f"cannot write {'results to ' + str(folder) if file is None else file}"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if not existing.is_dir():
@@ -224,92 +259,3 @@ def _check_writable(folder: Path, file: Path | None = None) -> None:
         raise ValueError(f"{what}: no permission to write into {existing}")
     if file is not None and file.is_dir():
         raise ValueError(f"{what}: it is a folder, wanted the name of a file")
-
-
-def _record(
-    fit: LMMFit, data: Any, contrasts: Sequence[str] | None, df: str, options: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
-    from . import __version__
-
-    return {
-        "data": str(data),
-        **_about(fit.summary),
-        "contrasts": list(contrasts or fit.summary.fixed_names),
-        "df": df,
-        "options": {name: str(value) for name, value in options.items() if value is not None},
-        "status": {str(word): int(count) for word, count in fit.status.value_counts().items()},
-        "seconds": round(seconds, 3),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {
-            "lmm_gpu": __version__,
-            "python": platform.python_version(),
-            "numpy": np.__version__,
-            "scipy": scipy.__version__,
-            "pandas": pd.__version__,
-        },
-    }
-
-
-@dataclass(frozen=True)
-class Truth:
-    """How the tests compare with the changes that were simulated."""
-
-    changed: int
-    found: int
-    false: int
-    seconds: float
-
-    def describe(self) -> str:
-        """Say it in one sentence."""
-        claimed = self.found + self.false
-        share = f"{self.false / claimed:.1%}" if claimed else "none"
-        return (
-            f"at {FDR:.0%} FDR: {self.found} of the {self.changed} truly changed genes found; "
-            f"{self.false} of the {claimed} called ({share}) are false"
-        )
-
-
-def demonstrate(
-    folder: Path, *, seed: int, cells: int, genes: int, say: Callable[[str], object] = print
-) -> tuple[Run, Truth]:
-    """Simulate cells with known changes, write them as .h5ad and fit them as `fit_to_folder` does."""
-    _check_writable(folder)
-    started = time.perf_counter()
-    say(f"simulating {cells:,} cells x {genes:,} genes of 24 donors and 4 cell types (seed {seed})")
-    data = simuRNAseq(nGenes=genes, nCells=cells, nsam=24, ncls=4, ntrt=2, nDEgenes=genes // 10, seed=seed)
-    path = folder / "cells.h5ad"
-    _write_h5ad(data, path)
-    simulated = time.perf_counter() - started
-    say(f"wrote {path}; fitting {DEMO_FORMULA}")
-    names = {f"cell type {cls}": f"cls[{cls}]:trt[T.{data.treatment}]" for cls in sorted(data.metadata["cls"].unique())}
-    contrasts = [f"{name} = {column}" for name, column in names.items()]
-    with warnings.catch_warnings():  # the simulated donors do not differ in how they respond
-        warnings.filterwarnings("ignore", message=".* no random effect lets its effect differ")
-        run = fit_to_folder(path, DEMO_FORMULA, folder, contrasts)
-    return run, _compare(run.table, data.DEgenes, simulated)
-
-
-def _compare(table: pd.DataFrame, changed: pd.DataFrame, seconds: float) -> Truth:
-    called = table[table["adj_p_value"] <= FDR]
-    pairs = set(zip(called["variable"], called["contrast"], strict=True))
-    truth = {(gene, f"cell type {cls}") for gene, cls in zip(changed["gene"], changed["cluster"], strict=True)}
-    return Truth(len(truth), len(pairs & truth), len(pairs - truth), seconds)
-
-
-def _write_h5ad(data: SimulatedCounts, path: Path) -> None:
-    try:
-        import anndata
-    except ImportError as error:
-        raise ValueError('writing .h5ad needs anndata: pip install "lmm-gpu[io]"') from error
-    import scipy.sparse
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    counts = scipy.sparse.csr_matrix(data.counts.to_numpy().T)  # (cells, genes)
-    metadata = data.metadata.astype(dict.fromkeys(("sam", "cls", "trt"), "category"))
-    cells = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
-    part = path.with_name(f".{path.name}.part")
-    try:
-        cells.write_h5ad(part, compression="lzf")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_info
 from .devices import describe_cuda, resolve
 from .plan import free_memory
 from .threads import workers
+from .versions import __version__
 
 #: What a fit computes with, and how each is called where it is installed.
 LIBRARIES = {
@@ -38,8 +39,6 @@ def system_info() -> dict[str, Any]:
     >>> system_info()["device"] in ("cpu", "cuda:0")
     True
     """
-    from . import __version__
-
     cuda = describe_cuda()
     versions: dict[str, str | None] = {"lmm_gpu": __version__, "python": platform.python_version()}
     versions |= {name: _version(*distributions) for name, distributions in LIBRARIES.items()}

@@ -12,8 +12,18 @@ import scipy.sparse
 logger = logging.getLogger("lmm_gpu")
 
 TRANSFORMS = ("log1p", "log2p1", "normalize")
+_SCALES = {"log1p": "log(1 + value)", "log2p1": "log2(1 + value)", "normalize": "log(1 + count / size factor)"}
 #: The information squares variances: sums of the fourth powers of larger numbers leave float64.
 _LARGEST = 1e70
+
+
+def scale_of(label: str | None) -> str:
+    """Name the scale of values that were transformed as `Transform.label` says.
+
+    >>> scale_of("normalize to 10000.0"), scale_of(None)
+    ('log(1 + count / size factor)', 'value')
+    """
+    return _SCALES.get((label or "").partition(" to ")[0], "value")
 
 
 @dataclass(frozen=True)

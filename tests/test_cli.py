@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]
 pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"')
 
 import lmm_gpu
-from lmm_gpu import cli, console, device_checks, devices, run, selftest, simuRNAseq
+from lmm_gpu import cli, console, demo, device_checks, devices, run, selftest, simuRNAseq
 from lmm_gpu.accumulator import Accumulator
 
 RNG = np.random.default_rng(41)
@@ -151,9 +152,12 @@ def test_record_of_the_run(command, tmp_path):
         "residual",
     )
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
-    assert record["data"] == "cells.npz" and record["formula"] == FORMULA
+    assert record["data"] == str(Path("cells.npz").absolute()) and record["formula"] == FORMULA
     assert record["contrasts"] == ["x = arm[T.stim]/2"] and record["df"] == "residual"
-    assert record["options"]["obs"] == "obs.csv" and record["options"]["transform"] == record["transform"] == "log1p"
+    assert (
+        record["options"]["obs"] == str(Path("obs.csv").absolute())
+        and record["options"]["transform"] == record["transform"] == "log1p"
+    )
     assert (record["cells"], record["genes"], record["random_effects"]) == (N, 6, {"donor": 6})
     assert sum(record["status"].values()) == 6 and record["status"]["no_variance"] == 1
     assert record["versions"]["lmm_gpu"] == lmm_gpu.__version__
@@ -242,6 +246,39 @@ def test_help(command, arguments):
     code, out, err = command(*arguments)
     assert code == 0 and err == ""
     assert "fit" in out and "demo" in out
+
+
+@pytest.mark.parametrize("name", ["fit", "summarize", "merge", "test", "plot", "report", "demo", "info", "selftest"])
+def test_the_help_of_a_command_has_an_example_of_it(command, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "120")
+    code, out, _ = command(name, "--help")
+    assert code == 0 and f"Example: lmm-gpu {name}" in out
+
+
+def test_reading_has_the_same_options_wherever_cells_are_read():
+    fit, summarize = (
+        {parameter.name for parameter in cli.typer.main.get_command(cli.app).commands[name].params}
+        for name in ("fit", "summarize")
+    )
+    taken = set(inspect.signature(lmm_gpu.summarize).parameters) - {"data", "progress", "checkpoint"}
+    assert taken <= fit & summarize and {"resume", "json", "help"} >= summarize - taken - {"data", "output"}
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("lmm-gpu re", "report"), ("lmm-gpu fit --trans", "--transform")])
+def test_completion(typed, completed):
+    words = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" ")), "_LMM_GPU_COMPLETE": "complete_bash"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | words
+    done = subprocess.run([sys.executable, "-m", "lmm_gpu"], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stdout.split() == [completed]
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(50, False), (80, True), (160, True)])
+def test_names_are_whole_in_a_terminal_of_any_width(command, tmp_path, monkeypatch, columns, shown):
+    monkeypatch.setattr(console.out, "_width", columns)
+    code, out, _ = command("fit", *NPZ, "-f", "~ 0 + arm + (1 | donor)", "-c", "arm[stim]", "-o", tmp_path)
+    rows = [line.split() for line in out.splitlines()]
+    assert code == 0 and ["g,1", "arm[stim]"] in [row[:2] for row in rows]  # brackets are no markup
+    assert ("FDR" in out) is shown
 
 
 def test_version(command):
@@ -425,7 +462,7 @@ def test_demo_is_a_fit_of_its_cells(command, tmp_path):
     command("demo", "--cells", 400, "--genes", 60, "-o", tmp_path / "demo")
     contrasts = [f"cell type {cls} = cls[{cls}]:trt[T.B]" for cls in (1, 2, 3, 4)]
     asked = [word for contrast in contrasts for word in ("-c", contrast)]
-    code, *_ = command("fit", tmp_path / "demo" / "cells.h5ad", "-f", run.DEMO_FORMULA, *asked, "-o", tmp_path / "fit")
+    code, *_ = command("fit", tmp_path / "demo" / "cells.h5ad", "-f", demo.DEMO_FORMULA, *asked, "-o", tmp_path / "fit")
     assert code == 0
     one, other = (pd.read_csv(tmp_path / name / "results.csv.gz") for name in ("demo", "fit"))
     pd.testing.assert_frame_equal(one, other)
@@ -507,6 +544,11 @@ def test_selftest(command, few_checks, tmp_path):
     assert "25.0%" in printed and "cpu: 1 passed, 0 failed, 1 skipped" in printed
     found = json.loads((tmp_path / "made" / "found.json").read_text())
     assert found["passed"] and found["quick"] and found["system"]["versions"]["numpy"] == np.__version__
+
+
+def test_selftest_for_programs(command, few_checks):
+    code, printed, error = command("selftest", "--device", "cpu", "--json")
+    assert code == 0 and error == "" and [one["name"] for one in json.loads(printed)["checks"]] == ["one", "two"]
 
 
 def test_a_selftest_that_fails(command, few_checks, tmp_path):

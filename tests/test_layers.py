@@ -10,7 +10,7 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
-    {"stored", "matrix_market", "cell_query"},
+    {"stored", "matrix_market", "cell_query", "versions"},
     {"arrays", "formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices", "canvas"},
@@ -24,15 +24,17 @@ LAYERS = [
     {"table", "estimates"},
     {"fit_tests", "fit_variances"},
     {"results"},
-    {"fitting", "stream", "plots_tests", "plots_fit"},
-    {"distributed"},
-    {"python_interface", "r_interface", "pl"},
+    {"fitting", "stream", "plots_tests", "plots_fit", "run_folder", "model_words"},
+    {"distributed", "report_parts"},
+    {"python_interface", "r_interface", "pl", "report_page"},
     {"tl"},
     {"__init__"},
     {"device_cases"},
     {"device_checks", "device_rates"},
     {"run", "system_info"},
-    {"selftest", "console", "guide"},
+    {"selftest", "console", "guide", "demo", "run_pictures"},
+    {"cli_options"},
+    {"cli_fit", "cli_show"},
     {"cli"},
     {"__main__"},
 ]

@@ -220,9 +220,23 @@ def test_lambda_is_one_for_uniform_p_values_and_of_the_median_chi_squared():
     assert "$\\lambda$ = 1.70" in legend(pl.qq(inflated))
 
 
-def test_qq_of_nothing():
-    with pytest.raises(ValueError, match="no feature has a p-value"):
-        pl.qq(pd.DataFrame({"contrast": "x", "log10_p_value": [np.nan]}))
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma, pl.pvalue_hist, pl.qq])
+def test_nothing_is_drawn_of_no_p_values(picture):
+    with pytest.raises(ValueError, match="b - a: no feature has a p-value, so that there is nothing to show"):
+        picture(made_table(20).assign(log10_p_value=np.nan))
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma])
+def test_long_names_lose_their_middle(picture):
+    table = made_table(10)
+    table["variable"] = [f"ENSG{i:011d}.12-ANTISENSE-OF-TSPAN6" for i in range(10)]
+    assert texts(picture(table)) == ["ENSG000000000…NSE-OF-TSPAN6"]
+
+
+def test_counts_are_whole():
+    ticks = pl.pvalue_hist(made_table(10)).get_yticks()
+    assert all(float(tick).is_integer() for tick in ticks)
 
 
 # --- which contrast -------------------------------------------------------------------------------
@@ -392,6 +406,21 @@ def test_the_picture_of_a_gene_shows_its_group_means(fit):
     means_drawn = next(c for c in ax.collections if c.get_label().startswith("mean of"))
     np.testing.assert_allclose(np.asarray(means_drawn.get_offsets())[:, 1], means["mean"])
     assert np.array_equal(np.argsort(means_drawn.get_sizes(), kind="stable"), np.argsort(means["cells"], kind="stable"))
+
+
+@pytest.mark.parametrize("length", [4, 80])
+@pytest.mark.parametrize("picture", [pl.variance, lambda fit: pl.gene(fit, fit.summary.features[5])])
+def test_names_below_the_axis_leave_room_for_the_picture(fit, picture, length):
+    from dataclasses import replace
+
+    names = {
+        "features": tuple(f"{'x' * length}{i}" for i in range(M)),
+        "random_names": tuple(f"donor[{'y' * length}{i}]" for i in range(len(fit.summary.random_names))),
+    }
+    ax = picture(replace(fit, summary=replace(fit.summary, **names)))
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().height > 2.0 * ax.figure.dpi  # inches
+    assert max(len(text.get_text()) for text in ax.get_xticklabels()) <= 40
 
 
 def test_cells_lie_by_their_group(fit):
