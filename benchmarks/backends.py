@@ -115,41 +115,6 @@ class Gpu:
     host_gb_per_s: float = 25.0  #: copies from the host
 
 
-@dataclass
-class Work:
-    """What was asked of the library."""
-
-    launches: int = 0
-    waits: int = 0
-    bytes: float = 0.0
-    host_bytes: float = 0.0
-    flop: float = 0.0
-
-
-def counted(function: Callable[[], Any]) -> tuple[Any, Work]:
-    """Result of `function`, and the work that it asked of `cupy_like`."""
-    import cupy_like
-    import cupy_like_device
-
-    multiply, flop = cupy_like.linear.matmul, 0
-
-    def counting_matmul(a: np.ndarray, b: np.ndarray) -> tuple:
-        nonlocal flop
-        found = multiply(a, b)
-        flop += 2 * found[0].size * a.shape[-1]
-        return found
-
-    cupy_like.linear.matmul = counting_matmul
-    try:
-        with cupy_like_device.counting() as count:
-            result = function()
-    finally:
-        cupy_like.linear.matmul = multiply
-    copied = sum(one.bytes for one in count.operations if one.name == "host to device")
-    waits = len(count.synchronisations)
-    return result, Work(count.launches, waits, count.bytes - copied, copied, flop)
-
-
 def work_of_fit(effects: int, genes: int) -> tuple[Work, Work]:
     """Count what the genes share, and a block of all `genes`."""
     import cupy_like
