@@ -157,15 +157,10 @@ class Count:
     def bytes(self) -> int:
         return sum(one.bytes for one in self.operations)
 
-    @property
-    def product_flop(self) -> float:
-        """Of matrix products."""
-        return sum(one.flop for one in self.operations if one.name == "matmul")
-
-    @property
-    def factorisation_flop(self) -> float:
-        """Of factorisations, and of what is solved with them."""
-        return sum(one.flop for one in self.operations if one.name != "matmul")
+    def flop(self, kind: str) -> float:
+        """Of "product" (matrix products), "eigen" (eigenvectors) or "solve" (all that is factorised and solved)."""
+        kinds = {"matmul": "product", "eigh": "eigen"}
+        return sum(one.flop for one in self.operations if kinds.get(one.name, "solve") == kind)
 
     def launches_by(self, key) -> Counter:
         """Launches summed over `key(operation)`, for example ``lambda one: one.site``."""

@@ -1,4 +1,4 @@
-"""What the library asks of an array library for fixed shapes: launches, waits, bytes, floating point operations, memory.
+"""What the library asks of an array library for fixed shapes: launches, waits, bytes, operations, memory.
 
 Nothing is timed. Dense work is counted on `cupy_like`, which counts as CuPy 14 launches; sparse cells, which are summed
 up by SciPy on the host, by the methods of sparse matrices and the functions of NumPy that are called for them. The
@@ -17,7 +17,7 @@ import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -60,7 +60,8 @@ class Work:
     bytes: float = 0.0  #: read and written on the device
     host_bytes: float = 0.0  #: copied from the host
     product_flop: float = 0.0  #: of matrix products
-    factorisation_flop: float = 0.0
+    solve_flop: float = 0.0  #: of what is factorised and solved
+    eigen_flop: float = 0.0  #: of eigenvectors
     peak_bytes: int = 0  #: of the device's memory, beyond what was taken before
 
 
@@ -75,8 +76,7 @@ def counted(function: Callable[[], Any]) -> tuple[Any, Work]:
         len(count.synchronisations),
         count.bytes - copied,
         copied,
-        count.product_flop,
-        count.factorisation_flop,
+        *(count.flop(kind) for kind in ("product", "solve", "eigen")),
         memory.peak - before,
     )
 
@@ -134,8 +134,8 @@ def stages(name: str, genes: int, times: int = 1) -> Mapping[str, Work]:
     options = FitOptions(max_iter=3, bounds="none")  # no gene is fitted again, whatever it is short of
     _, work["fit of 4 iterations"] = counted(lambda: estimate_block(block, None, coefficients, options))
     one = block.prepare(cupy_like.asarray(np.eye(4)[1:2]))
+    between = np.array([20.0])
     for method in ("satterthwaite", "kenward-roger", "lmertest"):
-        between = np.array([20.0])
         _, work[f"t test, {method}"] = counted(lambda m=method: contrast_test(block, theta, one, m, between))
     rows = RowSpace.of(np.eye(4)[1:], block.XXinv.get())
     _, work["F test of 3 rows"] = counted(lambda: f_test(block, theta, rows, "satterthwaite", 20.0))
@@ -151,7 +151,7 @@ def of_model(name: str) -> dict[str, Counts]:
 def split(few: Work, many: Work, more: int, each: str) -> Counts:
     """Counts of `few`, its amounts split into a shared part and one for `each` of the `more` that are in `many`."""
     found: Counts = {"launches": few.launches, "waits": few.waits, "peak_bytes": few.peak_bytes}
-    for name in ("bytes", "product_flop", "factorisation_flop"):
+    for name in ("bytes", "product_flop", "solve_flop", "eigen_flop"):
         a, b = getattr(few, name), getattr(many, name)
         found |= {name: round(2 * a - b, 1), f"{name}_{each}": round((b - a) / more, 1)}
     return found

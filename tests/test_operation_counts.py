@@ -46,7 +46,7 @@ def test_no_model_is_left_over():
 
 # --- laws -----------------------------------------------------------------------------------------
 
-AMOUNTS = ("bytes", "product_flop", "factorisation_flop")
+AMOUNTS = ("bytes", "product_flop", "solve_flop", "eigen_flop")
 
 
 @pytest.mark.parametrize("name", ["one effect", "two effects", "two effects, tabulated", "three effects"])
