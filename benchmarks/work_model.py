@@ -8,11 +8,10 @@ of genes; bytes and floating point operations are scaled to all genes, calls are
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -24,7 +23,7 @@ from operation_counts import Work, counted
 from lmm_gpu import SummaryStats, linalg, scoring
 from lmm_gpu.arrays import without_fusion
 from lmm_gpu.fitting import FitOptions, estimate_block
-from lmm_gpu.inference import contrast_test
+from lmm_gpu.inference import spread
 from lmm_gpu.model import MixedModel
 
 #: Genes that are counted; the model speaks for thousands.
@@ -123,8 +122,9 @@ def work_of_fit(summary: SummaryStats, genes: int) -> dict[str, Work]:
     def fit(count: int) -> tuple[Work, Work]:
         part = summary.select(slice(count))
         found, work = counted(lambda: estimate_block(model.with_genes(part.on(put)), None, coefficients, options))
-        theta = put(np.where(np.isfinite(found.theta), found.theta, 0.1))
-        return work, _work_of_test(lambda: model.with_genes(part.on(put)), theta, one)
+        theta = np.where(np.isfinite(found.theta), found.theta, 0.1)
+        cap = np.array([100.0])
+        return work, counted(lambda: spread(model, put(theta), one, "satterthwaite", cap))[1]
 
     fits, tests = zip(*map(fit, COUNTED), strict=True)
     return {
@@ -133,8 +133,3 @@ def work_of_fit(summary: SummaryStats, genes: int) -> dict[str, Work]:
         "contrast": ready,
         "test of all genes": extrapolated(*tests, genes),
     }
-
-
-def _work_of_test(block: Callable[[], MixedModel], theta: Any, one: Any) -> Work:
-    cap = np.array([100.0])
-    return counted(lambda: contrast_test(block(), theta, one, "satterthwaite", cap))[1]

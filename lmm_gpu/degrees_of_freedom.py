@@ -48,13 +48,13 @@ def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Arra
     """Inverse information (k+1, k+1, b) of theta, observed for "lmertest" and else expected; and where there is one."""
     if method == "lmertest":
         return inverse_small(model.likelihood.observed_information(theta))
-    return inverse_small(model.likelihood.evaluate(theta).information)
+    return inverse_small(model.likelihood.information(theta))
 
 
 def satterthwaite_df(model: MixedModel, theta: Array, contrasts: Contrasts, variance: Array, W: Array) -> Array:
     """2 v^2 / (grad' W grad) (c, b) of contrasts with `variance` (c, b), for `W` (k+1, k+1, b) = cov(theta)."""
-    gradient = model.contrast_gradient(theta, contrasts) / variance[None, :, :]  # of log v: keeps to the scale of theta
-    return 2.0 / quadratic_form(W, gradient)
+    gradient = model.contrast_gradient(theta, contrasts, variance)  # (k+1, c, b)
+    return 2.0 / quadratic_form(W, gradient / variance[None, :, :])  # of log v: keeps to the scale of theta
 
 
 def quadratic_form(W: Array, gradient: Array) -> Array:

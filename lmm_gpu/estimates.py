@@ -66,12 +66,17 @@ class Fitted:
             **{f"{name}_variance": row for name, row in named},
         }
 
-    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Iterator[tuple[np.ndarray, T]]:
-        """`form` of the model and theta of the estimated features of each block, and their positions."""
+    def _by_block(
+        self, form: Callable[[MixedModel, Array], T], *, of_genes: bool = True
+    ) -> Iterator[tuple[np.ndarray, T]]:
+        """`form` of the model and theta of the estimated features of each block, and their positions.
+
+        Where it is not `of_genes`, what depends on them by theta alone, the model is that of the design.
+        """
 
         def formed(bounds: tuple[int, int]) -> tuple[np.ndarray, T]:
-            genes, model, theta = self._of(bounds)
-            return genes, form(model, theta)
+            genes, theta = self._estimated(bounds)
+            return genes, form(self._model_of(bounds, genes) if of_genes else self.model, theta)
 
         with self._computing():
             yield from in_threads(formed, self._blocks(), threads_for(self.model.XXinv))
@@ -87,12 +92,16 @@ class Fitted:
         size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
         return list(blocks(self.summary.m, size))
 
-    def _of(self, bounds: tuple[int, int]) -> tuple[np.ndarray, MixedModel, Array]:
-        """Positions, model and theta of the estimated features of a range."""
-        theta = self.estimates.theta[:, slice(*bounds)]
-        fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
+    def _estimated(self, bounds: tuple[int, int]) -> tuple[np.ndarray, Array]:
+        """Positions and theta of the estimated features of a range."""
+        lo, hi = bounds
+        genes = lo + np.flatnonzero(np.isfinite(self.estimates.theta[:, lo:hi]).all(axis=0))
+        return genes, like(self.estimates.theta[:, genes], self.model.XXinv)
+
+    def _model_of(self, bounds: tuple[int, int], genes: np.ndarray) -> MixedModel:
+        """Model of some features (positions) of a range."""
         part = self.summary.select(slice(*bounds)).on(lambda x: like(x, self.model.XXinv))
         model = self.model.with_genes(part)
-        if fitted.size < theta.shape[1]:
-            model = model.select(indices(fitted, model.beta_ols))
-        return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)
+        if genes.size < bounds[1] - bounds[0]:
+            model = model.select(indices(genes - bounds[0], model.beta_ols))
+        return model

@@ -1,4 +1,4 @@
-"""Estimates, standard errors and degrees of freedom of contrasts, from theta and a model: never from cells."""
+"""Standard errors and degrees of freedom of contrasts, from theta and the design: never from cells."""
 
 from __future__ import annotations
 
@@ -27,20 +27,25 @@ class ContrastTest:
             return self.estimate / self.se
 
 
-def contrast_test(
+def needs_genes(method: str) -> bool:
+    """Whether `spread` needs a model of the genes: only where the observed information enters."""
+    return method == "lmertest"
+
+
+def spread(
     model: MixedModel,
     theta: Array,
     contrasts: Contrasts,
     method: str,
     between_within: np.ndarray,
     prior: Prior | None = None,
-) -> ContrastTest:
-    """Estimate and test contrasts of the fixed effects for the genes of `model`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors (c, b) and df (c, b) or (c, 1) of contrasts of the fixed effects, for genes with `theta`.
 
     Parameters
     ----------
     model : MixedModel
-        b genes.
+        Of these b genes; of none, unless the method `needs_genes`.
     theta : array (k+1, b)
     contrasts : Contrasts
         c contrasts, prepared by the model.
@@ -63,9 +68,8 @@ def contrast_test(
     """
     check_df_method(method)
     variance = model.contrast_variance(theta, contrasts)  # (c, b)
-    estimate = to_numpy(contrasts.C @ model.coefficients(theta))
     if method == "residual":
-        df = np.full((estimate.shape[0], 1), float(model.likelihood.default_df))
+        df = np.full((variance.shape[0], 1), float(model.likelihood.default_df))
     elif method == "between-within":
         df = between_within[:, None]
     else:
@@ -76,7 +80,7 @@ def contrast_test(
     if method == "kenward-roger":
         total = total + 2.0 * model.contrast_adjustment(theta, contrasts, W)
     if prior is not None:
-        moved, growth = moderate(model, theta, model.contrast_gradient(theta, contrasts), variance, prior)
+        moved, growth = moderate(model, theta, model.contrast_gradient(theta, contrasts, variance), variance, prior)
         total, df = total + (moved - variance), df * to_numpy(growth)
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
-        return ContrastTest(estimate, np.sqrt(to_numpy(total)), df)
+        return np.sqrt(to_numpy(total)), df

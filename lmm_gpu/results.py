@@ -228,8 +228,8 @@ class LMMFit(FitTests, FitVariances):
     def FIM_theta(self) -> np.ndarray | None:
         """Expected information of the variance components ((k+1), (k+1), m)."""
         rows = self.estimates.theta.shape[0]
-        evaluate = lambda model, theta: to_numpy(model.likelihood.evaluate(theta).information)  # noqa: E731
-        return self._formed("FIM_theta", (rows, rows), evaluate)
+        form = lambda model, theta: to_numpy(model.likelihood.information(theta))  # noqa: E731
+        return self._formed("FIM_theta", (rows, rows), form)
 
     @property
     def RE(self) -> pd.DataFrame | None:

@@ -32,7 +32,7 @@ from lmm_gpu.accumulator import Accumulator
 from lmm_gpu.design import Design
 from lmm_gpu.f_tests import RowSpace, f_test
 from lmm_gpu.fitting import FitOptions, estimate_block
-from lmm_gpu.inference import contrast_test
+from lmm_gpu.inference import needs_genes, spread
 from lmm_gpu.model import MixedModel
 from lmm_gpu.products import gene_products
 from lmm_gpu.scoring import Rules
@@ -136,7 +136,8 @@ def stages(name: str, genes: int, times: int = 1) -> Mapping[str, Work]:
     one = block.prepare(cupy_like.asarray(np.eye(4)[1:2]))
     between = np.array([20.0])
     for method in ("satterthwaite", "kenward-roger", "lmertest"):
-        _, work[f"t test, {method}"] = counted(lambda m=method: contrast_test(block, theta, one, m, between))
+        of = block if needs_genes(method) else model
+        _, work[f"t test, {method}"] = counted(lambda m=method, of=of: spread(of, theta, one, m, between))
     rows = RowSpace.of(np.eye(4)[1:], block.XXinv.get())
     _, work["F test of 3 rows"] = counted(lambda: f_test(block, theta, rows, "satterthwaite", 20.0))
     return work
