@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import Array, entered, indices, like, threads_for, to_numpy
 from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block
+from .plan import Shape, blocks, genes_per_block, threads_within
 from .scoring import Status
 from .summary import SummaryStats
 from .threads import in_threads, quiet_blas
@@ -55,6 +55,7 @@ class Fitted:
     model: MixedModel
     method: str
     status: Any  # a Series, one word per feature
+    memory: int | None  # bytes that blocks of features may take
 
     def _columns(self) -> dict[str, np.ndarray]:
         """Last columns of a table of tests: what a feature has whatever is tested."""
@@ -79,7 +80,7 @@ class Fitted:
             return genes, form(self._model_of(bounds, genes) if of_genes else self.model, theta)
 
         with self._computing():
-            yield from in_threads(formed, self._blocks(), threads_for(self.model.XXinv))
+            yield from in_threads(formed, self._blocks(), self._threads())
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -89,8 +90,15 @@ class Fitted:
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Ranges of features, block by block."""
-        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return list(blocks(self.summary.m, size))
+        memory = None if self.memory is None else self.memory // self._threads()
+        return list(blocks(self.summary.m, genes_per_block(self._shape(), memory)))
+
+    def _threads(self) -> int:
+        """Threads that work on blocks."""
+        return threads_for(self.model.XXinv) or threads_within(self._shape(), self.memory)
+
+    def _shape(self) -> Shape:
+        return Shape(len(self.summary.fixed_names), self.summary.d)
 
     def _estimated(self, bounds: tuple[int, int]) -> tuple[np.ndarray, Array]:
         """Positions and theta of the estimated features of a range."""

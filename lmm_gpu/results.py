@@ -36,7 +36,8 @@ class LMMFit(FitTests, FitVariances):
 
     `refit` fits other summary statistics with the same options; a likelihood-ratio test needs it.
 
-    `seconds` is what `lmm_gpu.fit` took, reading included.
+    `seconds` is what `lmm_gpu.fit` took, reading included. `memory` (bytes) bounds the blocks of what is formed later,
+    as it did those of the fit.
 
     `t`, `p` and `df` follow `ddf`: "residual" (n - p, FLASHMM's) for the R face, "satterthwaite" for `fit`.
     """
@@ -52,6 +53,7 @@ class LMMFit(FitTests, FitVariances):
     max_iter: int = 50
     refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
     seconds: float | None = None
+    memory: int | None = None
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
