@@ -167,7 +167,15 @@ def _beside(place: Place) -> bool:
     return place.cores >= 2 * place.readers
 
 
-def row(machine: Machine, size: Size, place: Place, counted: Counted, price: float | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Prices:
+    """Of an hour, in any currency."""
+
+    node: float
+    gpu: float = 0.0  #: on top, each
+
+
+def row(machine: Machine, size: Size, place: Place, counted: Counted, prices: Prices | None = None) -> dict[str, Any]:
     """One prediction: seconds of each stage, bottleneck, bytes held, and cost."""
     stages = predict(machine, size, place, counted)
     total = sum(stages.values())
@@ -185,7 +193,7 @@ def row(machine: Machine, size: Size, place: Place, counted: Counted, price: flo
         "bottleneck": bottleneck(stages, place),
         "memory_gb": 1e-9 * held,
         "node_hours": total / 3600,
-        "cost": None if price is None else price * total / 3600,
+        "cost": None if prices is None else (prices.node + place.gpus * prices.gpu) * total / 3600,
     }
 
 
@@ -269,13 +277,13 @@ def changes(machine: Machine, size: Size, counted: Counted) -> list[dict[str, An
     return [row(machine, size, place, counted) for place in (*by_file, *by_cores)]
 
 
-def model(machine: Machine, donors: tuple[int, ...], price: float | None) -> dict[str, Any]:
+def model(machine: Machine, donors: tuple[int, ...], prices: Prices | None) -> dict[str, Any]:
     """Predict for all sizes, designs and places."""
     rows, changed = [], []
     for count, effects, counted in designs(donors, GENES):
         for cells in CELLS:
             size = Size(cells, GENES, count, effects)
-            rows += [row(machine, size, place, counted, price) for place in places(machine)]
+            rows += [row(machine, size, place, counted, prices) for place in places(machine)]
             if (cells, count, effects) == (10**7, 259, 1):
                 changed = changes(machine, size, counted)
     return {"what": "a model, not measured", "rows": rows, "changes": changed}
@@ -328,16 +336,16 @@ def picture(record: dict[str, Any], path: Path) -> None:
             label = {"reading": "reading, decompressing", "adding": "adding up beyond reading"}.get(stage, stage)
             axis.fill_between(cells, bottom, top, color=colours[stage], label=label, linewidth=0)
             bottom = top
-        axis.set(xscale="log", yscale="log", ylim=(1e-2, 3e5), xlim=(cells[0], cells[-1]), xlabel="cells")
+        axis.set(xscale="log", yscale="log", ylim=(1e-2, 3e5), xlim=(0.7 * cells[0], cells[-1]), xlabel="cells")
         axis.set(ylabel="seconds, stages on top of each other", title=f"Model: {name}")
         for at, text in ((60, "1 min"), (3600, "1 h"), (86_400, "1 day")):
             axis.axhline(at, color="black", linewidth=0.5, linestyle=":")
             axis.text(cells[0] * 1.1, at * 1.1, text, fontsize=8)
     checks = record["checks"]
-    same = [one for one in checks if one["genes"] == GENES and one["effects"] == 1]
-    if same:
+    for genes, mark in ((GENES, {"color": "black"}), (11_596, {"markerfacecolor": "white", "color": "black"})):
+        same = [one for one in checks if (one["genes"], one["effects"]) == (genes, 1)]
         total = [sum(one["measured"].values()) for one in same]
-        axes[0, 0].plot([one["cells"] for one in same], total, "ko", markersize=7, label="measured, all stages")
+        axes[0, 0].plot([one["cells"] for one in same], total, "o", **mark, label=f"measured, {genes:,} genes")
     axes[0, 0].legend(fontsize=8, loc="lower right")
     _draw_checks(axes[1, 1], checks)
     figure.suptitle(
@@ -381,11 +389,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller measurements and checks: less than 20 s")
     parser.add_argument("--large", action="store_true", help="also check 500,000 cells x 11,596 genes")
     parser.add_argument("--price", type=float, help="of a node-hour, in any currency: adds a cost to every prediction")
+    parser.add_argument("--gpu-price", type=float, default=0.0, help="of an hour of one GPU, on top of --price (0)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lmm_gpu_streaming")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     options.folder.mkdir(parents=True, exist_ok=True)
+    prices = None if options.price is None else Prices(options.price, options.gpu_price)
     machine = measure(options.quick, options.folder)
     checked = [(5_000, 1_000)] if options.quick else [*CHECKED]
     checked += [(500_000, 11_596)] if options.large else []
@@ -395,14 +405,14 @@ def main() -> None:
         for effects in EFFECTS:
             checks.append(check(machine, options.folder, cells, genes, effects))
             show_check(checks[-1])
-    predicted = model(machine, (259,) if options.quick else DONORS, options.price)
+    predicted = model(machine, (259,) if options.quick else DONORS, prices)
     shown = [one for one in predicted["rows"] if one["donors"] == 259 and one["place"] in drawn_places(machine)]
     show(shown + predicted["changes"])
     record = {
         "assumptions": ASSUMED,
         "machine": asdict(machine),
         "gpus": {name: asdict(rates) for name, rates in GPUS.items()},
-        "price_of_a_node_hour": options.price,
+        "prices": None if prices is None else asdict(prices),
         "model_error": errors(checks),
         "checks": checks,
         "model": predicted,

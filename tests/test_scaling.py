@@ -20,7 +20,7 @@ for package in ("anndata", "h5py"):
 import scaling
 import work_model
 from machine_rates import Machine
-from scaling import Counted, Place, Size, bottleneck, computing, on_cores, predict, row, summing_up
+from scaling import Counted, Place, Prices, Size, bottleneck, computing, on_cores, predict, row, summing_up
 from tb_statistics import simulate
 from work_model import COUNTED, GPUS, Rates, Work, added, extrapolated, on_the_host, scaled, seconds, work_of_fit
 
@@ -149,12 +149,14 @@ def test_more_cores_and_gpus_never_slow_what_they_share():
 
 
 def test_a_row_says_what_it_costs_and_that_it_is_a_model():
-    found = row(MACHINE, SIZE, HERE, COUNT, price=2.0)
+    found = row(MACHINE, SIZE, HERE, COUNT, Prices(2.0))
     assert found["what"] == "model"
     assert found["total_seconds"] == pytest.approx(sum(found["seconds"].values()))
     assert found["node_hours"] == pytest.approx(found["total_seconds"] / 3600)
     assert found["cost"] == pytest.approx(2 * found["node_hours"])
     assert row(MACHINE, SIZE, HERE, COUNT)["cost"] is None
+    with_gpus = row(MACHINE, SIZE, replace(HERE, gpu="H100", gpus=8), COUNT, Prices(2.0, 3.0))
+    assert with_gpus["cost"] == pytest.approx(26 * with_gpus["node_hours"])
     assert found["memory_gb"] == pytest.approx(0.5 + 8e-9 * 20_000 * (5 + 259))
 
 
