@@ -402,7 +402,7 @@ def main() -> None:
     check(machine, options.folder, 500, 200, 1)  # what is imported on first use
     checks = []
     for cells, genes in checked:
-        for effects in EFFECTS:
+        for effects in EFFECTS[:1] if options.quick else EFFECTS:
             checks.append(check(machine, options.folder, cells, genes, effects))
             show_check(checks[-1])
     predicted = model(machine, (259,) if options.quick else DONORS, prices)
