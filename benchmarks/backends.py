@@ -1,35 +1,32 @@
 """The same fit on every array library that is present, and a model of its time on CUDA from counted launches and bytes.
 
 Measured: seconds on this machine. Modelled, and said to be: what the launches, bytes and products that the engine asks
-of CuPy would take on a GPU. They are counted on tests/cupy_like.py, which computes with NumPy and counts as CuPy 14.2
-launches, with few genes; bytes and products are scaled to all genes, launches are not: they do not depend on genes.
+of CuPy would take on a GPU (`work_model.py`).
 """
 
 from __future__ import annotations
 
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import machine
 import numpy as np
 from tb_statistics import simulate
+from work_model import ASSUMPTIONS, COUNTED, GPUS, Rates, seconds, work_of_fit
 
 import lmm_gpu
 from lmm_gpu import scoring
 from lmm_gpu.devices import cuda_count, describe_cuda
-from lmm_gpu.fitting import FitOptions, estimate_block, fit_summary
-from lmm_gpu.model import MixedModel
+from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.results import LMMFit
 
 GENES, QUICK_GENES, REPEATS = 2_000, 200, 2
-#: Genes for which the model speaks: a few tens of them are counted.
-MODELLED, COUNTED = 11_596, (32, 64)
+#: Genes for which the model speaks.
+MODELLED = 11_596
 MODELS = {1: "donor", 2: "donor + batch"}
 
 
@@ -102,111 +99,17 @@ def show(row: dict[str, Any]) -> None:
 # --- modelled -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """What is assumed of a GPU; the defaults are those of data sheets, H200-class."""
-
-    us_per_launch: float = 6.0  #: the host's time to ask for one kernel, library call or copy
-    memory_tb_per_s: float = 4.8
-    fp64_tflop_per_s: float = 60.0
-    host_gb_per_s: float = 25.0  #: copies from the host
-
-
-@dataclass
-class Work:
-    """What was asked of the library."""
-
-    launches: int = 0
-    waits: int = 0
-    bytes: float = 0.0
-    host_bytes: float = 0.0
-    flop: float = 0.0
-
-
-def counted(function: Callable[[], Any]) -> tuple[Any, Work]:
-    """Result of `function`, and the work that it asked of `cupy_like`."""
-    import cupy_like
-    import cupy_like_device
-
-    multiply, flop = cupy_like.linear.matmul, 0
-
-    def counting_matmul(a: np.ndarray, b: np.ndarray) -> tuple:
-        nonlocal flop
-        found = multiply(a, b)
-        flop += 2 * found[0].size * a.shape[-1]
-        return found
-
-    cupy_like.linear.matmul = counting_matmul
-    try:
-        with cupy_like_device.counting() as count:
-            result = function()
-    finally:
-        cupy_like.linear.matmul = multiply
-    copied = sum(one.bytes for one in count.operations if one.name == "host to device")
-    waits = len(count.synchronisations)
-    return result, Work(count.launches, waits, count.bytes - copied, copied, flop)
-
-
-def work_of_fit(effects: int, genes: int) -> tuple[Work, Work]:
-    """Count what the genes share, and a block of all `genes`."""
-    import cupy_like
-
-    summary = simulate(max(COUNTED), effects)
-    options, put = FitOptions(), cupy_like.asarray
-    shape = summary.select(slice(0))
-    model, shared = counted(lambda: MixedModel.decompose(shape.on(put), "REML", None, genes))
-    identity = put(np.eye(summary.XX.shape[0]))
-    coefficients, prepared = counted(lambda: model.prepare(identity, gradient=False))
-    shared = Work(**{name: value + getattr(prepared, name) for name, value in asdict(shared).items()})
-
-    def block(count: int) -> Work:
-        part = summary.select(slice(count))
-        return counted(lambda: estimate_block(model.with_genes(part.on(put)), None, coefficients, options))[1]
-
-    few, more = map(block, COUNTED)
-    slope = {name: (getattr(more, name) - getattr(few, name)) / (COUNTED[1] - COUNTED[0]) for name in asdict(few)}
-    scaled = {
-        name: getattr(more, name) + slope[name] * (genes - COUNTED[1]) for name in ("bytes", "host_bytes", "flop")
-    }
-    return shared, Work(max(few.launches, more.launches), max(few.waits, more.waits), **scaled)
-
-
-def seconds(work: Work, gpu: Gpu) -> dict[str, float]:
-    """Time of each kind of work; asking overlaps with working, so the truth is between `least` and `most`."""
-    asking = 1e-6 * gpu.us_per_launch * work.launches
-    copying = 1e-9 * work.host_bytes / gpu.host_gb_per_s
-    working = 1e-12 * (work.bytes / gpu.memory_tb_per_s + work.flop / gpu.fp64_tflop_per_s)
-    return {
-        "launching": asking,
-        "copying": copying,
-        "memory": 1e-12 * work.bytes / gpu.memory_tb_per_s,
-        "products": 1e-12 * work.flop / gpu.fp64_tflop_per_s,
-        "least": max(asking, copying + working),
-        "most": asking + copying + working,
-    }
-
-
-ASSUMPTIONS = [
-    "nothing of this was run on a GPU: launches, bytes and products are counted on an imitation of CuPy 14.2",
-    "every operation reads its operands from memory and writes its result there: no cache, no overlap of kernels",
-    f"bytes and products grow linearly in genes, from counts of {COUNTED[0]} and {COUNTED[1]} genes",
-    "launches and waits do not grow with genes: as many iterations as the slowest of the counted genes; one block",
-    "kernels reach the bandwidth and the rate of products that are given: small ones do not",
-    "factorisations of the design, once for all genes, are counted as launches and bytes only",
-    "kernels are compiled already",
-]
-
-
-def model_cuda(genes: int, gpu: Gpu) -> dict[str, Any]:
+def model_cuda(genes: int, gpu: Rates) -> dict[str, Any]:
     """Model the time of a fit on CUDA."""
     rows = []
     for effects, name in MODELS.items():
-        for part, work in zip(("shared by all genes", "all genes"), work_of_fit(effects, genes), strict=True):
+        for part, work in work_of_fit(simulate(max(COUNTED), effects), genes).items():
             rows.append(
                 {"model": name, "genes": genes, "part": part, "work": asdict(work), "seconds": seconds(work, gpu)}
             )
             time_, counts = rows[-1]["seconds"], f"{work.launches:6,} launches {1e-9 * work.bytes:8.2f} GB"
-            rates = f"{1e-9 * work.flop:8.1f} GFLOP: {1e3 * time_['least']:.1f} to {1e3 * time_['most']:.1f} ms"
+            flop = work.product_flop + work.solve_flop + work.eigen_flop
+            rates = f"{1e-9 * flop:8.1f} GFLOP: {1e3 * time_['least']:.1f} to {1e3 * time_['most']:.1f} ms"
             print(f"{name:15s} {part:20s} {counts} {rates}", flush=True)
     return {"what": "a model, not measured", "assumptions": ASSUMPTIONS, "gpu": asdict(gpu), "rows": rows}
 
@@ -215,11 +118,10 @@ def main() -> None:
     parser = machine.parser("backends", __doc__)
     parser.add_argument("--genes", type=int, help=f"that are fitted on every library: {GENES}, or {QUICK_GENES}")
     parser.add_argument("--modelled", type=int, default=MODELLED, help="genes for which CUDA is modelled")
-    for name, value in asdict(Gpu()).items():
+    for name, value in asdict(GPUS["H200"]).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=float, default=value, help=f"of the model ({value})")
     options = parser.parse_args()
-    gpu = Gpu(**{name: getattr(options, name) for name in asdict(Gpu())})
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    gpu = Rates(**{name: getattr(options, name) for name in asdict(GPUS["H200"])})
     warnings.simplefilter("ignore")
     measured = compare(options.genes or (QUICK_GENES if options.quick else GENES))
     print(f"CUDA, a model and not measured ({gpu}):")

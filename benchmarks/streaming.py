@@ -30,26 +30,26 @@ FORMULA = "~ log_depth + age + sex + season + cell_type * status + (1 | donor)"
 BATCH = 1_000
 
 
-def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0) -> None:
+def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0, genes: int = GENES) -> None:
     """Write counts as anndata does: CSR of float32 with int32 indices, in chunks of HDF5's choice; batch by batch."""
     if path.exists():
         return
     rng = np.random.default_rng(seed)
-    share = rng.gamma(0.4, SHARE / 0.4, GENES)  # of the cells, in which a gene is seen
+    share = rng.gamma(0.4, SHARE / 0.4, genes)  # of the cells, in which a gene is seen
     for _ in range(20):
         share = np.clip(share * SHARE / share.mean(), 5e-4, 0.97)
     part = path.with_suffix(".part")
     with h5py.File(part, "w") as file:
         write_elem(file, "obs", table(cells, rng))
-        write_elem(file, "var", pd.DataFrame(index=[f"G{gene}" for gene in range(GENES)]))
+        write_elem(file, "var", pd.DataFrame(index=[f"G{gene}" for gene in range(genes)]))
         group = file.create_group("X")
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [cells, GENES]})
+        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [cells, genes]})
         lengths = []
         options = {"maxshape": (None,), "chunks": (22_649,), "compression": compression}
         data = group.create_dataset("data", (0,), "f4", **options)
         indices = group.create_dataset("indices", (0,), "i4", **options)
         for start in range(0, cells, BATCH):
-            row, gene = np.nonzero(rng.random((min(BATCH, cells - start), GENES), dtype="f4") < share)
+            row, gene = np.nonzero(rng.random((min(BATCH, cells - start), genes), dtype="f4") < share)
             end = data.shape[0] + len(gene)
             for dataset, values in ((data, 1 + rng.poisson(3 * share[gene])), (indices, gene)):
                 dataset.resize(end, 0)
@@ -60,9 +60,9 @@ def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0
     os.replace(part, path)
 
 
-def table(cells: int, rng: np.random.Generator) -> pd.DataFrame:
+def table(cells: int, rng: np.random.Generator, donors: int = DONORS) -> pd.DataFrame:
     """About 7 non-zeros of 322 in a row of [X Z]; cells of all donors and types in random order."""
-    donor = rng.integers(0, DONORS, cells)
+    donor = rng.integers(0, donors, cells)
     frame = {
         "donor": donor.astype(str),
         "cell_type": rng.integers(0, CELL_TYPES, cells).astype(str),

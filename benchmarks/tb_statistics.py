@@ -15,28 +15,37 @@ from lmm_gpu.summary import default_names
 CELLS, DONORS, BATCHES, SITES, CELL_TYPES, COVARIATES = 499_713, 259, 46, 10, 29, 5
 
 
-def design(effects: int | str, cells: int = CELLS, seed: int = 0) -> tuple[sp.csr_array, sp.csr_array, list[int]]:
+def design(
+    effects: int | str, cells: int = CELLS, seed: int = 0, donors: int = DONORS
+) -> tuple[sp.csr_array, sp.csr_array, list[int]]:
     """X (cell type, treatment within cell type, covariates), Z and the widths of its blocks."""
     rng, row = np.random.default_rng(seed), np.arange(cells)
 
     def one_hot(codes: np.ndarray, width: int) -> sp.csr_array:
         return sp.csr_array((np.ones(cells), (row, codes)), shape=(cells, width))
 
-    donor, cell_type = rng.integers(0, DONORS, cells), rng.integers(0, CELL_TYPES, cells)
+    donor, cell_type = rng.integers(0, donors, cells), rng.integers(0, CELL_TYPES, cells)
     treated = (donor % 2).astype(float)
     within = sp.csr_array((treated, (row, cell_type)), shape=(cells, CELL_TYPES))
     X = sp.hstack([one_hot(cell_type, CELL_TYPES), within, sp.csr_array(rng.normal(size=(cells, COVARIATES)))])
-    Z = [one_hot(donor, DONORS)]
+    Z = [one_hot(donor, donors)]
     if effects == "slope":
-        Z.append(sp.csr_array((rng.normal(size=cells), (row, donor)), shape=(cells, DONORS)))
+        Z.append(sp.csr_array((rng.normal(size=cells), (row, donor)), shape=(cells, donors)))
     else:
         Z += [one_hot(rng.integers(0, width, cells), width) for width in (BATCHES, SITES)[: int(effects) - 1]]
     return X.tocsr(), sp.hstack(Z).tocsr(), [block.shape[1] for block in Z]
 
 
-def simulate(genes: int, effects: int | str = 1, cells: int = CELLS, seed: int = 0) -> SummaryStats:
+def simulate(
+    genes: int, effects: int | str = 1, cells: int = CELLS, seed: int = 0, donors: int = DONORS
+) -> SummaryStats:
     """Statistics of `genes` genes with random effects of up to a tenth of the residual variance."""
-    X, Z, d = design(effects, cells, seed)
+    X, Z, d = design(effects, cells, seed, donors)
+    return draw(X, Z, d, genes, seed)
+
+
+def draw(X: sp.csr_array, Z: sp.csr_array, d: list[int], genes: int, seed: int = 0) -> SummaryStats:
+    """Statistics of `genes` genes of any design."""
     rng, p, n = np.random.default_rng(seed + 1), X.shape[1], X.shape[0]
     W = sp.hstack([X, Z]).tocsr()
     WW = (W.T @ W).toarray()

@@ -39,7 +39,7 @@ def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Arra
     """Inverse information (k+1, k+1, b) of theta, observed for "lmertest" and else expected; and where there is one."""
     if method == "lmertest":
         return inverse_small(model.likelihood.observed_information(theta))
-    return inverse_small(model.likelihood.evaluate(theta).information)
+    return inverse_small(model.likelihood.information(theta))
 
 
 def satterthwaite_df(gradient: Array, variance: Array, W: Array) -> Array:

@@ -309,7 +309,7 @@ def fit_on_workers(
                 progress(hi - lo)
     warn_of_status(estimates.status)
     warn_of_lost_digits([summary.features[gene] for gene in np.flatnonzero(few_digits)], summary.m)
-    return LMMFit(estimates, summary, shared, options.method, options.epsilon)
+    return LMMFit(estimates, summary, shared, options.method, options.epsilon, memory=memory)
 
 
 def _genes(summary: SummaryStats) -> dict[str, Any]:

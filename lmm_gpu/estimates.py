@@ -11,7 +11,7 @@ import numpy as np
 
 from .arrays import Array, entered, indices, like, threads_for, to_numpy
 from .model import MixedModel
-from .plan import Shape, blocks, genes_per_block
+from .plan import Shape, blocks, genes_per_block, threads_within
 from .scoring import Status
 from .summary import SummaryStats
 from .threads import in_threads, quiet_blas
@@ -55,6 +55,7 @@ class Fitted:
     model: MixedModel
     method: str
     status: Any  # a Series, one word per feature
+    memory: int | None  # bytes that blocks of features may take
 
     def _columns(self) -> dict[str, np.ndarray]:
         """Last columns of a table of tests: what a feature has whatever is tested."""
@@ -66,15 +67,20 @@ class Fitted:
             **{f"{name}_variance": row for name, row in named},
         }
 
-    def _by_block(self, form: Callable[[MixedModel, Array], T]) -> Iterator[tuple[np.ndarray, T]]:
-        """`form` of the model and theta of the estimated features of each block, and their positions."""
+    def _by_block(
+        self, form: Callable[[MixedModel, Array], T], *, of_genes: bool = True
+    ) -> Iterator[tuple[np.ndarray, T]]:
+        """`form` of the model and theta of the estimated features of each block, and their positions.
+
+        Where it is not `of_genes`, what depends on them by theta alone, the model is that of the design.
+        """
 
         def formed(bounds: tuple[int, int]) -> tuple[np.ndarray, T]:
-            genes, model, theta = self._of(bounds)
-            return genes, form(model, theta)
+            genes, theta = self._estimated(bounds)
+            return genes, form(self._model_of(bounds, genes) if of_genes else self.model, theta)
 
         with self._computing():
-            yield from in_threads(formed, self._blocks(), threads_for(self.model.XXinv))
+            yield from in_threads(formed, self._blocks(), self._threads())
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -84,15 +90,26 @@ class Fitted:
 
     def _blocks(self) -> list[tuple[int, int]]:
         """Ranges of features, block by block."""
-        size = genes_per_block(Shape(len(self.summary.fixed_names), self.summary.d), None)
-        return list(blocks(self.summary.m, size))
+        memory = None if self.memory is None else self.memory // self._threads()
+        return list(blocks(self.summary.m, genes_per_block(self._shape(), memory)))
 
-    def _of(self, bounds: tuple[int, int]) -> tuple[np.ndarray, MixedModel, Array]:
-        """Positions, model and theta of the estimated features of a range."""
-        theta = self.estimates.theta[:, slice(*bounds)]
-        fitted = np.flatnonzero(np.isfinite(theta).all(axis=0))
+    def _threads(self) -> int:
+        """Threads that work on blocks."""
+        return threads_for(self.model.XXinv) or threads_within(self._shape(), self.memory)
+
+    def _shape(self) -> Shape:
+        return Shape(len(self.summary.fixed_names), self.summary.d)
+
+    def _estimated(self, bounds: tuple[int, int]) -> tuple[np.ndarray, Array]:
+        """Positions and theta of the estimated features of a range."""
+        lo, hi = bounds
+        genes = lo + np.flatnonzero(np.isfinite(self.estimates.theta[:, lo:hi]).all(axis=0))
+        return genes, like(self.estimates.theta[:, genes], self.model.XXinv)
+
+    def _model_of(self, bounds: tuple[int, int], genes: np.ndarray) -> MixedModel:
+        """Model of some features (positions) of a range."""
         part = self.summary.select(slice(*bounds)).on(lambda x: like(x, self.model.XXinv))
         model = self.model.with_genes(part)
-        if fitted.size < theta.shape[1]:
-            model = model.select(indices(fitted, model.beta_ols))
-        return bounds[0] + fitted, model, like(theta[:, fitted], model.beta_ols)
+        if genes.size < bounds[1] - bounds[0]:
+            model = model.select(indices(genes - bounds[0], model.beta_ols))
+        return model

@@ -12,7 +12,7 @@ import numpy as np
 
 from .arrays import Array, like, to_numpy
 from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, theta_covariance
-from .generalized import MANY, generalized_t
+from .generalized import generalized_t
 from .model import MixedModel, in_pieces, ratio_weights
 from .strata import Stratum, orthonormal_rows
 
@@ -101,7 +101,7 @@ def f_test(
         at = np.maximum(to_numpy(theta).T, 0.0)  # (b, k+1): as for one contrast
         covariance = np.einsum("bk,bkrs->brs", at, gradient)
     directions, values, slope = _principal(covariance, gradient, rows.T)
-    if method == "generalized" and stratum is not None and 1 <= stratum.df <= MANY:
+    if method == "generalized" and stratum is not None and stratum.few:
         along = np.einsum("bdr,br->bd", directions, estimate)  # (b, r)
         se, df = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum)  # (r, b)
         return FTest(np.mean((along / se.T) ** 2, axis=1), rows.rank, combine_df(df.T))

@@ -15,7 +15,7 @@ from .contrasts import contrast_rows
 from .degrees_of_freedom import check_df_method, is_satterthwaite
 from .estimates import Fitted
 from .f_tests import FTest, RowSpace, combine_df, f_test
-from .inference import ContrastTest, contrast_test
+from .inference import ContrastTest, needs_genes, spread
 from .moderation import Prior, fit_prior
 from .strata import between_within_directions, binding_strata, common_stratum, df_of_strata, within_df
 from .table import tidy, tidy_f
@@ -222,11 +222,11 @@ class FitTests(Fitted):
         gradient = is_satterthwaite(method) or prior is not None
         with self._computing():
             ready = self.model.prepare(like(C, self.model.XXinv), gradient=gradient)
-        estimate, se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(3))
-        tested = self._by_block(lambda model, at: contrast_test(model, at, ready, method, between_within, prior, bound))
-        for genes, part in tested:
-            estimate[:, genes], se[:, genes], df[:, genes] = part.estimate, part.se, part.df
-        return ContrastTest(estimate, se, df)
+        se, df = (np.full((C.shape[0], self.summary.m), np.nan) for _ in range(2))
+        form = lambda model, at: spread(model, at, ready, method, between_within, prior, bound)  # noqa: E731
+        for genes, (of_se, of_df) in self._by_block(form, of_genes=needs_genes(method, bound)):
+            se[:, genes], df[:, genes] = of_se, of_df
+        return ContrastTest(C @ self.estimates.coef, se, df)
 
     def f_test(self, C: np.ndarray, method: str) -> FTest:
         """F statistic and df of several contrasts at once, as arrays: what `test` makes a joint table of.

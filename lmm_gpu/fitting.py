@@ -137,6 +137,7 @@ def _fit(summary: SummaryStats, options: FitOptions, progress: Callable[[int], o
         bounds=options.bounds,
         max_iter=options.max_iter,
         refit=refit,
+        memory=memory,
     )
 
 

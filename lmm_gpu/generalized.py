@@ -36,8 +36,6 @@ from .likelihood import Likelihood
 from .model import MixedModel
 from .strata import Stratum
 
-#: With more df between groups than this the variance is known well enough for Satterthwaite's.
-MANY = 100
 #: Two-sided tail areas at which the t distribution is that of the mixture.
 LEVELS = (0.05, 0.001)
 #: Points of chi2_r that the mixture is over, evenly spaced in log q, and the tail areas that they leave out.

@@ -1,4 +1,4 @@
-"""Estimates, standard errors and degrees of freedom of contrasts, from theta and a model: never from cells."""
+"""Standard errors and degrees of freedom of contrasts, from theta and the design: never from cells."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array, indices, namespace, to_numpy
 from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, satterthwaite_df, theta_covariance
-from .generalized import MANY, generalized_t
+from .generalized import generalized_t
 from .model import Contrasts, MixedModel
 from .moderation import Prior, moderate
 from .strata import Stratum
@@ -30,7 +30,12 @@ class ContrastTest:
             return self.estimate / self.se
 
 
-def contrast_test(
+def needs_genes(method: str, bound: Sequence[Stratum | None]) -> bool:
+    """Whether `spread` needs a model of the genes: for the observed information, and sums of squares between groups."""
+    return method == "lmertest" or (method == "generalized" and any(one and one.few for one in bound))
+
+
+def spread(
     model: MixedModel,
     theta: Array,
     contrasts: Contrasts,
@@ -38,13 +43,13 @@ def contrast_test(
     between_within: np.ndarray,
     prior: Prior | None = None,
     bound: Sequence[Stratum | None] = (),
-) -> ContrastTest:
-    """Estimate and test contrasts of the fixed effects for the genes of `model`.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors (c, b) and df (c, b) or (c, 1) of contrasts of the fixed effects, for genes with `theta`.
 
     Parameters
     ----------
     model : MixedModel
-        b genes.
+        Of these b genes; of none, unless the method `needs_genes`.
     theta : array (k+1, b)
     contrasts : Contrasts
         c contrasts, prepared by the model.
@@ -70,11 +75,10 @@ def contrast_test(
     """
     check_df_method(method)
     variance = model.contrast_variance(theta, contrasts)  # (c, b)
-    estimate = to_numpy(contrasts.C @ model.coefficients(theta))
     needed = is_satterthwaite(method) or prior is not None
-    gradient = model.contrast_gradient(theta, contrasts) if needed else None  # (k+1, c, b)
+    gradient = model.contrast_gradient(theta, contrasts, variance) if needed else None  # (k+1, c, b)
     if method == "residual":
-        df = np.full((estimate.shape[0], 1), float(model.likelihood.default_df))
+        df = np.full((variance.shape[0], 1), float(model.likelihood.default_df))
     elif method == "between-within":
         df = between_within[:, None]
     else:
@@ -88,14 +92,19 @@ def contrast_test(
         moved, growth = moderate(model, theta, gradient, variance, prior)
         total, df = total + (moved - variance), df * to_numpy(growth)
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
-        tested = ContrastTest(estimate, np.sqrt(to_numpy(total)), df)
+        se = np.sqrt(to_numpy(total))
     if method == "generalized" and prior is None:
-        _generalize(tested, model, theta, gradient, bound)
-    return tested
+        _generalize(se, df, model, theta, gradient, bound)
+    return se, df
 
 
 def _generalize(
-    tested: ContrastTest, model: MixedModel, theta: Array, gradient: Array, bound: Sequence[Stratum | None]
+    se: np.ndarray,
+    df: np.ndarray,
+    model: MixedModel,
+    theta: Array,
+    gradient: Array,
+    bound: Sequence[Stratum | None],
 ) -> None:
     """Put in the standard errors of all contrasts, and the df of those that lie in strata, where the data tell.
 
@@ -105,11 +114,11 @@ def _generalize(
     xp = namespace(theta)
     at = xp.where(theta > 0, theta, 0.0)  # (k+1, b)
     variance = to_numpy(xp.sum(gradient * at[:, None, :], axis=0))  # (c, b)
-    tested.se[:] = np.where((to_numpy(theta) < 0).any(axis=0), np.sqrt(variance), tested.se)
-    strata = {stratum.component: stratum for stratum in bound if stratum is not None and 1 <= stratum.df <= MANY}
+    se[:] = np.where((to_numpy(theta) < 0).any(axis=0), np.sqrt(variance), se)
+    strata = {stratum.component: stratum for stratum in bound if stratum is not None and stratum.few}
     for stratum in strata.values():
         rows = [i for i, one in enumerate(bound) if one is not None and one.component == stratum.component]
         found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum)
         told = np.isfinite(found[0]) & np.isfinite(found[1]) & (found[0] > 0)  # (rows, b)
-        for values, new in zip((tested.se, tested.df), found, strict=True):
+        for values, new in zip((se, df), found, strict=True):
             values[rows] = np.where(told, new, values[rows])

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .arrays import Array, fused, namespace
+from .linalg import Vectors
 from .ratio_table import RatioTable
 from .scoring import Evaluation
 
@@ -76,6 +77,10 @@ class Likelihood(ABC):
     @abstractmethod
     def traces(self, g: Array) -> Traces:
         """Reduce the data at the variance ratios `g` (k, b)."""
+
+    @abstractmethod
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (k, b) and B (k, k, b) of `traces`, which no data enter."""
 
     @abstractmethod
     def traces_at_zero(self) -> Traces:
@@ -159,6 +164,15 @@ class Likelihood(ABC):
         """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
         return self._at(theta, self.traces)
 
+    def information(self, theta: Array) -> Array:
+        """Fisher information at `theta` (k+1, b) alone (k+1, k+1, b): no gene enters it but by its theta."""
+        k = self.n_components
+        g = self.ratios(theta)  # (k, b)
+        T, B = self.design_traces(g)
+        parts = [x[i, :] for x in (g, T) for i in range(k)] + [B[i, j, :] for i in range(k) for j in range(k)]
+        entries = _information(k, theta[k, :], float(self.residual_df), *parts)
+        return namespace(theta).reshape(namespace(theta).stack(entries, axis=0), (k + 1, k + 1, theta.shape[1]))
+
     def _at(self, theta: Array, traces: Callable[[Array], Traces]) -> Evaluation:
         k = self.n_components
         (g,) = _ratios(None, theta[:k, :], theta[k:, :])  # (k, b)
@@ -189,7 +203,7 @@ class Likelihood(ABC):
         top = xp.concat([curvature, by_residual[:, None, :]], axis=1)  # (k, k+1, b)
         bottom = xp.concat([by_residual, corner[None, :]], axis=0)  # (k+1, b)
         quadratic = xp.concat([top, bottom[None, :, :]], axis=0) / (s_0 * s_0 * s_0)[None, None, :]
-        return quadratic - self.evaluate(theta).information
+        return quadratic - self._composed(s_0, g, t).information
 
     def ratios(self, theta: Array) -> Array:
         """Variance ratios g (k, b) at `theta` (k+1, b)."""
@@ -219,13 +233,27 @@ def _compose(
     size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
     rounding = ROUNDING * (1.0 + size) + 0.01 * ROUNDING * condition * sum(xp.abs(x) for x in gz) / s_0
 
-    gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
-    Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]
+    gT, F = _fisher(g, T, B, N)
     score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(E, T, strict=True)]
     score.append(0.5 * (yR2y / s_0 - (N - gT)) / s_0)
-    F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]
-    F_00 = N - 2 * gT + sum(g_i * Bg_i for g_i, Bg_i in zip(g, Bg, strict=True))
-    F = [[*row, F_i] for row, F_i in zip(B, F_i0, strict=True)] + [[*F_i0, F_00]]
     scale = 0.5 / (s_0 * s_0)
     information = [scale * entry for row in F for entry in row]
     return value, quad, rounding, ok & positive & xp.isfinite(value), *score, *information
+
+
+@fused
+def _information(xp: Any, k: int, s_0: Array, N: float, *parts: Array) -> tuple[Array, ...]:
+    # the information alone, (k+1)^2 vectors (b,)
+    s_0 = xp.where(s_0 > 0, s_0, 1.0)
+    _, F = _fisher(parts[:k], parts[k : 2 * k], [parts[(2 + i) * k : (3 + i) * k] for i in range(k)], N)
+    scale = 0.5 / (s_0 * s_0)
+    return tuple(scale * entry for row in F for entry in row)
+
+
+def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float) -> tuple[Array, list[list[Array]]]:
+    # sum g_i T_i, and rows of 2 s_0^2 times the information, as in the module's head
+    gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
+    Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]
+    F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]
+    F_00 = N - 2 * gT + sum(g_i * Bg_i for g_i, Bg_i in zip(g, Bg, strict=True))
+    return gT, [[*row, F_i] for row, F_i in zip(B, F_i0, strict=True)] + [[*F_i0, F_00]]

@@ -130,7 +130,9 @@ class MixedModel:
 
     def _gradient_rows(self, g: Array, contrasts: Contrasts) -> Array:
         # |w_i|^2 (k * c, b)
-        return namespace(g).reshape(self.likelihood.gradient_form(g, contrasts.a), (-1, g.shape[1]))
+        a = contrasts.a
+        form = in_pieces(lambda g: self.likelihood.gradient_form(g, a), g, a.shape[0] * a.shape[1])
+        return namespace(g).reshape(form, (-1, g.shape[1]))
 
     def contrast_variance(self, theta: Array, contrasts: Contrasts | Array) -> Array:
         """Variances (c, b) of contrasts, prepared or as rows (c, p)."""
@@ -139,14 +141,15 @@ class MixedModel:
         form = lookup(ready.variance, g, lambda g: self.likelihood.variance_form(g, ready.a))
         return theta[-1, :][None, :] * (ready.ols[:, None] + form)
 
-    def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array) -> Array:
-        """Gradient (k+1, c, b) of `contrast_variance` in theta."""
+    def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array, variance: Array | None = None) -> Array:
+        """Gradient (k+1, c, b) of `contrast_variance` in theta; `variance` (c, b) there, if it is at hand."""
         xp = namespace(theta)
         ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
         g = self.likelihood.ratios(theta)  # (k, b)
         rows = lookup(ready.gradient, g, lambda g: self._gradient_rows(g, ready))
         by_component = xp.reshape(rows, (g.shape[0], -1, g.shape[1]))  # (k, c, b)
-        total = self.contrast_variance(theta, ready) / theta[-1, :][None, :]
+        variance = self.contrast_variance(theta, ready) if variance is None else variance
+        total = variance / theta[-1, :][None, :]
         by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)
         return xp.concat([by_component, by_residual[None, :, :]], axis=0)
 
@@ -164,7 +167,8 @@ class MixedModel:
 
     def covariance(self, theta: Array) -> Array:
         """Covariance matrices of the fixed effects (p, p, b)."""
-        form = self.likelihood.covariance_form(self.likelihood.ratios(theta), self.xxz.T)
+        g, a = self.likelihood.ratios(theta), self.xxz.T
+        form = in_pieces(lambda g: self.likelihood.covariance_form(g, a), g, a.shape[0] * a.shape[1])
         return theta[-1, :][None, None, :] * (self.XXinv[:, :, None] + form)
 
     def information_beta(self, theta: Array) -> Array:
@@ -208,8 +212,9 @@ def ratio_weights(W: Array, g: Array) -> Array:
 def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
     """`form` (..., b) of the ratios `g` (k, b), for so few genes at a time that `width` numbers each stay small."""
     size = max(1, LARGEST_PIECE // (8 * width * (g.shape[0] + 1)))
-    parts = [form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)]
-    return parts[0] if len(parts) == 1 else namespace(g).concat(parts, axis=-1)
+    if g.shape[1] <= size:
+        return form(g)
+    return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)
 
 
 def _largest_eigenvalues(summary: SummaryStats) -> Array:

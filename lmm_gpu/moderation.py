@@ -96,7 +96,7 @@ def moderate(model: MixedModel, theta: Array, gradient: Array, variance: Array, 
     k, s_0 = theta.shape[0] - 1, theta[-1, :]
     weight = prior.df / (2.0 * s_0 * s_0)  # (b,)
     corner = like([[float(i == j == k) for j in range(k + 1)] for i in range(k + 1)], theta)[:, :, None]
-    information = model.likelihood.evaluate(theta).information  # (k+1, k+1, b)
+    information = model.likelihood.information(theta)  # (k+1, k+1, b)
     without, _ = inverse_small(information)
     within, _ = inverse_small(information + corner * weight[None, None, :])
     step = within[:, k, :] * (weight * (prior.variance - s_0))[None, :]  # (k+1, b)

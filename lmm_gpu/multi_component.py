@@ -115,6 +115,12 @@ class MultiComponent(Likelihood):
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
         return self._with_squares(g, *self._unscaled(g, shared), *self._whitened(g))
 
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (k, b) and B (k, k, b) of `traces`."""
+        if self.trace_table is None:
+            return self.root_trace.traces(g)[:2]
+        return self._unscaled(g, lookup(self.trace_table, g, self._trace_functions))[:2]
+
     def _tabulated_traces(self, g: Array) -> Traces:
         # the same from the tables alone, at ratios of zero where they do not reach
         assert self.trace_table is not None and self.F_table is not None

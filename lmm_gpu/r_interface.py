@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -227,7 +228,7 @@ def lmm(
         "summary_data": output_SS,
     }
     outputs = tuple(name for name, wanted in shown.items() if wanted)
-    fit = LMMFit(fit.estimates, summary, fit.model, method, epsilon, "residual", outputs, bounds, max_iter, fit.refit)
+    fit = replace(fit, summary=summary, ddf="residual", outputs=outputs)
     if verbose:
         print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
     return fit

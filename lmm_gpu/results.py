@@ -36,7 +36,8 @@ class LMMFit(FitTests, FitVariances):
 
     `refit` fits other summary statistics with the same options; a likelihood-ratio test needs it.
 
-    `seconds` is what `lmm_gpu.fit` took, reading included.
+    `seconds` is what `lmm_gpu.fit` took, reading included. `memory` (bytes) bounds the blocks of what is formed later,
+    as it did those of the fit.
 
     `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the R face,
     "satterthwaite" for `fit`. `test` also weighs how uncertain theta is: take p-values from there.
@@ -67,6 +68,7 @@ class LMMFit(FitTests, FitVariances):
     max_iter: int = 50
     refit: Callable[[SummaryStats], LMMFit] | None = field(default=None, repr=False)
     seconds: float | None = None
+    memory: int | None = None
 
     KEYS = (
         *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
@@ -272,8 +274,8 @@ class LMMFit(FitTests, FitVariances):
     def FIM_theta(self) -> np.ndarray | None:
         """Expected information of the variance components ((k+1), (k+1), m)."""
         rows = self.estimates.theta.shape[0]
-        evaluate = lambda model, theta: to_numpy(model.likelihood.evaluate(theta).information)  # noqa: E731
-        return self._formed("FIM_theta", (rows, rows), evaluate)
+        form = lambda model, theta: to_numpy(model.likelihood.information(theta))  # noqa: E731
+        return self._formed("FIM_theta", (rows, rows), form)
 
     @property
     def RE(self) -> pd.DataFrame | None:

@@ -63,18 +63,28 @@ class SingleComponent(Likelihood):
         w, w2, zs, Es = _sums(None, self.lam[:, None], xp.where(ok, g, 0.0), self.c)  # (q, b) each
         if self.lam_trace is not self.lam:
             ok_trace = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0
-            w, w2, *_ = _sums(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0), self.c)
+            w, w2 = _weights(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0))
             ok = ok & ok_trace
-        lam = self.lam_trace[None, :]  # (1, q)
+        T, B = self._weighted_traces(w, w2)
         return Traces(
-            T=lam @ w,
-            B=((lam * lam) @ w2)[None, :, :],
+            T=T,
+            B=B,
             E=xp.sum(Es, axis=0)[None, :],
             z=xp.sum(zs, axis=0)[None, :],
             logdet=-log_product(w),
             ok=ok,
             condition=xp.ones_like(g[0, :]),
         )
+
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (1, b) and B (1, 1, b) of `traces`."""
+        xp = namespace(g)
+        ok = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0  # (b,)
+        return self._weighted_traces(*_weights(None, self.lam_trace[:, None], xp.where(ok, g, 0.0)))
+
+    def _weighted_traces(self, w: Array, w2: Array) -> tuple[Array, Array]:
+        lam = self.lam_trace[None, :]  # (1, q)
+        return lam @ w, ((lam * lam) @ w2)[None, :, :]
 
     def traces_at_zero(self) -> Traces:
         """T, B, E, z and log det without random effects: w = 1."""
@@ -163,6 +173,13 @@ class SingleComponent(Likelihood):
     def _positive(self, g: Array) -> Array:
         # whether every 1 + g lam is positive (b,): the largest lam decides
         return 1.0 + namespace(g).max(self.lam) * g[0, :] > 0
+
+
+@fused
+def _weights(xp: Any, _: None, lam: Array, g: Array) -> tuple[Array, Array]:
+    # w and w^2
+    w = 1.0 / (1.0 + lam * g)
+    return w, w * w
 
 
 @fused

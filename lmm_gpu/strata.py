@@ -13,6 +13,8 @@ from .summary import SummaryStats
 #: A contrast this close (relative, squared) to the span of a random effect lies in it. Sums over 10^6 cells are good
 #: to 1e-13; a covariate that varies within groups by 1e-5 of its mean is still told from one that does not.
 IN_SPAN = 1e-10
+#: With more df between groups than this the variance is known well enough for Satterthwaite's.
+MANY = 100
 #: Rows whose gram matrix in units of their own lengths has smaller eigenvalues repeat others.
 _DEPENDENT = 1e-10
 
@@ -27,6 +29,11 @@ class Stratum:
     left: np.ndarray  #: (p, p), X'(I - P_j)X for the projection P_j on it
     df: float  #: between its levels, once X and the coarser effects are taken out
     cells: np.ndarray  #: (d_j,), squared lengths of its columns: cells of each level
+
+    @property
+    def few(self) -> bool:
+        """Whether its df are so few that the uncertainty of the variance between its levels matters to a test."""
+        return 1 <= self.df <= MANY
 
     def holds(self, C: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Whether the contrasts in the rows of `C` (c, p), of `size` (c,) = c'X'X c, lie in its span (c,)."""

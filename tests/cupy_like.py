@@ -206,7 +206,8 @@ xp.sign = _waiting("sign", np.sign, 5)
 def matmul(a: Array, b: Array, /) -> Array:
     result, launches, copied = linear.matmul(host(a), host(b))
     scratch = Buffer(copied, on_current_device([a, b]))
-    product = new("matmul", lambda: result, a, b, launches=launches)
+    flop = 2.0 * result.size * a.shape[-1]
+    product = new("matmul", lambda: result, a, b, launches=launches, flop=flop)
     del scratch
     return product
 
@@ -238,11 +239,12 @@ def _factorisation(name: str, copies: int):
     def wrapped(*operands: Array, **options):
         scratch = Buffer(copies * sum(x.nbytes for x in operands), on_current_device(list(operands)))
         result, launches = function(*map(host, operands), **options)
+        flop = linear.flop(name, *[x.shape for x in operands])
         if isinstance(result, tuple):
-            first = new(name, lambda: result[0], *operands, launches=launches)
+            first = new(name, lambda: result[0], *operands, launches=launches, flop=flop)
             result = first, new(name, lambda: result[1], *operands, launches=0)
         else:
-            result = new(name, lambda: result, *operands, launches=launches)
+            result = new(name, lambda: result, *operands, launches=launches, flop=flop)
         del scratch
         return result
 

@@ -142,7 +142,7 @@ def on_current_device(arrays: list[Array]) -> Device:
     return current_device()
 
 
-def new(name: str, compute, *operands, launches: int = 1, device: Device | None = None) -> Array:
+def new(name: str, compute, *operands, launches: int = 1, device: Device | None = None, flop: float = 0.0) -> Array:
     """Array of what `compute()` returns: allocated, counted, and checked to be on the devices it should be."""
     arrays = [x for x in operands if isinstance(x, Array)]
     for x in operands:
@@ -153,7 +153,7 @@ def new(name: str, compute, *operands, launches: int = 1, device: Device | None 
         values = np.asarray(compute())
     if not values.flags.owndata:
         values = values.copy(order="K")
-    record(name, launches, values.nbytes + sum(touched(x.values) for x in arrays))
+    record(name, launches, values.nbytes + sum(touched(x.values) for x in arrays), flop)
     return Array(values, Buffer(values.nbytes, device))
 
 

@@ -139,6 +139,7 @@ class Operation:
     launches: int  #: kernels, library calls and copies that the host queues
     bytes: int  #: read and written
     site: str  #: who asked for it, as module.function:line
+    flop: float = 0.0  #: of a matrix product or a factorisation
 
 
 @dataclass
@@ -155,6 +156,11 @@ class Count:
     @property
     def bytes(self) -> int:
         return sum(one.bytes for one in self.operations)
+
+    def flop(self, kind: str) -> float:
+        """Of "product" (matrix products), "eigen" (eigenvectors) or "solve" (all that is factorised and solved)."""
+        kinds = {"matmul": "product", "eigh": "eigen"}
+        return sum(one.flop for one in self.operations if kinds.get(one.name, "solve") == kind)
 
     def launches_by(self, key) -> Counter:
         """Launches summed over `key(operation)`, for example ``lambda one: one.site``."""
@@ -192,14 +198,14 @@ def no_synchronisation():
         _forbidden.pop()
 
 
-def record(name: str, launches: int, nbytes: int) -> None:
+def record(name: str, launches: int, nbytes: int, flop: float = 0.0) -> None:
     """Report an operation."""
     if fusing():
         if name not in _thread.fusing:
             raise TypeError(f"cupy.fuse cannot take in {name}")
         return
     if _counts and launches:
-        operation = Operation(name, launches, nbytes, _site())
+        operation = Operation(name, launches, nbytes, _site(), flop)
         for count in list(_counts):
             count.operations.append(operation)
 

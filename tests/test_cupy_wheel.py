@@ -55,6 +55,7 @@ def cases():
         yield f"trial {k} held", scoring._trial, True, [VECTOR] * (2 * k + 3)
         parts = [VECTOR] * 3 + ["bool", VECTOR, 57.0] + [VECTOR] * (4 * k + k * k)
         yield f"compose {k}", likelihood._compose, k, parts
+        yield f"information {k}", likelihood._information, k, [VECTOR, 57.0] + [VECTOR] * (2 * k + k * k)
         yield f"inverse {k}", linalg._inverse_rows, k, [VECTOR] * (k * k)
     yield "ratios", likelihood._ratios, None, [ROWS, (1, 40)]
     yield "size", linalg._size_of_system, None, [VECTOR] * 3 + [4.0]
@@ -74,6 +75,7 @@ def cases():
     for sign in (1.0, -1.0):
         yield f"scaled {sign}", root._scaled, sign, [TALL, (40, 1, 3), MATRIX, (1, 3, 3)]
         yield f"chosen {sign}", root._chosen, sign, [(40, 1, 3), MATRIX, MATRIX, MATRIX]
+    yield "weights", single_component._weights, None, [COLUMN, (1, 40)]
     yield "sums", single_component._sums, None, [COLUMN, (1, 40), ROWS]
 
 

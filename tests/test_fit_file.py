@@ -110,7 +110,7 @@ def test_no_genes(tmp_path):
 def test_every_field_has_its_place():
     """A new field would be lost in the file: it needs a place there, and a case above."""
     kept = {"estimates", "summary", "method", "epsilon", "ddf", "outputs", "bounds", "max_iter"}
-    made = {"model", "refit", "seconds"}  # from the statistics, and by whoever fits
+    made = {"model", "refit", "seconds", "memory"}  # from the statistics, and by whoever fits
     assert {field.name for field in dataclasses.fields(LMMFit)} - made == kept
     with_places = {"theta", "se_theta", "dlogL", "logLik", "niter", "status", "coef", "se"}
     assert {field.name for field in dataclasses.fields(Estimates)} == with_places

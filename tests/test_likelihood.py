@@ -74,6 +74,14 @@ def test_information_is_the_dense_expectation(case):
         assert_information(F, dense.information(design, t, method), 1e-9)
 
 
+def test_information_needs_no_genes(case):
+    """Only their theta: a model of the design alone has it."""
+    design, Y, theta, method, _ = case
+    alone = likelihood_of(design, Y, method).select(np.arange(0)).information(theta)
+    for t, F in zip(theta.T, by_gene(alone), strict=True):
+        assert_information(F, dense.information(design, t, method), 1e-9)
+
+
 def test_quad_is_the_generalised_residual_sum_of_squares(case):
     design, Y, theta, _, found = case
     expected = [t[-1] * y @ design.P(t) @ y for y, t in zip(Y.T, theta.T, strict=True)]

@@ -1,6 +1,7 @@
 """A memory budget holds, and the results do not depend on it."""
 
 import tracemalloc
+from dataclasses import replace
 
 import dense
 import numpy as np
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
+from lmm_gpu import model
 from lmm_gpu.design import build_design
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.io import open_source
@@ -52,6 +54,38 @@ def test_the_results_do_not_depend_on_it(summary):
     np.testing.assert_allclose(tight.theta / plain.theta[-1], plain.theta / plain.theta[-1], rtol=1e-9, atol=1e-10)
     np.testing.assert_allclose(tight.coef, plain.coef, rtol=1e-8, atol=1e-9)
     np.testing.assert_allclose(tight.se, plain.se, rtol=1e-9)
+
+
+@pytest.mark.parametrize("df", ["satterthwaite", "lmertest"])
+def test_tests_of_a_fit_keep_to_its_budget(summary, df):
+    """Of one contrast, beyond the table of all genes."""
+    fit = fit_summary(summary, FitOptions(memory="8MB"))
+    C = np.eye(10)[1:2]
+    fit.contrast_test(C, df)  # imports and caches of the libraries
+    tracemalloc.start()
+    try:
+        fit.contrast_test(C, df)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - kept <= 1.25 * parse_memory("8MB")
+
+
+def test_many_contrasts_are_formed_in_pieces(summary, monkeypatch):
+    """Their vectors take many times the memory of a gene: a few genes at a time, with the same numbers."""
+    fit = fit_summary(summary, FitOptions())
+    bare = fit.model.likelihood.untabulated()
+    plain, theta, C = replace(fit.model, likelihood=bare), fit.estimates.theta[:, :200], np.eye(10)
+    whole = plain.contrast_gradient(theta, C), plain.covariance(theta)
+    genes = []
+    for name in ("gradient_form", "covariance_form"):
+        form = getattr(type(bare), name)
+        monkeypatch.setattr(type(bare), name, lambda self, g, a, f=form: genes.append(g.shape[1]) or f(self, g, a))
+    monkeypatch.setattr(model, "LARGEST_PIECE", 2**20)
+    parts = plain.contrast_gradient(theta, C), plain.covariance(theta)
+    assert sum(genes) == 400 and max(genes) * 8 * summary.ZZ.shape[0] * 10 * (len(summary.d) + 1) <= 2**20
+    for found, wanted in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc"])

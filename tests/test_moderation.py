@@ -14,7 +14,7 @@ import scipy.stats
 from scipy.special import polygamma, psi
 
 from lmm_gpu import fit, lmm, sslmm
-from lmm_gpu.inference import contrast_test
+from lmm_gpu.inference import spread
 from lmm_gpu.moderation import Prior, fit_prior, trigamma_inverse
 
 VARIANCES = np.array([0.11, 0.52, 0.35, 2.4, 0.08, 0.94, 1.3, 0.27])
@@ -116,13 +116,13 @@ def test_no_prior_is_no_change():
     C = np.eye(3)
     model, theta = result.model.with_genes(result.summary), result.estimates.theta
     contrasts = model.prepare(C)
-    plain, none, strong = (
-        contrast_test(model, theta, contrasts, "satterthwaite", np.full(3, np.inf), prior)
+    (se, df), (none_se, none_df), (_, strong_df) = (
+        spread(model, theta, contrasts, "satterthwaite", np.full(3, np.inf), prior)
         for prior in (None, Prior(0.0, 7.0), Prior(1e9, theta[-1].mean()))
     )
-    np.testing.assert_allclose(none.se, plain.se, rtol=1e-12)
-    np.testing.assert_allclose(none.df, plain.df, rtol=1e-10)
-    assert (strong.df >= plain.df * (1 - 1e-9)).all() and (strong.df > 1.5 * plain.df).any()
+    np.testing.assert_allclose(none_se, se, rtol=1e-12)
+    np.testing.assert_allclose(none_df, df, rtol=1e-10)
+    assert (strong_df >= df * (1 - 1e-9)).all() and (strong_df > 1.5 * df).any()
 
 
 def test_the_step_is_the_posterior_mode_to_first_order():
@@ -141,8 +141,8 @@ def test_the_step_is_the_posterior_mode_to_first_order():
     options = {"xatol": 1e-10, "fatol": 1e-13, "maxiter": 2000}
     mode = scipy.optimize.minimize(loss, theta[:, 0], method="Nelder-Mead", options=options).x
     model = result.model.with_genes(result.summary)
-    tested = contrast_test(model, theta, model.prepare(np.eye(3)), "satterthwaite", np.full(3, np.inf), prior)
-    moved = tested.se[:, 0] ** 2
+    se, _ = spread(model, theta, model.prepare(np.eye(3)), "satterthwaite", np.full(3, np.inf), prior)
+    moved = se[:, 0] ** 2
     before, after = (np.diag(dense.beta_covariance(design, at)) for at in (theta[:, 0], mode))
     np.testing.assert_array_less(np.abs(moved - after) / before, 3e-5)  # expected in place of observed information
     assert np.abs(after - before)[2] / before[2] > 10 * 3e-5  # that within donors
