@@ -30,7 +30,7 @@ class ContrastTest:
             return self.estimate / self.se
 
 
-def needs_genes(method: str, bound: Sequence[Stratum | None]) -> bool:
+def needs_genes(method: str, bound: Sequence[Stratum | None] = ()) -> bool:
     """Whether `spread` needs a model of the genes: for the observed information, and sums of squares between groups."""
     return method == "lmertest" or (method == "generalized" and any(one and one.few for one in bound))
 
