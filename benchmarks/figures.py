@@ -28,17 +28,6 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
     }
 
 
-def load(name: str) -> dict:
-    """Results of a script.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it has not been run.
-    """
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def found(text: str) -> Iterator[tuple[str, re.Match]]:
     """Name and place of every block in `text`."""
     for name in blocks():
@@ -47,9 +36,21 @@ def found(text: str) -> Iterator[tuple[str, re.Match]]:
 
 
 def made(name: str) -> str:
-    """What belongs into a block."""
+    """What belongs into a block.
+
+    Raises
+    ------
+    ValueError
+        If its results are missing, or not what the script writes today; says what to run.
+    """
     results, make = blocks()[name]
-    return make(load(results))
+    path = RESULTS / f"{results}.json"
+    try:
+        return make(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing: python -m benchmarks --only {results}") from None
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}, it is old: python -m benchmarks --only {results}") from None
 
 
 def differing(text: str) -> list[str]:
