@@ -170,3 +170,14 @@ def test_our_adapter_reads_the_files_and_answers_as_a_fit_of_the_same_cells(tmp_
     assert (told["genes"], told["answered"], told["df"]) == (5, 5, "Satterthwaite")
     np.testing.assert_allclose(answers.theta, wanted.theta.T, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(answers.se, wanted.se.T, rtol=1e-6)
+
+
+def test_missing_and_old_results_are_told_in_a_sentence(results, capsys):
+    (results / "solver.json").write_text("{}")
+    (results / "growth.json").unlink()
+    with pytest.raises(ValueError, match=r"solver\.json has no .*it is old: python -m benchmarks --only solver"):
+        figures.made("speed")
+    with pytest.raises(ValueError, match=r"growth\.json is missing: python -m benchmarks --only growth"):
+        figures.made("growth")
+    assert runner.write_figures() == 1
+    assert "python -m benchmarks --only" in capsys.readouterr().out
