@@ -1,6 +1,6 @@
 """statsmodels' MixedLM on arrays, started from the last gene's estimates unless those are at zero.
 
-A cold start took three to four times as long, and had standard errors for 7 of 60 real genes where this has them for 58.
+A cold start took four times as long, and had standard errors for 7 of 60 real genes where this has them for 58.
 Crossed components are, as its documentation says, variance components of one group of all cells.
 """
 
