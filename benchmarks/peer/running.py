@@ -43,7 +43,7 @@ class Answers:
 
 
 def run(
-    peer: Peer, case: Case, seconds: float, *, threads: int = 1, genes: int | None = None, install: bool = True
+    peer: Peer, case: Case, seconds: float, *, threads: int = 1, tests: bool = True, install: bool = True
 ) -> tuple[dict[str, Any], Answers | None]:
     """Run `peer` on `threads` processors: what it told and its answers; or why it was left out, and None."""
     told: dict[str, Any] = {"peer": peer.name, "threads": threads}
@@ -58,7 +58,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         failure = _process(
-            [*command, str(case.folder), str(output), str(seconds), str(genes or case.genes)],
+            [*command, str(case.folder), str(output), str(seconds), str(case.genes), *([] if tests else ["fit"])],
             threads,
             seconds + PATIENCE,
         )
