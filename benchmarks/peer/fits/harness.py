@@ -1,7 +1,7 @@
 """Times a peer on one case, in the peer's own environment: NumPy and the standard library only.
 
-`python fit_PEER.py CASE OUTPUT SECONDS GENES [fit]` (fit: without tests) writes `OUTPUT.json` and `OUTPUT.f64`: one row per gene of converged,
-theta (residual last), coef, se and df (NaN where there is none).
+`python fit_PEER.py CASE OUTPUT SECONDS GENES [fit]` (fit: without tests) writes `OUTPUT.json` and `OUTPUT.f64`: one row
+per gene of converged, theta (residual last), coef, se and df (NaN where there is none).
 """
 
 from __future__ import annotations
