@@ -91,7 +91,7 @@ def write() -> list[Path]:
 OTHERS = (
     ("two effects", "cells_2", "fit", "two effects: with 20 batches, fit"),
     ("real cells", "onek1k_1", "fit_and_tests", "real cells: {title}, fit and tests"),
-    ("half a million", "tb_cells", "fit_and_tests", "half a million: {title}, fit and tests"),
+    ("half a million", "tb_cells", "fit_and_tests", "half a million: {title}, fit and tests in one call"),
 )
 
 
@@ -124,7 +124,7 @@ def peers_table(results: dict) -> str:
 def _legend(results: dict, one: dict, others: list[str]) -> str:
     return (
         f"Milliseconds a gene on one processor (lmm_gpu also on two), summing up the cells included; in brackets the "
-        f"genes that were timed, where {results['seconds_for_the_genes_of_each']:g} s were not enough for all. "
+        f"genes that were timed, where {one['seconds']:g} s were not enough for all. "
         f"{'; '.join([one['title'], *others])}. df: the median, of the treatment of "
         f"donors. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the values. Answered: "
         f"of the genes that were tried. se off by: difference from {one['reference']}'s, of the median gene and the "

@@ -81,7 +81,7 @@ def _process(command: list[str], threads: int, limit: float) -> str | None:
             command, env=os.environ | variables, capture_output=True, text=True, timeout=limit, preexec_fn=pin
         )
     except subprocess.TimeoutExpired:
-        return f"not one gene within {limit:.0f} s"
+        return f"not done after {limit:.0f} s"
     lines = [line for line in done.stderr.strip().splitlines() if line != "Execution halted"]
     return (lines or [f"exit code {done.returncode}"])[-1].strip()[:200] if done.returncode else None
 
