@@ -99,7 +99,7 @@ def _told(result: dict, answers: Answers) -> dict:
         "seconds_to_first_gene": sum(result[f"seconds_{part}"] for part in ("import", "prepare", "first")),
         "seconds_once": result["seconds_import"] + result["seconds_prepare"],
         "answered": int(answers.answered.sum()),
-        "df_of_treatment": _median(answers.df[answers.answered, 1]),
+        "df_of_second": _median(answers.df[answers.answered, 1]),
         **more,
     }
 
