@@ -63,11 +63,17 @@ def written(text: str) -> str:
     for name, match in sorted(found(text), key=lambda one: one[1].start(), reverse=True):
         if match[2].split() == made(name).split():
             continue
-        inline = "\n" not in match[2].strip() and not match[2].startswith("\n")
-        inline = inline or text[: match.start()].rsplit("\n", 1)[-1].strip() != ""
-        new = textwrap.fill(made(name), WIDTH - 8, subsequent_indent="  ") if inline else f"\n{made(name)}\n"
+        before = text[: match.start(2)].rsplit("\n", 1)[-1]
+        inline = before != f"<!-- {name} -->"
+        new = _wrapped(made(name), len(before)) if inline else f"\n{made(name)}\n"
         text = text[: match.start(2)] + new + text[match.end(2) :]
     return text
+
+
+def _wrapped(sentence: str, column: int) -> str:
+    """Lines of a sentence that begins at `column` of an item of a list."""
+    indents = {"initial_indent": " " * column, "subsequent_indent": "  "}
+    return textwrap.fill(sentence, WIDTH, break_on_hyphens=False, **indents)[column:]
 
 
 def write() -> list[Path]:
@@ -100,7 +106,7 @@ def peers_table(results: dict) -> str:
     cases = {case["name"]: case for case in results["cases"]}
     others = [one for one in OTHERS if one[1] in cases]
     rows = {name: _rows(case) for name, case in cases.items()}
-    head = ["", "fit", "with tests", "df", *(title for title, *_ in others)]
+    head = ["program", "fit", "with tests", "df", *(title for title, *_ in others)]
     lines = [[*head, "first gene", "memory", "answered", "se off by"]]
     lines.append(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * (len(others) + 4))
     for key, row in rows["cells_1"].items():
@@ -162,7 +168,7 @@ def peers_tables(results: dict) -> str:
     parts = [*_filled(_machine(results)), ""]
     for case in results["cases"]:
         parts += [f"**{case['title']}** (`{case['name']}`, differences from {case['reference']}, {case['commit']})", ""]
-        head = ["", "processors", "genes", "fit", "with tests", "df", "first gene", "memory", "answered"]
+        head = ["program", "processors", "genes", "fit", "with tests", "df", "first gene", "memory", "answered"]
         lines = [[*head, "theta", "coef", "se"], ["---"] + ["---:"] * 4 + ["---"] + ["---:"] * 6]
         lines += [_measured(row) for row in case["peers"] if "left_out" not in row]
         parts += [*map(_line, lines), ""]
