@@ -71,8 +71,8 @@ def main() -> int:
 def write_figures() -> int:
     try:
         changed = figures.write()
-    except FileNotFoundError as missing:
-        print(f"{missing.filename} is missing: run python -m benchmarks --only {Path(missing.filename).stem}")
+    except ValueError as error:
+        print(error)
         return 1
     print("\n".join(f"wrote {path}" for path in changed) or "nothing to change")
     return 0

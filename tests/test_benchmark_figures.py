@@ -71,7 +71,7 @@ def test_figures_are_written_once_and_nothing_beside_them_changes(results):
     assert figures.written(once) == once
     assert once.startswith("# Title\n\n- **Speed**: <!-- speed -->")
     assert once.endswith("<!-- /peers -->\nend\n")
-    assert "\n<!-- peers -->\n| |" in once
+    assert "\n<!-- peers -->\n| program | fit |" in once
     assert max(map(len, once.split("<!-- peers -->")[0].splitlines())) <= figures.WIDTH
 
 
@@ -88,7 +88,7 @@ def test_numbers_of_the_table_are_those_of_the_json(results):
     genes = next(case for case in half if case["name"] == "cells_1")["genes"] // 2
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:3] == [f"12.3 ({genes:,})", f"123 ({genes:,})"]
-    assert cells[8] == "25%"
+    assert cells[-2] == "25%"
 
 
 def test_who_is_ahead_is_said(results):
@@ -170,3 +170,14 @@ def test_our_adapter_reads_the_files_and_answers_as_a_fit_of_the_same_cells(tmp_
     assert (told["genes"], told["answered"], told["df"]) == (5, 5, "Satterthwaite")
     np.testing.assert_allclose(answers.theta, wanted.theta.T, rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(answers.se, wanted.se.T, rtol=1e-6)
+
+
+def test_missing_and_old_results_are_told_in_a_sentence(results, capsys):
+    (results / "solver.json").write_text("{}")
+    (results / "growth.json").unlink()
+    with pytest.raises(ValueError, match=r"solver\.json has no .*it is old: python -m benchmarks --only solver"):
+        figures.made("speed")
+    with pytest.raises(ValueError, match=r"growth\.json is missing: python -m benchmarks --only growth"):
+        figures.made("growth")
+    assert runner.write_figures() == 1
+    assert "python -m benchmarks --only" in capsys.readouterr().out

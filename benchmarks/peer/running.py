@@ -43,7 +43,7 @@ class Answers:
 
 
 def run(
-    peer: Peer, case: Case, seconds: float, *, threads: int = 1, genes: int | None = None, install: bool = True
+    peer: Peer, case: Case, seconds: float, *, threads: int = 1, tests: bool = True, install: bool = True
 ) -> tuple[dict[str, Any], Answers | None]:
     """Run `peer` on `threads` processors: what it told and its answers; or why it was left out, and None."""
     told: dict[str, Any] = {"peer": peer.name, "threads": threads}
@@ -58,7 +58,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         failure = _process(
-            [*command, str(case.folder), str(output), str(seconds), str(genes or case.genes)],
+            [*command, str(case.folder), str(output), str(seconds), str(case.genes), *([] if tests else ["fit"])],
             threads,
             seconds + PATIENCE,
         )
@@ -81,7 +81,7 @@ def _process(command: list[str], threads: int, limit: float) -> str | None:
             command, env=os.environ | variables, capture_output=True, text=True, timeout=limit, preexec_fn=pin
         )
     except subprocess.TimeoutExpired:
-        return f"not one gene within {limit:.0f} s"
+        return f"not done after {limit:.0f} s"
     lines = [line for line in done.stderr.strip().splitlines() if line != "Execution halted"]
     return (lines or [f"exit code {done.returncode}"])[-1].strip()[:200] if done.returncode else None
 
@@ -99,7 +99,7 @@ def _told(result: dict, answers: Answers) -> dict:
         "seconds_to_first_gene": sum(result[f"seconds_{part}"] for part in ("import", "prepare", "first")),
         "seconds_once": result["seconds_import"] + result["seconds_prepare"],
         "answered": int(answers.answered.sum()),
-        "df_of_treatment": _median(answers.df[answers.answered, 1]),
+        "df_of_second": _median(answers.df[answers.answered, 1]),
         **more,
     }
 

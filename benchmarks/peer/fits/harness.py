@@ -1,7 +1,7 @@
 """Times a peer on one case, in the peer's own environment: NumPy and the standard library only.
 
-`python fit_PEER.py CASE OUTPUT SECONDS GENES` writes `OUTPUT.json` and `OUTPUT.f64`: one row per gene of converged,
-theta (residual last), coef, se and df (NaN where there is none).
+`python fit_PEER.py CASE OUTPUT SECONDS GENES [fit]` (fit: without tests) writes `OUTPUT.json` and `OUTPUT.f64`: one row
+per gene of converged, theta (residual last), coef, se and df (NaN where there is none).
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ def main(make) -> None:
     case = Case(folder, genes)
     start = time.perf_counter()
     peer = make()
+    if sys.argv[5:] == ["fit"]:
+        peer.tests = lambda fit, y: np.nan
     result = {"seconds_import": time.perf_counter() - start}
     before = resident(reset=True)
     start = time.perf_counter()
@@ -157,7 +159,9 @@ def call(peer: Peer, case: Case, genes: int) -> tuple[tuple[float, float], np.nd
     values = peer.estimates(fit)
     fitted = time.perf_counter()
     df = peer.tests(fit, part)
-    return (fitted - start, time.perf_counter() - fitted), np.column_stack([values, df])
+    return (fitted - start, time.perf_counter() - fitted), np.column_stack(
+        [values, np.broadcast_to(df, (genes, case.fixed))]
+    )
 
 
 def told(rows: np.ndarray, fitting: float, testing: float, output: str) -> dict:
