@@ -10,11 +10,8 @@ import scipy.sparse
 
 from .design import Design
 from .grouping import GroupedDesign
-from .products import centre_of, constant_of, design_products, gene_products
+from .products import centre_of, constant_of, design_products, gene_products, sparse_if_worth_it
 from .transform import Transform, any_value, check_values, looks_like_counts, recognise
-
-#: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
-_SPARSE_DENSITY = 0.3
 
 
 class Accumulator:
@@ -48,9 +45,7 @@ class Accumulator:
     ):
         self.design, self.most = design, most
         self.values = _Values(transform, is_counts)
-        X = self._fixed()
-        self.constant, self.products = constant_of(X), design_products(X, design.Z)
-        self.X: Any = None  # for dense chunks, if there are any
+        self.constant, self.products = constant_of(design.X), design_products(design.X, design.Z)
         self.grouped: GroupedDesign | None = None
         self.sums = {"XY": np.zeros((design.p, m)), "ZY": np.zeros((design.q, m))}
         self.sums |= {name: np.zeros(m) for name in ("Ynorm", "Ysum", *(("cells", "total") if counting else ()))}
@@ -78,15 +73,16 @@ class Accumulator:
         if scipy.sparse.issparse(Y):
             self._add_sparse(rows, Y, sums)
         else:
-            self.X = self._fixed() if self.X is None else self.X
             # about the centre of the first chunk, for all
             self.centre = self.centre if self.begun else centre_of(Y, self.constant)
-            for name, A in gene_products(self.X[rows], self.design.Z[rows], Y, self.centre).items():
+            X = sparse_if_worth_it(self.design.X[rows])
+            for name, A in gene_products(X, self.design.Z[rows], Y, self.centre).items():
                 sums[name] += A
         self.begun = True
 
     def _add_sparse(self, rows: slice, Y: Any, sums: dict[str, np.ndarray]) -> None:
-        self.grouped = self.grouped or self._group()
+        self.expect_sparse()
+        assert self.grouped is not None
         Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
         self.grouped.add_products(rows, Y, sums["XY"], sums["ZY"], self.most)
         ones, squares = np.ones(Y.shape[0]), np.square(Y.data)
@@ -94,12 +90,9 @@ class Accumulator:
         if not self.grouped.has_sums:
             sums["Ysum"] += Y.T @ ones
 
-    def _fixed(self) -> Any:
-        X = self.design.X
-        return scipy.sparse.csr_array(X) if np.count_nonzero(X) < _SPARSE_DENSITY * X.size else X
-
-    def _group(self) -> GroupedDesign:
-        return GroupedDesign(self.design.X, self.design.Z, self.design.d)
+    def expect_sparse(self) -> None:
+        """Make ready for sparse chunks: some numbers per cell are held meanwhile, better before there are any."""
+        self.grouped = self.grouped or GroupedDesign(self.design.X, self.design.Z, self.design.d)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Products of the design, and those with the genes about their "centre"."""
@@ -118,7 +111,8 @@ class Accumulator:
         """Go on from a `state` of the same design, genes, transform and filters."""
         self.sums = {name: arrays[name] for name in self.sums}
         self.centre, self.begun, self.most = arrays.get("centre"), bool(values["begun"]), values.get("most")
-        self.grouped = self._group() if values["grouped"] else None
+        if values["grouped"]:
+            self.expect_sparse()
         if not self.values.decided and values["decided"]:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 

@@ -27,11 +27,10 @@ from .arrays import Array, flag_indices, to_numpy
 from .design import Design
 from .fitting import FitOptions, fit_summary, warn_of_lost_digits, warn_of_status
 from .gene_filter import NO_FILTER, GeneFilter
-from .inputs import sparse_if_worth_it
 from .io import Source, without_duplicates
 from .model import MixedModel
 from .plan import Shape, even_blocks, genes_per_block, parse_memory
-from .products import centre_of, constant_of, design_products, gene_products, join_genes
+from .products import centre_of, constant_of, design_products, gene_products, join_genes, sparse_if_worth_it
 from .readers import require
 from .results import Estimates, LMMFit
 from .stream import cells_per_chunk, check_size_factors

@@ -17,9 +17,6 @@ from .arrays import to_numpy
 from .summary import SummaryStats, check_components, default_names
 from .transform import check_values
 
-#: A design matrix with a smaller share of non-zeros is handled as sparse.
-_SPARSE_DENSITY = 0.2
-
 
 def read_matrix(A: Any, name: str, *, one_row: bool = False) -> tuple[Any, list[str] | None, list[str] | None]:
     """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any."""
@@ -141,13 +138,6 @@ def relabelled(
 def dense(A: Any) -> np.ndarray:
     """`A` as a dense array."""
     return A.toarray() if scipy.sparse.issparse(A) else A
-
-
-def sparse_if_worth_it(Z: Any) -> Any:
-    """Make one-hot columns sparse: the product then touches each cell once per random effect."""
-    if scipy.sparse.issparse(Z) or np.count_nonzero(Z) > _SPARSE_DENSITY * Z.size:
-        return Z
-    return scipy.sparse.csr_array(Z)
 
 
 def rows_of(Y: Any, lo: int, hi: int) -> Any:

@@ -22,6 +22,8 @@ _FAR = 30.0
 _CELLS_LOOKED_AT = 1000
 #: Coefficients of the constant are tried as multiples of this, which sums of whole numbers do not round.
 _SHORT = 2.0**-20
+#: A design matrix with a smaller share of non-zeros is multiplied as sparse.
+_SPARSE_DENSITY = 0.2
 #: X k may differ from 1 by so many rounding units: the values themselves are not told any better.
 _UNITS = 64
 
@@ -36,6 +38,13 @@ class Centred:
     ZY: Array  #: (q, m)
     Ynorm: Array  #: (m,)
     Ysum: Array  #: (m,)
+
+
+def sparse_if_worth_it(A: Any) -> Any:
+    """Make one-hot columns sparse: the product then touches each cell once per random effect."""
+    if scipy.sparse.issparse(A) or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
+        return A
+    return scipy.sparse.csr_array(A)
 
 
 def design_products(X: Any, Z: Any) -> dict[str, Any]:
@@ -186,7 +195,7 @@ def _holds(k: Array, stats: Any) -> bool:
 
 def _as_float64(A: Any) -> Any:
     if scipy.sparse.issparse(A):
-        return A.astype("float64")
+        return A.astype("float64", copy=False)
     return like(A, A, dtype=namespace(A).float64)
 
 

@@ -31,10 +31,9 @@ from .inputs import (
     read_statistics,
     relabelled,
     rows_of,
-    sparse_if_worth_it,
 )
 from .plan import blocks, parse_memory
-from .products import constant_of, design_products
+from .products import constant_of, design_products, sparse_if_worth_it
 from .pvalues import t_pvalue
 from .results import LMMFit
 from .summary import SummaryStats, assemble

@@ -22,15 +22,17 @@ logger = logging.getLogger("lmm_gpu")
 
 #: Larger dense chunks are not faster, and larger sparse ones hardly.
 _CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
-#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library.
-_MOST_VALUES = 3_000_000
+#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library, which
+#: keeps more of them the larger they are.
+_MOST_VALUES = 2_000_000
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
 #: Bytes per non-zero: times that it is held as it is stored (two chunks, and one by rows or of some cells); and its
 #: value, weighted, and by group with its place. Bytes per cell: where its values begin and its group, in some orders.
 _STORED, _COMPUTED, _PER_ROW = 3, 3 * 8 + 8, 64
-#: The share of a budget that is left for the groups' sums of a sparse chunk.
-_SUMS = 0.25
+#: The shares of a budget that are left for the groups' sums of a sparse chunk, and for what the C library does not give
+#: back of memory that was freed: it grows with the number of chunks for a while (measured: 30 to 80 MB of 256).
+_SUMS, _UNRETURNED = 0.25, 0.2
 
 
 def accumulate(
@@ -78,6 +80,8 @@ def accumulate(
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
     sums = Accumulator(design, source.m, transform, is_counts, counting=genes != NO_FILTER, most=_most_sums(memory))
     pieces = plan_pieces(source, memory) if pieces is None else pieces
+    if hasattr(source.matrix, "indptr"):
+        sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0):  # its threads would take the processor that reads ahead
         for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore):
@@ -139,12 +143,13 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
     budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
-    largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
+    share = 1 - _SUMS - _UNRETURNED
+    largest = int(max(np.diff(need).max(initial=0) / share, 8 * _COPIES * source.m / _SUMS)) + 1
     if largest > budget and memory is not None:
         raise MemoryError(
             f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
         )
-    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS)), begins))
+    return _with_cells(source, _cut(need, int(budget * share), begins))
 
 
 def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
