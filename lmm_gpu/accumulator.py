@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from .arrays import entered, namespace, on_device, stored_values, to_numpy, with_values
 from .design import Design
 from .grouping import GroupedDesign
-from .products import centre_of, constant_of, design_products, gene_products, sparse_if_worth_it
+from .products import centre_of, column_sums, constant_of, design_products, products_of_chunk
 from .transform import Transform, any_value, check_values, looks_like_counts, recognise
 
 
@@ -62,6 +63,11 @@ class Accumulator:
         """
         if not Y.shape[0]:
             return
+        with entered(Y):
+            self._add(rows, genes, Y, name)
+        self.begun = True
+
+    def _add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
         check_values(Y, name, rows.start, genes.start)
         if "cells" in self.sums:
             for counted, A in gene_counts(Y).items():
@@ -74,11 +80,11 @@ class Accumulator:
             self._add_sparse(rows, Y, sums)
         else:
             # about the centre of the first chunk, for all
-            self.centre = self.centre if self.begun else centre_of(Y, self.constant)
-            X = sparse_if_worth_it(self.design.X[rows])
-            for name, A in gene_products(X, self.design.Z[rows], Y, self.centre).items():
-                sums[name] += A
-        self.begun = True
+            if not self.begun and (centre := centre_of(Y, self.constant)) is not None:
+                self.centre = to_numpy(centre)
+            products = products_of_chunk(self.design.X[rows], self.design.Z[rows], Y, self.centre)
+            for product, A in products.items():
+                sums[product] += A
 
     def _add_sparse(self, rows: slice, Y: Any, sums: dict[str, np.ndarray]) -> None:
         self.expect_sparse()
@@ -138,6 +144,11 @@ class _Values:
 
 def gene_counts(Y: Any) -> dict[str, np.ndarray]:
     """In how many of these "cells" each gene is not zero (m,), and its "total" (m,)."""
+    if on_device(Y):
+        values = stored_values(Y)
+        xp = namespace(values)
+        parts = {"cells": xp.astype(values != 0, xp.float64), "total": xp.astype(values, xp.float64)}
+        return {name: to_numpy(column_sums(with_values(Y, part))) for name, part in parts.items()}
     return {"cells": _non_zeros(Y), "total": np.asarray(Y.sum(axis=0, dtype=float)).reshape(-1)}
 
 

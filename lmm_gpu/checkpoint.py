@@ -114,7 +114,7 @@ def digest(*parts: Any) -> str:
     found = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8))  # no copy
+            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)  # no copy
         else:
             found.update(repr(part).encode())
         found.update(b"\0")

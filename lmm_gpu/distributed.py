@@ -23,14 +23,22 @@ import numpy as np
 import scipy.sparse
 
 from .accumulator import gene_counts
-from .arrays import Array, flag_indices, to_numpy
+from .arrays import Array, entered, flag_indices, some_rows, stored_values, to_numpy
 from .design import Design
 from .fitting import FitOptions, fit_summary, warn_of_lost_digits, warn_of_status
 from .gene_filter import NO_FILTER, GeneFilter
 from .io import Source, without_duplicates
 from .model import MixedModel
 from .plan import Shape, even_blocks, genes_per_block, parse_memory
-from .products import centre_of, constant_of, design_products, gene_products, join_genes, sparse_if_worth_it
+from .products import (
+    centre_of,
+    constant_of,
+    design_products,
+    join_genes,
+    products_of_chunk,
+    row_totals,
+    sparse_if_worth_it,
+)
 from .readers import require
 from .results import Estimates, LMMFit
 from .stream import cells_per_chunk, check_size_factors
@@ -126,7 +134,7 @@ class _Rows:
     def checked(self, Y: Any) -> Any:
         """Values of the cells that are taken, as they are stored."""
         Y = without_duplicates(Y)
-        Y = Y if self.kept is None else Y[self.kept]
+        Y = Y if self.kept is None else some_rows(Y, self.kept)
         check_values(Y, self.name, self.start)
         return Y
 
@@ -337,22 +345,23 @@ def _products(rows: _Rows, centre: Array, Y: Any) -> dict[str, Array]:
     Y = rows.values(stored)
     if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
         Y = Y.toarray()
-    return gene_products(rows.X, rows.Z, Y, centre) | (gene_counts(stored) if rows.counting else {})
+    with entered(Y):
+        products = products_of_chunk(rows.X, rows.Z, Y, centre)
+        return products | (gene_counts(stored) if rows.counting else {})
 
 
 def _centre(rows: _Rows, constant: Array | None, Y: Any) -> Array:
     centre = centre_of(rows.values(rows.checked(Y)), constant)
-    return np.zeros(Y.shape[1]) if centre is None else centre
+    return np.zeros(Y.shape[1]) if centre is None else to_numpy(centre)
 
 
 def _totals(rows: _Rows, Y: Any) -> dict[str, Array]:
-    return {"total": np.asarray(rows.checked(Y).sum(axis=1, dtype=float)).reshape(-1)}  # (cells,)
+    return {"total": row_totals(rows.checked(Y))}  # (cells,)
 
 
 def _telling(rows: _Rows, Y: Any) -> np.ndarray:
     """One value that tells whether these are counts: one that no count is, if there is any, else the largest."""
-    Y = rows.checked(Y)
-    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y).reshape(-1)
+    values = to_numpy(stored_values(rows.checked(Y))).reshape(-1)
     if values.dtype.kind == "f" and (wrong := (values < 0) | (values != np.floor(values))).any():
         return values[wrong][:1]
     if values.size == 0:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from .accumulator import Accumulator
+from .arrays import entered, on_device, to_numpy
 from .checkpoint import Checkpoint, as_array, as_slices
 from .design import Design
 from .gene_filter import NO_FILTER, GeneFilter
 from .io import Source
 from .plan import default_memory
+from .products import row_totals
 from .summary import SummaryStats, assemble
 from .threads import ahead, quiet_blas
 from .transform import Transform, check_values
@@ -80,7 +82,7 @@ def accumulate(
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
     sums = Accumulator(design, source.m, transform, is_counts, counting=genes != NO_FILTER, most=_most_sums(memory))
     pieces = plan_pieces(source, memory) if pieces is None else pieces
-    if hasattr(source.matrix, "indptr"):
+    if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0):  # its threads would take the processor that reads ahead
@@ -139,7 +141,7 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     matrix = source.matrix
     if not hasattr(matrix, "indptr"):
         return _with_cells(source, list(source.slices(cells_per_chunk(source.m, memory))))
-    begins = np.asarray(matrix.indptr).astype(np.int64)  # (rows + 1,)
+    begins = to_numpy(matrix.indptr).astype(np.int64)  # (rows + 1,)
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
     budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
@@ -200,8 +202,9 @@ def count_totals(
 
     for done, place, Y in _chunks(source, pieces or plan_pieces(source, memory), "total counts", checkpoint, restore):
         rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
-        check_values(Y, source.name, row, column)
-        total[rows] += np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1)  # (cells,)
+        with entered(Y):
+            check_values(Y, source.name, row, column)
+            total[rows] += row_totals(Y)
         if checkpoint is not None:
             checkpoint.write("total counts", done, {"total_counts": total})
         if progress is not None:

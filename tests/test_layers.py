@@ -10,8 +10,8 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
-    {"stored", "matrix_market", "cell_query"},
-    {"arrays", "formula", "readers", "threads"},
+    {"stored", "matrix_market", "cell_query", "arrays"},
+    {"formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices", "canvas"},
     {"summary", "accumulator", "checkpoint", "likelihood", "spectra", "scheduler"},
