@@ -12,7 +12,7 @@ from .arrays import entered, namespace, on_device, stored_values, to_numpy, with
 from .design import Design
 from .grouping import GroupedDesign
 from .products import centre_of, column_sums, constant_of, design_products, products_of_chunk
-from .transform import Transform, any_value, check_values, looks_like_counts, recognise
+from .transform import Transform, any_value, check_still_counts, check_values, recognise
 
 
 class Accumulator:
@@ -74,7 +74,7 @@ class Accumulator:
                 self.sums[counted][genes] += A
         by_cells = genes.stop - genes.start == self.sums["Ysum"].shape[0]
         place = f"cells {rows.start} to {rows.stop - 1}" if by_cells else f"genes {genes.start} to {genes.stop - 1}"
-        Y = self.values.of(Y, rows, f"{name} began with raw counts but {place}")
+        Y = self.values.of(Y, rows, name, place)
         sums = {name: A[..., genes] for name, A in self.sums.items()}  # views
         if scipy.sparse.issparse(Y):
             self._add_sparse(rows, Y, sums)
@@ -133,12 +133,12 @@ class _Values:
         self.decided = transform is not None
         self.transform = transform or Transform()
 
-    def of(self, Y: Any, rows: slice, began: str) -> Any:
-        """Values of a chunk of the cells `rows`; `began` begins the sentence if they are no counts after all."""
+    def of(self, Y: Any, rows: slice, name: str, place: str) -> Any:
+        """Values of a chunk of the cells `rows`; a refusal says `place` and of what."""
         if not self.decided and any_value(Y):
             self.transform, self.decided = recognise(Y, None), True
-        elif self.looking and self.transform.name and not looks_like_counts(Y) and any_value(Y):
-            raise ValueError(f"{began} hold other values; say which it is: is_counts=True or False, or a transform")
+        elif self.looking and self.transform.name:
+            check_still_counts(Y, name, place)
         return self.transform.apply(Y, rows)
 
 

@@ -73,7 +73,13 @@ def gene_products(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[s
     if centre is not None and flag_indices(centre).size:
         Y = Y - centre[None, :]  # (n, m)
     squares = Y.multiply(Y) if scipy.sparse.issparse(Y) else Y * Y
-    return {"XY": _dense(X.T @ Y), "ZY": _dense(Z.T @ Y), "Ynorm": column_sums(squares), "Ysum": column_sums(Y)}
+    return {"XY": _crossed(X, Y), "ZY": _crossed(Z, Y), "Ynorm": column_sums(squares), "Ysum": column_sums(Y)}
+
+
+def _crossed(A: Any, Y: Any) -> Array:
+    # by rows of both, where both are sparse: SciPy would sort all of Y by columns first
+    both = scipy.sparse.issparse(A) and scipy.sparse.issparse(Y) and Y.format == "csr"
+    return _dense(A.T.tocsr() @ Y if both else A.T @ Y)
 
 
 def products_of_chunk(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[str, Array]:

@@ -118,6 +118,15 @@ def recognise(Y: Any, is_counts: bool | None) -> Transform:
     return Transform("log2p1" if is_counts else None)
 
 
+def check_still_counts(Y: Any, name: str, place: str) -> None:
+    """Refuse values at a `place` that are no counts after all, in a matrix that was taken for counts by its looks."""
+    if any_value(Y) and not looks_like_counts(Y):
+        raise ValueError(
+            f"{name} began with raw counts but {place} hold other values; say which it is: is_counts=True or False, or "
+            "a transform"
+        )
+
+
 def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
     """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
 

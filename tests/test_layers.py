@@ -25,6 +25,7 @@ LAYERS = [
     {"fit_tests", "fit_variances"},
     {"results"},
     {"fitting", "stream", "plots_tests", "plots_fit"},
+    {"worker"},
     {"distributed"},
     {"python_interface", "r_interface", "pl"},
     {"tl"},
