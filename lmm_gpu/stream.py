@@ -145,13 +145,12 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
     budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
-    share = 1 - _SUMS - _UNRETURNED
-    largest = int(max(np.diff(need).max(initial=0) / share, 8 * _COPIES * source.m / _SUMS)) + 1
+    largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
     if largest > budget and memory is not None:
         raise MemoryError(
             f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
         )
-    return _with_cells(source, _cut(need, int(budget * share), begins))
+    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS - _UNRETURNED)), begins))
 
 
 def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:

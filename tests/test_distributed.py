@@ -450,7 +450,7 @@ def test_a_worker_is_killed_while_it_fits(doomed, tmp_path):
             self.marker = marker
 
         def transition(self, key, start, finish, **_):
-            if finish == "executing" and str(key).startswith("_fit") and not os.path.exists(self.marker):
+            if finish == "executing" and str(key).startswith("fit-") and not os.path.exists(self.marker):
                 Path(self.marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 
