@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from .arrays import entered, namespace, on_device, stored_values, to_numpy, with_values
 from .design import Design
 from .grouping import GroupedDesign
-from .products import centre_of, constant_of, design_products, gene_products
-from .transform import Transform, any_value, check_values, looks_like_counts, recognise
-
-#: A fixed-effect matrix with a smaller share of non-zeros is multiplied as sparse.
-_SPARSE_DENSITY = 0.3
+from .products import centre_of, column_sums, constant_of, design_products, products_of_chunk
+from .transform import Transform, any_value, check_still_counts, check_values, recognise
 
 
 class Accumulator:
@@ -48,9 +46,7 @@ class Accumulator:
     ):
         self.design, self.most = design, most
         self.values = _Values(transform, is_counts)
-        X = self._fixed()
-        self.constant, self.products = constant_of(X), design_products(X, design.Z)
-        self.X: Any = None  # for dense chunks, if there are any
+        self.constant, self.products = constant_of(design.X), design_products(design.X, design.Z)
         self.grouped: GroupedDesign | None = None
         self.sums = {"XY": np.zeros((design.p, m)), "ZY": np.zeros((design.q, m))}
         self.sums |= {name: np.zeros(m) for name in ("Ynorm", "Ysum", *(("cells", "total") if counting else ()))}
@@ -67,26 +63,32 @@ class Accumulator:
         """
         if not Y.shape[0]:
             return
+        with entered(Y):
+            self._add(rows, genes, Y, name)
+        self.begun = True
+
+    def _add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
         check_values(Y, name, rows.start, genes.start)
         if "cells" in self.sums:
             for counted, A in gene_counts(Y).items():
                 self.sums[counted][genes] += A
         by_cells = genes.stop - genes.start == self.sums["Ysum"].shape[0]
         place = f"cells {rows.start} to {rows.stop - 1}" if by_cells else f"genes {genes.start} to {genes.stop - 1}"
-        Y = self.values.of(Y, rows, f"{name} began with raw counts but {place}")
+        Y = self.values.of(Y, rows, name, place)
         sums = {name: A[..., genes] for name, A in self.sums.items()}  # views
         if scipy.sparse.issparse(Y):
             self._add_sparse(rows, Y, sums)
         else:
-            self.X = self._fixed() if self.X is None else self.X
             # about the centre of the first chunk, for all
-            self.centre = self.centre if self.begun else centre_of(Y, self.constant)
-            for name, A in gene_products(self.X[rows], self.design.Z[rows], Y, self.centre).items():
-                sums[name] += A
-        self.begun = True
+            if not self.begun and (centre := centre_of(Y, self.constant)) is not None:
+                self.centre = to_numpy(centre)
+            products = products_of_chunk(self.design.X[rows], self.design.Z[rows], Y, self.centre)
+            for product, A in products.items():
+                sums[product] += A
 
     def _add_sparse(self, rows: slice, Y: Any, sums: dict[str, np.ndarray]) -> None:
-        self.grouped = self.grouped or self._group()
+        self.expect_sparse()
+        assert self.grouped is not None
         Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
         self.grouped.add_products(rows, Y, sums["XY"], sums["ZY"], self.most)
         ones, squares = np.ones(Y.shape[0]), np.square(Y.data)
@@ -94,12 +96,9 @@ class Accumulator:
         if not self.grouped.has_sums:
             sums["Ysum"] += Y.T @ ones
 
-    def _fixed(self) -> Any:
-        X = self.design.X
-        return scipy.sparse.csr_array(X) if np.count_nonzero(X) < _SPARSE_DENSITY * X.size else X
-
-    def _group(self) -> GroupedDesign:
-        return GroupedDesign(self.design.X, self.design.Z, self.design.d)
+    def expect_sparse(self) -> None:
+        """Make ready for sparse chunks: some numbers per cell are held meanwhile, better before there are any."""
+        self.grouped = self.grouped or GroupedDesign(self.design.X, self.design.Z, self.design.d)
 
     def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Products of the design, and those with the genes about their "centre"."""
@@ -118,7 +117,8 @@ class Accumulator:
         """Go on from a `state` of the same design, genes, transform and filters."""
         self.sums = {name: arrays[name] for name in self.sums}
         self.centre, self.begun, self.most = arrays.get("centre"), bool(values["begun"]), values.get("most")
-        self.grouped = self._group() if values["grouped"] else None
+        if values["grouped"]:
+            self.expect_sparse()
         if not self.values.decided and values["decided"]:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 
@@ -133,17 +133,22 @@ class _Values:
         self.decided = transform is not None
         self.transform = transform or Transform()
 
-    def of(self, Y: Any, rows: slice, began: str) -> Any:
-        """Values of a chunk of the cells `rows`; `began` begins the sentence if they are no counts after all."""
+    def of(self, Y: Any, rows: slice, name: str, place: str) -> Any:
+        """Values of a chunk of the cells `rows`; a refusal says `place` and of what."""
         if not self.decided and any_value(Y):
             self.transform, self.decided = recognise(Y, None), True
-        elif self.looking and self.transform.name and not looks_like_counts(Y) and any_value(Y):
-            raise ValueError(f"{began} hold other values; say which it is: is_counts=True or False, or a transform")
+        elif self.looking and self.transform.name:
+            check_still_counts(Y, name, place)
         return self.transform.apply(Y, rows)
 
 
 def gene_counts(Y: Any) -> dict[str, np.ndarray]:
     """In how many of these "cells" each gene is not zero (m,), and its "total" (m,)."""
+    if on_device(Y):
+        values = stored_values(Y)
+        xp = namespace(values)
+        parts = {"cells": xp.astype(values != 0, xp.float64), "total": xp.astype(values, xp.float64)}
+        return {name: to_numpy(column_sums(with_values(Y, part))) for name, part in parts.items()}
     return {"cells": _non_zeros(Y), "total": np.asarray(Y.sum(axis=0, dtype=float)).reshape(-1)}
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import array_api_compat
 import array_api_compat.numpy
 import numpy as np
+import scipy.sparse
 
 Array = Any  # an array of any array API library: the standard has no common base class
 
@@ -72,6 +73,43 @@ def is_array(x: Any) -> bool:
 def on_host(x: Array) -> bool:
     """Whether `x` is a NumPy array: reading one of its values costs nothing."""
     return isinstance(x, np.ndarray)
+
+
+def is_sparse_on_device(Y: Any) -> bool:
+    """Whether `Y` is a compressed sparse matrix whose values are not NumPy's: one of cupyx.scipy.sparse."""
+    return hasattr(Y, "indptr") and is_array(Y.data) and not on_host(Y.data)
+
+
+def is_sparse(Y: Any) -> bool:
+    """Whether `Y` is a sparse matrix, of SciPy or on a device."""
+    return scipy.sparse.issparse(Y) or is_sparse_on_device(Y)
+
+
+def on_device(Y: Any) -> bool:
+    """Whether `Y` is an array or a sparse matrix of another library than NumPy and SciPy."""
+    return is_sparse_on_device(Y) or (is_array(Y) and not on_host(Y))
+
+
+def stored_values(Y: Any) -> Array:
+    """All values of an array, those of the entries of a sparse matrix."""
+    if is_sparse(Y):
+        return Y.data
+    return Y if is_array(Y) else np.asarray(Y)
+
+
+def with_values(Y: Any, values: Array) -> Any:
+    """Give `Y` other `values` in place of those that are stored; where they are in a sparse matrix is shared."""
+    if scipy.sparse.issparse(Y):
+        return scipy.sparse.csr_array((values, Y.indices, Y.indptr), shape=Y.shape)
+    return type(Y)((values, Y.indices, Y.indptr), shape=Y.shape) if is_sparse_on_device(Y) else values
+
+
+def some_rows(Y: Any, kept: np.ndarray) -> Any:
+    """Rows of `Y` where `kept` is True."""
+    if not on_device(Y):
+        return Y[kept]
+    rows = indices(np.flatnonzero(kept), stored_values(Y))
+    return Y[rows] if is_sparse_on_device(Y) else namespace(Y).take(Y, rows, axis=0)
 
 
 def threads_for(x: Array) -> int | None:
@@ -153,6 +191,7 @@ def fuses(x: Array) -> bool:
 
 def entered(x: Array) -> AbstractContextManager:
     """Context in which the device of `x` is the current one: CuPy computes and allocates there, whatever is asked."""
+    x = x.data if is_sparse_on_device(x) else x
     device: Any = array_api_compat.device(x) if is_array(x) and not on_host(x) else None
     return device if hasattr(device, "__enter__") and hasattr(device, "id") else nullcontext()
 

@@ -113,6 +113,9 @@ def digest(*parts: Any) -> str:
     """
     found = hashlib.sha256()
     for part in parts:
-        found.update(np.ascontiguousarray(part).tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+        if isinstance(part, np.ndarray):
+            found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)  # no copy
+        else:
+            found.update(repr(part).encode())
         found.update(b"\0")
     return found.hexdigest()[:16]

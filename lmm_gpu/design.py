@@ -346,4 +346,6 @@ def _one_hot(blocks: Sequence[_Block]) -> sparse.csr_array:
     offsets = np.cumsum([0, *widths[:-1]])  # (k,)
     columns = np.stack([block.codes for block in blocks], axis=1) + offsets  # (n, k)
     values = np.stack([block.values for block in blocks], axis=1)  # (n, k)
-    return sparse.csr_array((values.ravel(), columns.ravel(), np.arange(0, n * k + 1, k)), shape=(n, sum(widths)))
+    kind = sparse.get_index_dtype(maxval=max(n * k, sum(widths)))
+    places = columns.ravel().astype(kind), np.arange(0, n * k + 1, k, dtype=kind)
+    return sparse.csr_array((values.ravel(), *places), shape=(n, sum(widths)))

@@ -1,19 +1,18 @@
 """Cells that lie elsewhere: chunks are summed up where they are, genes are fitted in blocks, on the workers of dask.
 
-A chunk of a dask array meets the rows of the design that are its own, in the task that makes or reads it, and what it
-adds to the sums (p + q + 2 numbers per gene) goes up a tree of additions: no cells travel. Where tasks run, and what
-happens when a worker dies, is dask's: everything here is `dask.array` and `dask.delayed`. Tasks never change what they
-are given, so that any of them can run again.
+A chunk of a dask array meets the rows of the design that are its own, in the task that makes or reads it (`worker`),
+and what it adds to the sums (p + q + 2 numbers per gene) goes up a tree of additions: no cells travel. Where tasks run,
+and what happens when a worker dies, is dask's: everything here is `dask.array` and `dask.delayed`.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,22 +21,26 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .accumulator import gene_counts
-from .arrays import Array, flag_indices, to_numpy
+from . import worker
+from .arrays import Array, to_numpy
 from .design import Design
-from .fitting import FitOptions, fit_summary, warn_of_lost_digits, warn_of_status
+from .fitting import FitOptions, warn_of_lost_digits, warn_of_status
 from .gene_filter import NO_FILTER, GeneFilter
-from .inputs import sparse_if_worth_it
-from .io import Source, without_duplicates
+from .io import Source
 from .model import MixedModel
 from .plan import Shape, even_blocks, genes_per_block, parse_memory
-from .products import centre_of, constant_of, design_products, gene_products, join_genes
+from .products import (
+    constant_of,
+    design_products,
+    join_genes,
+    sparse_if_worth_it,
+)
 from .readers import require
 from .results import Estimates, LMMFit
 from .stream import cells_per_chunk, check_size_factors
 from .summary import SummaryStats, assemble
 from .threads import quiet_blas
-from .transform import Transform, any_value, check_values, looks_like_counts, recognise
+from .transform import Transform, recognise
 
 logger = logging.getLogger("lmm_gpu")
 
@@ -91,54 +94,31 @@ def read_on_workers(source: Source, memory: int | None = None) -> Source:
     if not hasattr(stored, "attrs") or "encoding-type" not in stored.attrs:
         return source
     require("dask.array", "reading on workers", _ADVICE)
-    form, (n, m) = str(stored.attrs["encoding-type"]), source.matrix.shape  # of all cells that are stored
-    if form == "csc_matrix":
-        chunks = (n, min(m, cells_per_chunk(n, memory)))
-    elif form == "csr_matrix" and memory is None:
-        chunks = (min(n, _CELLS), m)
+    n, m = source.matrix.shape  # of all cells that are stored
+    if source.by_genes:
+        size = cells_per_chunk(n, memory)
+    elif stored is not source.matrix and memory is None:
+        size = _CELLS
     else:
-        chunks = (min(n, cells_per_chunk(m, memory)), m)
-    return replace(source, matrix=_lazily(stored, source.name, chunks))
+        size = cells_per_chunk(m, memory)
+    return replace(source, matrix=_lazily(source, stored, list(source.slices(size))))
 
 
-def _lazily(stored: Any, name: str, chunks: tuple[int, int]) -> Any:
+def _lazily(source: Source, stored: Any, pieces: Sequence[slice]) -> Any:
     # by an absolute path: workers may be elsewhere in the file system
-    read = require("anndata.experimental", "reading on workers").read_elem_lazy
-    if hasattr(stored, "file"):
-        with require("h5py", "reading .h5ad").File(Path(stored.file.filename).resolve(), "r") as file:
-            return read(file[stored.name], chunks=chunks)
-    store = require("zarr", "reading .zarr").open_group(Path(name).resolve(), mode="r")
-    return read(store[stored.path], chunks=chunks)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """What a chunk of cells meets where it lies: its rows of the design, and how its values are fitted."""
-
-    name: str
-    start: int  # the first cell, of those that are taken
-    kept: np.ndarray | None = None  # (stored cells,), which cells are taken; None for all
-    X: Any = None  # (cells, p)
-    Z: Any = None  # (cells, q)
-    transform: Transform = field(default_factory=Transform)
-    looked_at: bool = False  # the transform was chosen by the looks of other cells
-    counting: bool = False  # for a filter of genes
-
-    def checked(self, Y: Any) -> Any:
-        """Values of the cells that are taken, as they are stored."""
-        Y = without_duplicates(Y)
-        Y = Y if self.kept is None else Y[self.kept]
-        check_values(Y, self.name, self.start)
-        return Y
-
-    def values(self, Y: Any) -> Any:
-        """Values to be fitted (cells, genes), of those that were `checked`."""
-        if self.looked_at and self.transform.name and any_value(Y) and not looks_like_counts(Y):
-            raise ValueError(
-                f"{self.name} began with raw counts but cells {self.start} to {self.start + Y.shape[0] - 1} hold other "
-                "values; say which it is: is_counts=True or False, or a transform"
-            )
-        return self.transform.apply(Y)
+    array, matrix = require("dask.array", "reading on workers", _ADVICE), source.matrix
+    is_file = hasattr(stored, "file")
+    name = Path(stored.file.filename if is_file else source.name).resolve()
+    sparse = None if stored is matrix else (matrix.shape[0 if source.by_genes else 1], source.by_genes)
+    read = partial(worker.read, name, stored.name if is_file else stored.path, sparse)
+    places, sizes = worker.column(pieces), tuple(piece.stop - piece.start for piece in pieces)
+    return array.map_blocks(
+        read,
+        array.from_array(places.T if source.by_genes else places, chunks=1, name=False),
+        chunks=((matrix.shape[0],), sizes) if source.by_genes else (sizes, (matrix.shape[1],)),
+        dtype=matrix.dtype,
+        meta=(np.empty if sparse is None else scipy.sparse.csr_array)((0, 0), dtype=matrix.dtype),
+    )
 
 
 def reduce_chunks(
@@ -216,26 +196,28 @@ class _Grid:
         if source.kept is not None:
             edges = np.concatenate([[0], np.cumsum(source.kept)])[edges]  # among the cells that are taken
         self.cells = [slice(lo, hi) for lo, hi in pairwise(edges.tolist())]
-        self.rows = [_Rows(source.name, cells.start, some) for cells, some in zip(self.cells, kept, strict=True)]
+        self.rows = [worker.Rows(source.name, cells.start, some) for cells, some in zip(self.cells, kept, strict=True)]
 
     def totals(self) -> np.ndarray:
         """Total counts (n,)."""
-        parts = self.compute([self.tree(list(row)) for row in self.each(_totals, _column(self.rows))])
+        parts = self.compute([self.tree(list(row)) for row in self.each(worker.totals, worker.column(self.rows))])
         return np.concatenate([part["total"] for part in parts])
 
     def recognised(self) -> Transform:
         """The transform by the looks of the first chunk of cells that is not all zero."""
         for i, rows in enumerate(self.rows):
-            telling = np.concatenate(self.compute(self.each(_telling, _column([rows]), of=i)[0]))
+            telling = np.concatenate(self.compute(self.each(worker.telling, worker.column([rows]), of=i)[0]))
             if telling.any():
                 return recognise(telling, None)
         return Transform()
 
-    def sums(self, rows: Sequence[_Rows], constant: Array | None) -> dict[str, Array]:
+    def sums(self, rows: Sequence[worker.Rows], constant: Array | None) -> dict[str, Array]:
         """Products of all cells and genes, about the centre that the first chunk of cells has."""
         first = next(i for i, cells in enumerate(self.cells) if cells.start < cells.stop)
-        centres = self.compute(self.each(_centre, _column([rows[first]]), _column([constant]), of=first)[0])
-        parts = self.each(_products, _column(rows), _column(centres).T)  # (row chunks, column chunks)
+        centres = self.compute(
+            self.each(worker.centre, worker.column([rows[first]]), worker.column([constant]), of=first)[0]
+        )
+        parts = self.each(worker.products, worker.column(rows), worker.column(centres).T)  # (row chunks, column chunks)
         columns = self.compute([self.tree(list(column)) for column in parts.T])
         return join_genes(columns) | {"centre": np.concatenate(centres)}
 
@@ -247,7 +229,7 @@ class _Grid:
         array = require("dask.array", "a dask array", _ADVICE)
         matrix = self.matrix if of is None else self.matrix.blocks[of]
         boxes = array.map_blocks(
-            partial(_boxed, function),
+            partial(worker.boxed, function),
             matrix,
             *(array.from_array(table, chunks=1, name=False) for table in given),
             chunks=tuple((1,) * count for count in matrix.numblocks),
@@ -259,20 +241,13 @@ class _Grid:
     def tree(self, parts: list[Any]) -> Any:
         """Add up `parts`, some at a time."""
         while len(parts) > 1:
-            parts = [self.dask.delayed(_add)(parts[i : i + _FAN_IN]) for i in range(0, len(parts), _FAN_IN)]
+            parts = [self.dask.delayed(worker.add)(parts[i : i + _FAN_IN]) for i in range(0, len(parts), _FAN_IN)]
         return parts[0]
 
     def compute(self, tasks: Iterable[Any]) -> list[Any]:
         """Results, on this side."""
         with _told(), _quietly():
-            return [_opened(result) for result in self.dask.compute(*tasks, scheduler=self.client)]
-
-
-def _column(items: Sequence[Any]) -> np.ndarray:
-    table = np.empty((len(items), 1), dtype=object)  # (items, 1)
-    for i, item in enumerate(items):
-        table[i, 0] = item
-    return table
+            return [worker.opened(result) for result in self.dask.compute(*tasks, scheduler=self.client)]
 
 
 def fit_on_workers(
@@ -300,7 +275,7 @@ def fit_on_workers(
     few_digits = np.zeros(summary.m, dtype=bool)
     delayed = require("dask", "scheduler=", _ADVICE).delayed
     design = delayed(summary.select(slice(0)), traverse=False)  # once for all blocks
-    tasks = [delayed(_fit)(design, _genes(summary.select(slice(*genes))), work) for genes in ranges]
+    tasks = [delayed(worker.fit)(design, _genes(summary.select(slice(*genes))), work) for genes in ranges]
     with _told(), _quietly():
         for (lo, hi), part in zip(ranges, client.compute(tasks), strict=True):
             estimates.put(np.arange(lo, hi), part.result())
@@ -322,61 +297,6 @@ def _ranges(summary: SummaryStats, memory: int | None, threads: int) -> list[tup
     threads = max(threads, 1)
     size = genes_per_block(Shape(len(summary.fixed_names), summary.d), memory)
     return list(even_blocks(summary.m, max(1, min(size, -(-summary.m // threads))), threads))
-
-
-# --- what runs on the workers ---
-
-
-def _fit(design: SummaryStats, genes: Mapping[str, Any], options: FitOptions) -> Estimates:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told once for all genes
-        return fit_summary(replace(design, **genes), options).estimates
-
-
-def _products(rows: _Rows, centre: Array, Y: Any) -> dict[str, Array]:
-    stored = rows.checked(Y)
-    Y = rows.values(stored)
-    if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
-        Y = Y.toarray()
-    return gene_products(rows.X, rows.Z, Y, centre) | (gene_counts(stored) if rows.counting else {})
-
-
-def _centre(rows: _Rows, constant: Array | None, Y: Any) -> Array:
-    centre = centre_of(rows.values(rows.checked(Y)), constant)
-    return np.zeros(Y.shape[1]) if centre is None else centre
-
-
-def _totals(rows: _Rows, Y: Any) -> dict[str, Array]:
-    return {"total": np.asarray(rows.checked(Y).sum(axis=1, dtype=float)).reshape(-1)}  # (cells,)
-
-
-def _telling(rows: _Rows, Y: Any) -> np.ndarray:
-    """One value that tells whether these are counts: one that no count is, if there is any, else the largest."""
-    Y = rows.checked(Y)
-    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y).reshape(-1)
-    if values.dtype.kind == "f" and (wrong := (values < 0) | (values != np.floor(values))).any():
-        return values[wrong][:1]
-    if values.size == 0:
-        return values
-    return values[[values.argmin() if values.min() < 0 else values.argmax()]]
-
-
-def _boxed(function: Callable[..., Any], Y: Any, *given: np.ndarray) -> np.ndarray:
-    # as a chunk of an array of objects
-    return _column([function(*map(_opened, given), Y)])  # (1, 1)
-
-
-def _opened(box: Any) -> Any:
-    return box[0, 0] if isinstance(box, np.ndarray) and box.dtype == object else box
-
-
-def _add(parts: Sequence[Any]) -> dict[str, Array]:
-    first, *others = map(_opened, parts)
-    total = {name: values.copy() for name, values in first.items()}
-    for part in others:
-        for name, values in part.items():
-            total[name] += values
-    return total
 
 
 # --- plumbing ---

@@ -7,7 +7,7 @@ from typing import Any
 
 import scipy.sparse
 
-from .arrays import to_numpy
+from .arrays import is_sparse, to_numpy
 from .devices import Device
 from .products import centred_products, join_genes
 from .scheduler import Range, run
@@ -28,7 +28,8 @@ def products_by_block(
     X, Z : array (n, p), (n, q)
         The design; Z may be sparse.
     values : callable
-        Genes of a range (n, b), dense or sparse, on the host. Sparse ones are summed up there.
+        Genes of a range (n, b), dense or sparse, on the host or on one of the devices. SciPy's sparse ones are summed
+        up on the host.
     ranges : iterable of (lo, hi)
     constant : array (p,) or None
         Coefficients with X k = 1.
@@ -43,7 +44,7 @@ def products_by_block(
 
     def load(device: Device, bounds: Range) -> Any:
         genes = values(bounds)
-        return genes if scipy.sparse.issparse(genes) else device.put(genes)
+        return genes if is_sparse(genes) else device.put(genes)
 
     def multiply(device: Device, bounds: Range, genes: Any) -> None:
         if scipy.sparse.issparse(genes):

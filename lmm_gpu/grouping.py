@@ -26,7 +26,7 @@ _LOOKED_AT = 4096
 class Grouping:
     """Groups of cells, perhaps with a weight per cell, and the columns of X that are constant within them."""
 
-    codes: np.ndarray  #: (n,), the group of each cell
+    codes: np.ndarray  #: (n,), the group of each cell, of the smallest type: few bytes, and sorted by their digits
     weights: np.ndarray | None = None  #: (n,), None for ones
     columns: Sequence[int] = ()  #: c columns of X
     values: np.ndarray | None = None  #: (groups, c), their values in each group
@@ -65,8 +65,8 @@ class GroupedDesign:
                 effect = _with_constant_columns(effect, X, left, block.stop - block.start)
                 left = [column for column in left if column not in effect.columns]
             self.random.append((block, effect))
+        self.X = X
         self.fixed, self.rest = _packed(X, left)
-        self.rest_values = np.ascontiguousarray(X[:, self.rest])  # (n, rest)
 
     @property
     def has_sums(self) -> bool:
@@ -89,8 +89,8 @@ class GroupedDesign:
             for groups, sums in _group_sums(grouping, rows, Y, width):
                 _add_columns(grouping, groups, sums, XY, width)
         for lo in range(0, len(self.rest), width):
-            some = slice(lo, lo + width)
-            XY[self.rest[some]] += (Y.T @ self.rest_values[rows, some]).T
+            some = self.rest[lo : lo + width]
+            XY[some] += (Y.T @ self.X[rows][:, some]).T
 
     def derive(self, XY: np.ndarray, ZY: np.ndarray, Ysum: np.ndarray) -> None:
         """Fill in from Z'Y, once it is complete, the columns of X that are constant in its groups, and 1'Y (m,)."""
@@ -119,7 +119,7 @@ def _group_sums(grouping: Grouping, rows: slice, Y: Any, width: int) -> Iterator
     codes = grouping.codes[rows]
     order = np.argsort(codes, kind="stable")
     codes = codes[order]
-    starts = np.flatnonzero(np.diff(codes, prepend=-1))  # (groups,)
+    starts = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)[: len(codes)]  # (groups,)
     if grouping.weights is not None:
         data = Y.data * np.repeat(grouping.weights[rows], np.diff(Y.indptr))
         Y = scipy.sparse.csr_array((data, Y.indices, Y.indptr), shape=Y.shape)
@@ -143,7 +143,7 @@ def _one_hot(block: Any) -> Any:
     held = np.diff(block.indptr)
     if held.size and held.max() > 1:
         return block
-    codes, weights = np.zeros(len(held), dtype=np.int32), np.zeros(len(held))  # (n,)
+    codes, weights = np.zeros(len(held), dtype=_code_type(block.shape[1])), np.zeros(len(held))  # (n,)
     codes[held == 1], weights[held == 1] = block.indices, block.data
     return Grouping(codes, None if (weights == 1).all() else weights)
 
@@ -181,8 +181,13 @@ def _packed(X: np.ndarray, columns: Sequence[int]) -> tuple[list[Grouping], list
             rest += members
             continue
         row = first[np.unique(groups, return_index=True)[1]]  # (groups,)
-        groupings.append(Grouping(groups[codes].astype(np.int32), None, members, X[row][:, members]))
+        narrow = groups.astype(_code_type(len(row)))
+        groupings.append(Grouping(narrow[codes], None, members, X[row][:, members]))
     return groupings, sorted(rest)
+
+
+def _code_type(count: int) -> np.dtype:
+    return np.min_scalar_type(max(count - 1, 0))
 
 
 def _has_few_values(x: np.ndarray, most: int) -> bool:

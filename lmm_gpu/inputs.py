@@ -13,16 +13,21 @@ import numpy as np
 import pandas as pd
 import scipy.sparse
 
-from .arrays import to_numpy
+from .arrays import is_sparse_on_device, on_device, to_numpy
+from .readers import as_csr
 from .summary import SummaryStats, check_components, default_names
 from .transform import check_values
 
-#: A design matrix with a smaller share of non-zeros is handled as sparse.
-_SPARSE_DENSITY = 0.2
 
+def read_matrix(
+    A: Any, name: str, *, one_row: bool = False, anywhere: bool = False
+) -> tuple[Any, list[str] | None, list[str] | None]:
+    """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any.
 
-def read_matrix(A: Any, name: str, *, one_row: bool = False) -> tuple[Any, list[str] | None, list[str] | None]:
-    """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any."""
+    On the host, unless it may stay `anywhere`: a matrix on a device is returned as it is.
+    """
+    if anywhere and on_device(A) and len(A.shape) == 2:
+        return as_csr(A), None, None
     rows = columns = None
     if isinstance(A, pd.DataFrame):
         rows, columns = axis_labels(A.index), axis_labels(A.columns)
@@ -143,13 +148,6 @@ def dense(A: Any) -> np.ndarray:
     return A.toarray() if scipy.sparse.issparse(A) else A
 
 
-def sparse_if_worth_it(Z: Any) -> Any:
-    """Make one-hot columns sparse: the product then touches each cell once per random effect."""
-    if scipy.sparse.issparse(Z) or np.count_nonzero(Z) > _SPARSE_DENSITY * Z.size:
-        return Z
-    return scipy.sparse.csr_array(Z)
-
-
 def rows_of(Y: Any, lo: int, hi: int) -> Any:
     """Rows lo to hi of `Y`, without a copy if that is all of it."""
     return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
@@ -170,6 +168,8 @@ def _on_host(A: Any, name: str) -> Any:
     """`A` as a NumPy array or a SciPy sparse matrix, whatever library and device it comes from."""
     if isinstance(A, np.ma.MaskedArray):
         return np.ma.filled(A.astype(float), np.nan)
+    if is_sparse_on_device(A):
+        return A.get()
     if not scipy.sparse.issparse(A) and hasattr(A, "dtype"):
         with suppress(TypeError):  # of no array library, but perhaps an array still: h5py, xarray, pandas
             A = to_numpy(A)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-from scipy import sparse
 
+from .arrays import entered, is_sparse, some_rows
 from .readers import (
     TABLES,
     Found,
@@ -109,11 +109,11 @@ class Source:
             place = piece
             if before is not None and not self.by_genes:
                 place = slice(int(before[piece.start]), int(before[piece.stop]))
-            with reading(self.name):
+            with reading(self.name), entered(self.matrix):
                 values = self.matrix[piece]  # (cells, m) or (n, genes)
                 values = without_duplicates(values.compute() if hasattr(values, "compute") else values)  # dask
-            if self.kept is not None:
-                values = values[self.kept if self.by_genes else self.kept[piece]]
+                if self.kept is not None:
+                    values = some_rows(values, self.kept if self.by_genes else self.kept[piece])
             yield place, values
 
     def slices(self, size: int) -> Iterator[slice]:
@@ -145,7 +145,8 @@ def open_source(
         An AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx or .mtx.gz (streamed, never loaded whole; a .mtx
         has to be sorted by rows or columns, and its cells may be either), .npz (a SciPy sparse matrix or one NumPy
         array), .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names); a matrix (NumPy,
-        SciPy sparse, DataFrame); or a pair (matrix, obs).
+        SciPy sparse, DataFrame; CuPy's arrays and cupyx.scipy.sparse, PyTorch's and JAX's arrays, which stay on their
+        device); or a pair (matrix, obs).
     obs
         One row per cell: a DataFrame or a path to .csv or .tsv. Only AnnData, .h5ad and .zarr bring their own.
     layer
@@ -197,7 +198,7 @@ def open_source(
 def without_duplicates(values: Any) -> Any:
     """SciPy's sparse matrices as csr_array, where what is stored for one place in two parts is added up."""
     values = as_csr(values)
-    if sparse.issparse(values) and not values.has_canonical_format:
+    if is_sparse(values) and not values.has_canonical_format:
         values = values.copy()  # rows of a matrix in memory are views
         values.sum_duplicates()
     return values

@@ -13,7 +13,19 @@ from typing import Any
 
 import scipy.sparse
 
-from .arrays import Array, flag_indices, like, namespace, to_numpy, zeros
+from .arrays import (
+    Array,
+    flag_indices,
+    is_sparse,
+    is_sparse_on_device,
+    like,
+    namespace,
+    on_device,
+    stored_values,
+    to_numpy,
+    with_values,
+    zeros,
+)
 from .linalg import eigh_psd, eps
 
 #: A gene whose mean is more than so many times its spread is summed up about its mean.
@@ -22,6 +34,8 @@ _FAR = 30.0
 _CELLS_LOOKED_AT = 1000
 #: Coefficients of the constant are tried as multiples of this, which sums of whole numbers do not round.
 _SHORT = 2.0**-20
+#: A design matrix with a smaller share of non-zeros is multiplied as sparse.
+_SPARSE_DENSITY = 0.2
 #: X k may differ from 1 by so many rounding units: the values themselves are not told any better.
 _UNITS = 64
 
@@ -38,6 +52,13 @@ class Centred:
     Ysum: Array  #: (m,)
 
 
+def sparse_if_worth_it(A: Any) -> Any:
+    """Make one-hot columns sparse: the product then touches each cell once per random effect."""
+    if scipy.sparse.issparse(A) or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
+        return A
+    return scipy.sparse.csr_array(A)
+
+
 def design_products(X: Any, Z: Any) -> dict[str, Any]:
     """n, X'X, Z'X and Z'Z of the design of some cells."""
     X, Z = _as_float64(X), _as_float64(Z)
@@ -47,10 +68,36 @@ def design_products(X: Any, Z: Any) -> dict[str, Any]:
 def gene_products(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[str, Array]:
     """X'Y, Z'Y, y'y and the sum of y of some genes in some cells, about `centre` (m,); Y is (n, m)."""
     X, Z, Y = _as_float64(X), _as_float64(Z), _as_float64(Y)
+    if is_sparse_on_device(Y):
+        return _products_on_device(X, Z, Y)
     if centre is not None and flag_indices(centre).size:
         Y = Y - centre[None, :]  # (n, m)
     squares = Y.multiply(Y) if scipy.sparse.issparse(Y) else Y * Y
-    return {"XY": _dense(X.T @ Y), "ZY": _dense(Z.T @ Y), "Ynorm": _column_sums(squares), "Ysum": _column_sums(Y)}
+    return {"XY": _crossed(X, Y), "ZY": _crossed(Z, Y), "Ynorm": column_sums(squares), "Ysum": column_sums(Y)}
+
+
+def _crossed(A: Any, Y: Any) -> Array:
+    # by rows of both, where both are sparse: SciPy would sort all of Y by columns first
+    both = scipy.sparse.issparse(A) and scipy.sparse.issparse(Y) and Y.format == "csr"
+    return _dense(A.T.tocsr() @ Y if both else A.T @ Y)
+
+
+def products_of_chunk(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[str, Array]:
+    """`gene_products` of some cells, computed where Y (cells, m) lies; all else, and what is returned, on the host."""
+    if not on_device(Y):
+        return gene_products(sparse_if_worth_it(X), Z, Y, centre)
+    values = stored_values(Y)
+    put = lambda A: like(_dense(A), values, dtype=namespace(values).float64)  # noqa: E731
+    parts = gene_products(put(X), put(Z), Y, None if centre is None else put(centre))
+    return {name: to_numpy(part) for name, part in parts.items()}
+
+
+def _products_on_device(X: Array, Z: Array, Y: Any) -> dict[str, Array]:
+    # in one product, sparse by dense: the other way round is not in cupyx
+    xp, p = namespace(X), X.shape[1]
+    sums = (Y.T @ xp.concat([X, Z, zeros((X.shape[0], 1), X) + 1.0], axis=1)).T  # (p + q + 1, m)
+    norms = column_sums(with_values(Y, Y.data * Y.data))  # (m,)
+    return {"XY": sums[:p, :], "ZY": sums[p:-1, :], "Ynorm": norms, "Ysum": sums[-1, :]}
 
 
 def centred_products(X: Any, Z: Any, Y: Any, constant: Array | None) -> dict[str, Any]:
@@ -84,7 +131,7 @@ def centre_of(Y: Any, constant: Array | None) -> Array | None:
 
     None for a sparse matrix, whose zeros it would fill, and without the `constant` that moves it back.
     """
-    if constant is None or scipy.sparse.issparse(Y) or Y.shape[0] == 0:
+    if constant is None or is_sparse(Y) or Y.shape[0] == 0:
         return None
     Y = _as_float64(Y[:: max(1, Y.shape[0] // _CELLS_LOOKED_AT), :])  # (some cells, m)
     xp = namespace(Y)
@@ -186,7 +233,9 @@ def _holds(k: Array, stats: Any) -> bool:
 
 def _as_float64(A: Any) -> Any:
     if scipy.sparse.issparse(A):
-        return A.astype("float64")
+        return A.astype("float64", copy=False)
+    if is_sparse_on_device(A):
+        return with_values(A, like(A.data, A.data, dtype=namespace(A.data).float64))
     return like(A, A, dtype=namespace(A).float64)
 
 
@@ -194,7 +243,17 @@ def _dense(A: Any) -> Array:
     return A.toarray() if scipy.sparse.issparse(A) else A
 
 
-def _column_sums(A: Any) -> Array:
+def row_totals(A: Any) -> Any:
+    """Sums over the columns of A (n, m), dense or sparse, wherever it is: (n,) in float64, on the host."""
+    if on_device(A):
+        return to_numpy(column_sums(_as_float64(A).T))
+    return to_numpy(A.sum(axis=1, dtype="float64")).reshape(-1)
+
+
+def column_sums(A: Any) -> Array:
+    """Sums over the rows of A (n, m), which is dense or sparse."""
+    if is_sparse_on_device(A):
+        return (A.T @ (zeros((A.shape[0], 1), A.data) + 1.0))[:, 0]
     if scipy.sparse.issparse(A):
         return to_numpy(A.sum(axis=0)).reshape(-1)
     return namespace(A).sum(A, axis=0)

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse
 from tqdm.auto import tqdm
 
-from .arrays import is_array
+from .arrays import entered, is_array, is_sparse_on_device, stored_values
 from .contrasts import contrast_rows
 from .design import fixed_design, r_names, random_columns
 from .devices import resolve
@@ -32,10 +32,9 @@ from .inputs import (
     read_statistics,
     relabelled,
     rows_of,
-    sparse_if_worth_it,
 )
 from .plan import blocks, parse_memory
-from .products import constant_of, design_products
+from .products import constant_of, design_products, sparse_if_worth_it
 from .pvalues import t_pvalue
 from .results import LMMFit
 from .summary import SummaryStats, assemble
@@ -61,7 +60,7 @@ def sslmm(
     ----------
     X : array or DataFrame (n, p)
         Design matrix of the fixed effects, one row per cell.
-    Y : array, SciPy sparse matrix or DataFrame (m, n)
+    Y : array, sparse matrix of SciPy or CuPy, or DataFrame (m, n)
         Responses, features in rows and cells in columns.
     Z : array, SciPy sparse matrix or DataFrame (n, q)
         Design matrix of the random effects, Z = [Z1, .., Zk].
@@ -95,17 +94,19 @@ def sslmm(
     >>> ss["n"], ss["ZZ"].tolist()
     (4, [[2.0, 0.0], [0.0, 2.0]])
     """
-    devices = resolve(device, *[A for A in (X, Y, Z) if is_array(A)])
+    devices = resolve(device, *[stored_values(A) for A in (X, Y, Z) if is_array(A) or is_sparse_on_device(A)])
     X, x_cells, x_labels = read_matrix(X, "X")
     Z, z_cells, z_labels = read_matrix(Z, "Z")
-    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True)
+    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
     _check_shapes(X, Y, Z)
     check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
     n, m = X.shape[0], Y.shape[0]
     widths = component_widths(d, Z.shape[1])
     for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
-        check_values(matrix, name)
-    transform = recognise(Y, is_counts)
+        with entered(matrix):
+            check_values(matrix, name)
+    with entered(Y):
+        transform = recognise(Y, is_counts)
     X, Z = dense(X), sparse_if_worth_it(Z)
     constant = constant_of(X)
     values = lambda bounds: transform.apply(rows_of(Y, *bounds).T)  # noqa: E731

@@ -21,6 +21,7 @@ import pandas as pd
 import scipy.io
 from scipy import sparse
 
+from .arrays import entered, is_sparse_on_device
 from .matrix_market import MarketMatrix, read_header
 from .stored import StoredSparse
 
@@ -105,7 +106,10 @@ def separator_of(path: str | Path) -> str:
 
 
 def as_csr(values: Any) -> Any:
-    """Turn SciPy's sparse matrices of any format into csr_array; leave all else alone."""
+    """Turn SciPy's sparse matrices of any format into csr_array, CuPy's into its CSR; leave all else alone."""
+    if is_sparse_on_device(values):
+        with entered(values):
+            return values.tocsr()
     is_sparse: bool = sparse.issparse(values)
     return sparse.csr_array(values) if is_sparse else values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from collections import Counter
@@ -149,13 +150,24 @@ def merge_files(files: Sequence[Path], path: Path) -> dict[str, Any]:
     if twice:
         raise ValueError(f"{twice[0]} is named twice: its cells would count twice; name each file once")
     total = SummaryStats.load(files[0])
+    known = {_content_of(files[0]): files[0]}
     for file in files[1:]:
         part = SummaryStats.load(file)
+        if (content := _content_of(file)) in known:
+            raise ValueError(
+                f"{file} is a copy of {known[content]}: its cells would count twice; leave one of them out"
+            )
+        known[content] = file
         try:
             total = total + part
         except ValueError as error:
             raise ValueError(f"{file} and the files before it: {error}") from None
     return _keep(total, path)
+
+
+def _content_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_tests(

@@ -43,13 +43,22 @@ class StoredSparse:
     def __getitem__(self, some: slice) -> Any:
         """Cells ``some`` as csr_array, or genes as csc_array."""
         lo, hi, _ = some.indices(len(self.indptr) - 1)
-        begin, end = int(self.indptr[lo]), int(self.indptr[max(lo, hi)])
-        data, indices = np.asarray(self.data[begin:end]), np.asarray(self.indices[begin:end])
-        # a wrong index would be written to, wherever that is
-        if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= self._short):
-            raise ValueError(f"an index lies outside 0 .. {self._short - 1}")
-        kind = np.int32 if max(end - begin, self._short) < 2**31 else np.int64
-        indptr = (self.indptr[lo : max(lo, hi) + 1] - begin).astype(kind)
-        of, count = (scipy.sparse.csc_array, max(hi - lo, 0)) if self.by_genes else (scipy.sparse.csr_array, hi - lo)
-        shape = (self._short, count) if self.by_genes else (max(count, 0), self._short)
-        return of((data, indices.astype(kind, copy=False), indptr), shape=shape)
+        return read_part(self.group, self._short, self.by_genes, self.indptr[lo : max(lo, hi) + 1])
+
+
+def read_part(group: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any:
+    """Rows (columns if `by_genes`) of a stored matrix with `short` columns (rows).
+
+    They begin at `begins`, which has one more for the end of the last: all that is read of "indptr" and held.
+    """
+    begin, end = int(begins[0]), int(begins[-1])
+    data, indices = np.asarray(group["data"][begin:end]), np.asarray(group["indices"][begin:end])
+    # a wrong index would be written to, wherever that is
+    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= short):
+        raise ValueError(f"an index lies outside 0 .. {short - 1}")
+    kind = np.int32 if max(end - begin, short) < 2**31 else np.int64
+    parts = data, indices.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
+    count = len(begins) - 1
+    if by_genes:
+        return scipy.sparse.csc_array(parts, shape=(short, count))
+    return scipy.sparse.csr_array(parts, shape=(count, short))

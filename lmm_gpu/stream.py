@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 
 from .accumulator import Accumulator
+from .arrays import entered, on_device, to_numpy
 from .checkpoint import Checkpoint, as_array, as_slices
 from .design import Design
 from .gene_filter import NO_FILTER, GeneFilter
 from .io import Source
 from .plan import default_memory
+from .products import row_totals
 from .summary import SummaryStats, assemble
 from .threads import ahead, quiet_blas
 from .transform import Transform, check_values
@@ -22,15 +24,17 @@ logger = logging.getLogger("lmm_gpu")
 
 #: Larger dense chunks are not faster, and larger sparse ones hardly.
 _CHUNK_BYTES, _SPARSE_BYTES = 2**28, 2**29
-#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library.
-_MOST_VALUES = 3_000_000
+#: Values of a chunk: of fewer, the sums of groups begin to show; larger arrays are not reused by the C library, which
+#: keeps more of them the larger they are.
+_MOST_VALUES = 2_000_000
 #: A chunk, its transform and its float64 copy live at the same time.
 _COPIES = 4
 #: Bytes per non-zero: times that it is held as it is stored (two chunks, and one by rows or of some cells); and its
 #: value, weighted, and by group with its place. Bytes per cell: where its values begin and its group, in some orders.
 _STORED, _COMPUTED, _PER_ROW = 3, 3 * 8 + 8, 64
-#: The share of a budget that is left for the groups' sums of a sparse chunk.
-_SUMS = 0.25
+#: The shares of a budget that are left for the groups' sums of a sparse chunk, and for what the C library does not give
+#: back of memory that was freed: it grows with the number of chunks for a while (measured: 30 to 80 MB of 256).
+_SUMS, _UNRETURNED = 0.25, 0.2
 
 
 def accumulate(
@@ -78,6 +82,8 @@ def accumulate(
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
     sums = Accumulator(design, source.m, transform, is_counts, counting=genes != NO_FILTER, most=_most_sums(memory))
     pieces = plan_pieces(source, memory) if pieces is None else pieces
+    if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
+        sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0):  # its threads would take the processor that reads ahead
         for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore):
@@ -135,7 +141,7 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     matrix = source.matrix
     if not hasattr(matrix, "indptr"):
         return _with_cells(source, list(source.slices(cells_per_chunk(source.m, memory))))
-    begins = np.asarray(matrix.indptr).astype(np.int64)  # (rows + 1,)
+    begins = to_numpy(matrix.indptr).astype(np.int64)  # (rows + 1,)
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all before
     budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
@@ -144,7 +150,7 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
         raise MemoryError(
             f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
         )
-    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS)), begins))
+    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS - _UNRETURNED)), begins))
 
 
 def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
@@ -195,8 +201,9 @@ def count_totals(
 
     for done, place, Y in _chunks(source, pieces or plan_pieces(source, memory), "total counts", checkpoint, restore):
         rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
-        check_values(Y, source.name, row, column)
-        total[rows] += np.asarray(Y.sum(axis=1, dtype=float)).reshape(-1)  # (cells,)
+        with entered(Y):
+            check_values(Y, source.name, row, column)
+            total[rows] += row_totals(Y)
         if checkpoint is not None:
             checkpoint.write("total counts", done, {"total_counts": total})
         if progress is not None:

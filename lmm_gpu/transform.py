@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import array_api_compat
 import numpy as np
 import scipy.sparse
+
+from .arrays import Array, is_sparse, like, namespace, on_host, stored_values, to_numpy, with_values
 
 logger = logging.getLogger("lmm_gpu")
 
@@ -73,42 +77,44 @@ class Transform:
         if self.name is None:
             return Y
         factors = None if self.size_factors is None else self.size_factors[rows]  # (cells,)
-        if scipy.sparse.issparse(Y):
+        if is_sparse(Y):
             Y = Y.tocsr()
-            of_entries = None if factors is None else np.repeat(factors, np.diff(Y.indptr))
-            data = self._of_entries(Y.data, of_entries)
-            return scipy.sparse.csr_array((data, Y.indices, Y.indptr), shape=Y.shape)  # places are shared, not copied
-        return self._of_entries(np.asarray(Y), None if factors is None else factors[:, None])
+            of_entries = None if factors is None else np.repeat(factors, np.diff(to_numpy(Y.indptr)))
+            return with_values(Y, self._of_entries(Y.data, of_entries))
+        return self._of_entries(stored_values(Y), None if factors is None else factors[:, None])
 
-    def _of_entries(self, stored: np.ndarray, factors: np.ndarray | None) -> np.ndarray:
-        values = stored.astype(float)  # a copy: the caller's values are not touched
-        if values.size and stored.min() < 0:
+    def _of_entries(self, stored: Array, factors: np.ndarray | None) -> Array:
+        xp = namespace(stored)
+        if array_api_compat.size(stored) and (least := float(xp.min(stored))) < 0:
             raise ValueError(
-                f"{self.name} is for counts, but values go down to {values.min():g}: are they transformed already? "
+                f"{self.name} is for counts, but values go down to {least:g}: are they transformed already? "
                 "Then fit them as they are"
             )
+        values = xp.astype(stored, xp.float64, copy=True)  # the caller's values are not touched
         if self.name == "normalize":
             assert factors is not None
-            values /= factors
-        np.log1p(values, out=values)
+            values /= like(factors, values)
+        values = np.log1p(values, out=values) if on_host(values) else xp.log1p(values)
         if self.name == "log2p1":
-            values /= np.log(2.0)
+            values /= math.log(2.0)
         return values
 
 
 def looks_like_counts(Y: Any) -> bool:
     """Whether a matrix holds nothing but non-negative integers, with at least one above zero."""
-    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
-    if values.size == 0 or values.dtype == bool:
+    values = stored_values(Y)
+    xp = namespace(values)
+    if array_api_compat.size(values) == 0 or values.dtype == xp.bool:
         return False
-    if np.issubdtype(values.dtype, np.integer):
-        return bool(values.min() >= 0 and values.max() > 0)
-    return bool(values.min() >= 0 and values.max() > 0 and (values == np.floor(values)).all())
+    if not (bool(xp.min(values) >= 0) and bool(xp.max(values) > 0)):
+        return False
+    return xp.isdtype(values.dtype, "integral") or bool(xp.all(values == xp.floor(values)))
 
 
 def any_value(Y: Any) -> bool:
     """Whether anything is not zero."""
-    return bool((Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)).any())
+    values = stored_values(Y)
+    return bool(namespace(values).any(values))
 
 
 def recognise(Y: Any, is_counts: bool | None) -> Transform:
@@ -122,19 +128,31 @@ def recognise(Y: Any, is_counts: bool | None) -> Transform:
     return Transform("log2p1" if is_counts else None)
 
 
+def check_still_counts(Y: Any, name: str, place: str) -> None:
+    """Refuse values at a `place` that are no counts after all, in a matrix that was taken for counts by its looks."""
+    if any_value(Y) and not looks_like_counts(Y):
+        raise ValueError(
+            f"{name} began with raw counts but {place} hold other values; say which it is: is_counts=True or False, or "
+            "a transform"
+        )
+
+
 def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
     """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
 
     `first_row` and `first_column` are the position of a chunk within the whole.
     """
-    values = Y.data if scipy.sparse.issparse(Y) else np.asarray(Y)
-    if values.dtype.kind not in "biuf":
+    values = stored_values(Y)
+    xp = namespace(values)
+    if not xp.isdtype(values.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"{what} holds values of type {values.dtype}; wanted numbers")
-    if values.size == 0 or (float(values.min()) > -_LARGEST and float(values.max()) < _LARGEST):  # False with NaN
+    if array_api_compat.size(values) == 0:
         return
-    wrong = ~(np.abs(values.astype(float)) < _LARGEST)
-    if scipy.sparse.issparse(Y):
-        Y = Y.tocoo()
+    if float(xp.min(values)) > -_LARGEST and float(xp.max(values)) < _LARGEST:  # False with NaN
+        return
+    wrong = ~(np.abs(to_numpy(values).astype(float)) < _LARGEST)
+    if is_sparse(Y):
+        Y = (Y if scipy.sparse.issparse(Y) else Y.get()).tocoo()
         bad = np.stack([Y.row[wrong], Y.col[wrong]], axis=1)  # (bad, 2)
     else:
         bad = np.argwhere(wrong)  # (bad, axes)

@@ -25,13 +25,13 @@ import distributed
 
 import lmm_gpu
 from lmm_gpu.design import build_design
-from lmm_gpu.distributed import _add, _fit, _genes, _Grid, _ranges, _telling, fit_on_workers, is_dask, reduce_chunks
-from lmm_gpu.distributed import _Rows as Rows
+from lmm_gpu.distributed import _genes, _Grid, _ranges, fit_on_workers, is_dask, reduce_chunks
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.io import open_source
 from lmm_gpu.projection import Projection
 from lmm_gpu.stream import accumulate
 from lmm_gpu.transform import Transform, recognise
+from lmm_gpu.worker import Rows, add, fit, telling
 
 N, M = 240, 9
 RNG = np.random.default_rng(12)
@@ -248,7 +248,7 @@ def test_a_chunk_is_summed_up_in_the_task_that_makes_it(here):
 def test_additions_change_nothing_that_they_are_given():
     """A task may run again when a worker died."""
     parts = [{"a": np.ones(2)}, {"a": np.full(2, 5.0)}, {"a": np.ones(2)}]
-    assert _add(parts)["a"].tolist() == [7.0, 7.0]
+    assert add(parts)["a"].tolist() == [7.0, 7.0]
     assert [part["a"].tolist() for part in parts] == [[1.0, 1.0], [5.0, 5.0], [1.0, 1.0]]
 
 
@@ -258,10 +258,10 @@ def test_additions_change_nothing_that_they_are_given():
 def test_one_value_tells_whether_they_are_counts(dtype, values, form):
     """As looking at all of them does."""
     Y = form(np.array([values], dtype=float).astype(dtype))
-    telling = _telling(Rows("Y", 0), Y)
-    assert telling.size <= 1
-    assert telling.any() == bool(Y.toarray().any() if sparse.issparse(Y) else Y.any())
-    assert recognise(telling, None).name == recognise(Y, None).name
+    found = telling(Rows("Y", 0), Y)
+    assert found.size <= 1
+    assert found.any() == bool(Y.toarray().any() if sparse.issparse(Y) else Y.any())
+    assert recognise(found, None).name == recognise(Y, None).name
 
 
 # --- what only shows on the way -------------------------------------------------------------------
@@ -361,7 +361,7 @@ def summed_here(Y):
 def test_a_block_is_a_fit_of_its_own():
     """Which warns of nothing: whoever puts blocks together does."""
     ss = summed_here(VALUES * (np.arange(M) != 4))
-    part = _fit(ss.select(slice(0)), _genes(ss.select(slice(3, 7))), FitOptions(block=M))
+    part = fit(ss.select(slice(0)), _genes(ss.select(slice(3, 7))), FitOptions(block=M))
     with pytest.warns(UserWarning, match="1 of 9 features do not vary"):
         wanted = fit_summary(ss).estimates
     for name, values in vars(part).items():
@@ -450,7 +450,7 @@ def test_a_worker_is_killed_while_it_fits(doomed, tmp_path):
             self.marker = marker
 
         def transition(self, key, start, finish, **_):
-            if finish == "executing" and str(key).startswith("_fit") and not os.path.exists(self.marker):
+            if finish == "executing" and str(key).startswith("fit-") and not os.path.exists(self.marker):
                 Path(self.marker).touch()
                 os.kill(os.getpid(), signal.SIGKILL)
 

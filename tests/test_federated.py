@@ -304,6 +304,7 @@ def test_warnings_as_json(command):
 def test_wrong_files_are_refused(merged, tmp_path):
     whole = (tmp_path / "oslo.h5").read_bytes()
     (tmp_path / "cut.h5").write_bytes(whole[:5000])
+    (tmp_path / "copy.h5").write_bytes(whole)
     merged("fit", "all.h5", "-o", "run")
     before = sorted(tmp_path.rglob("*"))
     for arguments, message in [
@@ -311,6 +312,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["merge", "oslo.h5", "oslo.npz", "-o", "x.h5"], "cannot use oslo.npz: "),
         (["merge", "oslo.h5", "run/fit.h5", "-o", "x.h5"], "it does not say that it holds lmm_gpu summary statistics"),
         (["merge", "oslo.h5", "./oslo.h5", "-o", "x.h5"], "oslo.h5 is named twice: its cells would count twice"),
+        (["merge", "oslo.h5", "copy.h5", "-o", "x.h5"], "copy.h5 is a copy of oslo.h5: its cells would count twice"),
         (["merge", "oslo.h5", "nowhere.h5", "-o", "x.h5"], "No such file or directory: nowhere.h5"),
         (["merge", "oslo.h5", "lima.h5", "-o", "run"], "cannot write run: it is a folder, wanted the name of a file"),
         (["merge", "oslo.h5", "lima.h5", "-o", "oslo.h5/x"], "cannot write oslo.h5/x: oslo.h5 is a file"),

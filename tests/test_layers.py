@@ -10,8 +10,8 @@ import pytest
 import lmm_gpu
 
 LAYERS = [
-    {"stored", "matrix_market", "cell_query", "versions"},
-    {"arrays", "formula", "readers", "threads"},
+    {"stored", "matrix_market", "cell_query", "versions", "arrays"},
+    {"formula", "readers", "threads"},
     {"linalg", "alignment", "design", "io", "simulation", "plan", "transform"},
     {"products", "grouping", "archive", "scoring", "contrasts", "pvalues", "root", "ratio_table", "devices", "canvas"},
     {"summary", "accumulator", "checkpoint", "likelihood", "spectra", "scheduler"},
@@ -25,7 +25,8 @@ LAYERS = [
     {"fit_tests", "fit_variances"},
     {"results"},
     {"fitting", "stream", "plots_tests", "plots_fit", "run_folder", "model_words"},
-    {"distributed", "report_parts"},
+    {"worker", "report_parts"},
+    {"distributed"},
     {"python_interface", "r_interface", "pl", "report_page"},
     {"tl"},
     {"__init__"},

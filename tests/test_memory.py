@@ -110,3 +110,24 @@ def test_the_budget_holds_while_cells_are_streamed(tmp_path, kind, memory):
             tracemalloc.stop()
     assert summary.n == n and len(plan_pieces(source, budget)) > 1
     assert peak - kept <= budget
+
+
+def test_many_cells_take_no_more_than_the_budget():
+    """Whatever is held of every cell, for a moment or to the end, has its place in it: only the design has not."""
+    rng, n, m, budget = np.random.default_rng(4), 200_000, 40, parse_memory("16MB")
+    donor, kind = rng.integers(0, 40, n), rng.integers(0, 30, n)
+    obs = pd.DataFrame({"donor": donor.astype(str), "kind": kind.astype(str), "depth": rng.normal(size=n)})
+    obs["sex"] = np.where(donor % 2, "f", "m")
+    counts = sparse.random_array((n, m), density=0.1, format="csr", rng=rng, dtype=np.float32)
+    with open_source((counts, obs)) as source:
+        design = build_design("~ depth + kind * sex + (1 | donor)", source.obs)
+        accumulate(source, design, Transform("log1p"), memory=budget, pieces=[slice(0, 9)])  # imports, caches
+        tracemalloc.start()
+        try:
+            summary = accumulate(source, design, Transform("log1p"), memory=budget)
+            kept, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert summary.n == n
+    assert design.X.nbytes > 4 * budget
+    assert peak - kept <= budget
