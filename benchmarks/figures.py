@@ -14,7 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "lmm_gpu" / "guide" / "df.md")
 WIDTH = 120
 
 
@@ -25,6 +25,9 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
         "peers-all": ("peers", peers_tables),
         "growth": ("growth", growth_sentence),
         "speed": ("solver", speed_sentence),
+        "calibration": ("calibration", calibration_table),
+        "calibration-worst": ("calibration", calibration_sentences),
+        "calibration-short": ("calibration", calibration_short),
     }
 
 
@@ -295,4 +298,57 @@ def speed_sentence(results: dict) -> str:
     return text + (
         f": {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster a gene than flash-mm, FLASHMM's "
         f"Python port, in the same run"
+    )
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+#: Columns of the table: a rule of calibration.py, and what it is called.
+RULES = {
+    "generalized": "default",
+    "satterthwaite": "Satterthwaite",
+    "kenward-roger, >= 0": "Kenward-Roger",
+    "lmertest, >= 0": "lmerTest",
+    "pseudobulk t": "pseudobulk t",
+    "residual (n - p)": "n - p",
+}
+
+
+def calibration_table(results: dict) -> str:
+    """False positives over nominal at 5 % and 0.1 % where a treatment differs between donors."""
+    lines = [["donors, cells of each, donor variance", *RULES.values()], ["---"] * (1 + len(RULES))]
+    for row in results["rows"]:
+        if row["contrast"] == "between":
+            told = (row["false"][name] for name in RULES)
+            label = f"{row['donors']}, {row['cells'].removesuffix(' each')}, {row['ratio']:g}"
+            lines.append([label, *(f"{rates[0]:.2f} / {rates[2]:.2f}" for rates in told)])
+    genes = results["rows"][0]["genes"]
+    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes a row. {_machine(results)}")])
+
+
+def calibration_sentences(results: dict) -> str:
+    """The worst of the default and of others, in words."""
+    rows = [row for row in results["rows"] if row["contrast"] != "counts"]
+    titles = {"generalized": "the default", "satterthwaite": "Satterthwaite's df", "residual (n - p)": "n - p"}
+    parts = [_worst(title, results["worst"][name]) for name, title in titles.items()]
+    return "\n".join(_filled(f"In all {len(rows)} rows, between donors and within them: {'; '.join(parts)}."))
+
+
+def _worst(title: str, found: dict) -> str:
+    most, tail = found["most at 5 %"], found["most at 0.1 %"]
+    differ, same = found["least at 5 %, ratio > 0"], found["least at 5 %, ratio 0"]
+    return (
+        f"{title} at most {most:.2f} times the 5 % level and {tail:.2f} times the 0.1 % level, at least {differ:.2f} "
+        f"times the 5 % level where donors differ and {same:.2f} where not"
+    )
+
+
+def calibration_short(results: dict) -> str:
+    """The same for the README."""
+    ours, theirs = (results["worst"][name] for name in ("generalized", "residual (n - p)"))
+    rows = [row for row in results["rows"] if row["contrast"] != "counts"]
+    return (
+        f"Over {len(rows)} simulated designs without effect, at most {ours['most at 5 %']:.2f} times as many genes as "
+        f"should pass the 5 % level and {ours['most at 0.1 %']:.2f} times the 0.1 % level; with df = n - p, "
+        f"{theirs['most at 5 %']:.2f} and {theirs['most at 0.1 %']:.0f} times"
     )

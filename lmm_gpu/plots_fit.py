@@ -53,6 +53,10 @@ def variance(fit: LMMFit, *, kind: str | None = None, ax: Axes | None = None) ->
         all features are spread, by component, with median and quartiles. By default bars for up to 60 features.
     ax : matplotlib axes, optional
 
+    Returns
+    -------
+    matplotlib Axes
+
     Raises
     ------
     ValueError
@@ -133,6 +137,10 @@ def convergence(fit: LMMFit, *, ax: Axes | None = None) -> Axes:
     fit : LMMFit
     ax : matplotlib axes, optional
 
+    Returns
+    -------
+    matplotlib Axes
+
     Raises
     ------
     ValueError
@@ -196,6 +204,10 @@ def gene(
     level : float
         Coverage of the intervals.
     ax : matplotlib axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
 
     Raises
     ------

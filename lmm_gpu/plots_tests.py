@@ -28,6 +28,10 @@ def one_contrast(data: Any, contrast: Any = None, columns: Sequence[str] = ()) -
 
     Without `contrast` the only one there is, the intercept aside.
 
+    Returns
+    -------
+    matplotlib Axes
+
     Raises
     ------
     ValueError
@@ -82,6 +86,10 @@ def volcano(
         So many of the significant features get their name, smallest p-value first; or those named.
     ax : matplotlib axes, optional
 
+    Returns
+    -------
+    matplotlib Axes
+
     Raises
     ------
     ValueError
@@ -124,6 +132,10 @@ def ma(
     data, contrast, fdr, min_change, labels, ax
         As in `volcano`.
 
+    Returns
+    -------
+    matplotlib Axes
+
     Raises
     ------
     ValueError
@@ -159,6 +171,10 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
     bins : int, optional
         By default 5 to 40, by the number of features.
     ax : matplotlib axes, optional
+
+    Returns
+    -------
+    matplotlib Axes
 
     Raises
     ------
@@ -197,6 +213,10 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     ----------
     data, contrast, ax
         As in `volcano`; joint F tests too. Of many features those with large p-values are thinned.
+
+    Returns
+    -------
+    matplotlib Axes
 
     Raises
     ------
