@@ -55,10 +55,10 @@ class FitTests(Fitted):
             lie between groups in part, such as an effect in one type of cells, likewise. For other contrasts, and
             more than 100 df between groups, it is "satterthwaite": by the expected information, at most the
             between-within df, which also apply where a component is held at zero. "kenward-roger" (REML only):
-            pbkrtest's, with its adjusted standard errors; cautious where a component is at zero. "lmertest": lmerTest's, by the observed
-            information; between-within where a component is held at zero, where lmerTest itself jumps to about
-            n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's variances and their
-            information.
+            pbkrtest's, with its adjusted standard errors; cautious where a component is at zero. "lmertest":
+            lmerTest's, by the observed information; between-within where a component is held at zero, where lmerTest
+            itself jumps to about n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's
+            variances and their information.
         alternative : {"two-sided", "less", "greater"}
         level : float
             Coverage of the confidence interval.
