@@ -17,6 +17,7 @@ from .estimates import Fitted
 from .f_tests import FTest, RowSpace, combine_df, f_test
 from .inference import ContrastTest, needs_genes, spread
 from .moderation import Prior, fit_prior
+from .scoring import Status
 from .strata import (
     between_within_directions,
     binding_strata,
@@ -236,6 +237,7 @@ class FitTests(Fitted):
         form = lambda model, at: spread(model, at, ready, method, between_within, prior, bound)  # noqa: E731
         for genes, (of_se, of_df) in self._by_block(form, of_genes=needs_genes(method, bound)):
             se[:, genes], df[:, genes] = of_se, of_df
+        se[:, self.estimates.status == Status.FAILED] = np.nan
         return ContrastTest(C @ self.estimates.coef, se, df)
 
     def f_test(self, C: np.ndarray, method: str) -> FTest:
@@ -276,6 +278,7 @@ class FitTests(Fitted):
         statistic, df = (np.full(self.summary.m, np.nan) for _ in range(2))
         for genes, part in self._by_block(lambda model, at: f_test(model, at, rows, method, between_within, stratum)):
             statistic[genes], df[genes] = part.statistic, part.df
+        statistic[self.estimates.status == Status.FAILED] = np.nan
         return FTest(statistic, rows.rank, df)
 
     def _f_table(self, tests: Mapping[str, np.ndarray], df: str) -> pd.DataFrame:
