@@ -17,7 +17,15 @@ from .estimates import Fitted
 from .f_tests import FTest, RowSpace, combine_df, f_test
 from .inference import ContrastTest, needs_genes, spread
 from .moderation import Prior, fit_prior
-from .strata import between_within_directions, binding_strata, common_stratum, df_of_strata, within_df
+from .scoring import Status
+from .strata import (
+    between_within_directions,
+    binding_strata,
+    common_stratum,
+    df_of_strata,
+    weighed_strata,
+    within_df,
+)
 from .table import tidy, tidy_f
 
 
@@ -44,13 +52,14 @@ class FitTests(Fitted):
         df : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
             Degrees of freedom. "generalized": standard errors and df of a contrast between groups (donors) weigh how
             uncertain the variance between them is; that is the exact t test of group means where all groups are
-            alike, and holds its level where they are few or of unequal size (`lmm_gpu.generalized`). For other
-            contrasts it is "satterthwaite": by the expected information, at most the between-within df, which also
-            apply where a component is held at zero. "kenward-roger" (REML only): pbkrtest's, with its adjusted
-            standard errors; cautious where a component is at zero. "lmertest": lmerTest's, by the observed
-            information; between-within where a component is held at zero, where lmerTest itself jumps to about
-            n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's variances and their
-            information.
+            alike, and holds its level where they are few or of unequal size (`lmm_gpu.generalized`). Contrasts that
+            lie between groups in part, such as an effect in one type of cells, likewise. For other contrasts, and
+            more than 100 df between groups, it is "satterthwaite": by the expected information, at most the
+            between-within df, which also apply where a component is held at zero. "kenward-roger" (REML only):
+            pbkrtest's, with its adjusted standard errors; cautious where a component is at zero. "lmertest":
+            lmerTest's, by the observed information; between-within where a component is held at zero, where lmerTest
+            itself jumps to about n - p. "residual": n - p. After a fit by ML all but "kenward-roger" apply, with ML's
+            variances and their information.
         alternative : {"two-sided", "less", "greater"}
         level : float
             Coverage of the confidence interval.
@@ -217,8 +226,10 @@ class FitTests(Fitted):
         (True, [[6.0, 6.0]])
         """
         check_df_method(method, self.method)
-        bound = binding_strata(self.summary, C)
-        between_within = df_of_strata(bound, within_df(self.summary, self.model.likelihood.rank))
+        between_within = df_of_strata(
+            binding_strata(self.summary, C), within_df(self.summary, self.model.likelihood.rank)
+        )
+        bound = weighed_strata(self.summary, C)
         gradient = is_satterthwaite(method) or prior is not None
         with self._computing():
             ready = self.model.prepare(like(C, self.model.XXinv), gradient=gradient)
@@ -226,6 +237,7 @@ class FitTests(Fitted):
         form = lambda model, at: spread(model, at, ready, method, between_within, prior, bound)  # noqa: E731
         for genes, (of_se, of_df) in self._by_block(form, of_genes=needs_genes(method, bound)):
             se[:, genes], df[:, genes] = of_se, of_df
+        se[:, self.estimates.status == Status.FAILED] = np.nan
         return ContrastTest(C @ self.estimates.coef, se, df)
 
     def f_test(self, C: np.ndarray, method: str) -> FTest:
@@ -266,6 +278,7 @@ class FitTests(Fitted):
         statistic, df = (np.full(self.summary.m, np.nan) for _ in range(2))
         for genes, part in self._by_block(lambda model, at: f_test(model, at, rows, method, between_within, stratum)):
             statistic[genes], df[genes] = part.statistic, part.df
+        statistic[self.estimates.status == Status.FAILED] = np.nan
         return FTest(statistic, rows.rank, df)
 
     def _f_table(self, tests: Mapping[str, np.ndarray], df: str) -> pd.DataFrame:

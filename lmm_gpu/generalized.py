@@ -16,6 +16,10 @@ tail areas are generalized p-values (Weerahandi 1995). What is reported is the t
 0.1 % points, on at most r df. In balanced designs that is the exact t test between group means, on r df. Sources that
 are nested in the groups share their fate below g = 0; all other variances are taken as they were estimated.
 
+A contrast may lie between the groups in part only: the effect, in one type of cells, of a treatment of donors; or of
+one that a single donor had both with and without. What is within groups then keeps its variance, and the df are at
+most those within.
+
 References
 ----------
 Weerahandi (1995), Exact Statistical Methods for Data Analysis, chapter 6. Viechtbauer (2007), Confidence intervals for
@@ -42,6 +46,8 @@ LEVELS = (0.05, 0.001)
 _POINTS, _LOWER, _UPPER = 48, 1e-10, 1e-6
 #: Ratios at which Q is found: so far apart in log(1 + g n) for n cells per level, up to g n of this.
 _SPACING, _TOP = 0.5, 1e4
+#: The df that a matched t distribution may have.
+_LEAST_DF, _MOST_DF = 0.1, 1e5
 #: Steps to a tail area at the most, and relative accuracy.
 _STEPS, _CLOSE = 20, 1e-9
 
@@ -57,7 +63,7 @@ def generalized_t(model: MixedModel, theta: Array, gradient: Array, stratum: Str
     gradient : array (k+1, c, b)
         Of the contrasts' variances at theta.
     stratum : Stratum
-        With at least one df.
+        With at least one df; not `whole` for contrasts that lie in it in part.
 
     Returns
     -------
@@ -84,13 +90,15 @@ def generalized_t(model: MixedModel, theta: Array, gradient: Array, stratum: Str
     ratios[j] = 0.0
     parts = s_0 * ratios[:, None, :] * d[:-1]  # (k, c, b), what each of the others adds
     nested = s_0 * d[-1] + parts[list(stratum.finer)].sum(axis=0)  # (c, b), within the stratum at a ratio of zero
+    most = stratum.df if stratum.whole else float(model.likelihood.default_df - model.likelihood.rank)
     crossed = parts.sum(axis=0) - parts[list(stratum.finer)].sum(axis=0)  # (c, b)
     rise = s_0 * d[j]  # (c, b)
     q, weight = chi2_points(stratum.df)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         g, share = ratios_at(q, *_profile(model.likelihood, ratios, s_0, stratum))  # (K, b)
+        share = share if stratum.whole else np.ones_like(share)
         variances = (share * a + g * b + c for a, b, c in zip(nested, rise, crossed, strict=True))  # (K, b)
-        matched = [matched_t(variance, weight, stratum.df) for variance in variances]
+        matched = [matched_t(variance, weight, most) for variance in variances]
     se, df = (np.stack(part) for part in zip(*matched, strict=True))
     return se, df
 
@@ -149,7 +157,8 @@ def ratios_at(
 def matched_t(variance: np.ndarray, weight: np.ndarray, most: float) -> tuple[np.ndarray, np.ndarray]:
     """Scale and df (b,) of the t distribution with the 5 % and 0.1 % points of a mixture of normals.
 
-    `variance` (K, b) has `weight` (K,). The df are at most `most`; then one of the points is met, the other one within.
+    `variance` (K, b) has `weight` (K,). The df are at most `most` and 10^5; then one of the points is
+    met, the other one within.
 
     Examples
     --------
@@ -161,10 +170,11 @@ def matched_t(variance: np.ndarray, weight: np.ndarray, most: float) -> tuple[np
     """
     sd = np.sqrt(variance)
     log_points, log_df = _t_points()
-    x = np.exp(log_points(math.log(most))[0]) / np.sqrt(weight @ (1.0 / variance))  # (b,), a start
+    most = math.log(min(max(most, _LEAST_DF), _MOST_DF))
+    x = np.exp(log_points(most)[0]) / np.sqrt(weight @ (1.0 / variance))  # (b,), a start
     wide = _tail_point(x, sd, weight, LEVELS[0])
     points = np.log(np.stack([wide, _tail_point(wide, sd, weight, LEVELS[1])], axis=1))  # (b, 2)
-    fitted = np.minimum(log_df(points[:, 1] - points[:, 0]), math.log(most))  # (b,)
+    fitted = np.minimum(log_df(points[:, 1] - points[:, 0]), most)  # (b,)
     return np.exp(np.max(points - log_points(fitted), axis=1)), np.exp(fitted)
 
 
@@ -184,6 +194,6 @@ def _tail_point(x: np.ndarray, sd: np.ndarray, weight: np.ndarray, level: float)
 @lru_cache(maxsize=1)
 def _t_points() -> tuple[CubicSpline, CubicSpline]:
     # logs of t's 5 % and 0.1 % points by log df, and log df by the log of their ratio, which falls with df
-    log_df = np.linspace(math.log(0.1), math.log(1e5), 1000)
+    log_df = np.linspace(math.log(_LEAST_DF), math.log(_MOST_DF), 1000)
     points = np.log([-special.stdtrit(np.exp(log_df), level / 2) for level in LEVELS])  # (2, N)
     return CubicSpline(log_df, points.T), CubicSpline((points[1] - points[0])[::-1], log_df[::-1])

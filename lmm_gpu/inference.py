@@ -54,14 +54,14 @@ def spread(
     contrasts : Contrasts
         c contrasts, prepared by the model.
     method : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-        "generalized" adjusts the standard errors of contrasts that lie in a stratum, and is "satterthwaite" for the
-        others, and with a prior. "kenward-roger" needs a REML model, and adjusts standard errors too.
+        "generalized" adjusts the standard errors of contrasts with a stratum, and is "satterthwaite" for the others,
+        and with a prior. "kenward-roger" needs a REML model, and adjusts standard errors too.
     between_within : array (c,)
         Result of `df_of_strata` for them.
     prior : Prior, optional
         Of the residual variances: moderates standard errors and df.
     bound : sequence of Stratum or None
-        Result of `binding_strata` for them; matters to "generalized".
+        Result of `weighed_strata` for them; matters to "generalized".
 
     Raises
     ------
@@ -106,7 +106,7 @@ def _generalize(
     gradient: Array,
     bound: Sequence[Stratum | None],
 ) -> None:
-    """Put in the standard errors of all contrasts, and the df of those that lie in strata, where the data tell.
+    """Put in the standard errors of all contrasts, and the df of those with a stratum, where the data tell.
 
     A component that was estimated below zero has given its groups more weight than they can have: the variance of an
     estimate with these weights is found with zero in its place.
@@ -115,9 +115,9 @@ def _generalize(
     at = xp.where(theta > 0, theta, 0.0)  # (k+1, b)
     variance = to_numpy(xp.sum(gradient * at[:, None, :], axis=0))  # (c, b)
     se[:] = np.where((to_numpy(theta) < 0).any(axis=0), np.sqrt(variance), se)
-    strata = {stratum.component: stratum for stratum in bound if stratum is not None and stratum.few}
-    for stratum in strata.values():
-        rows = [i for i, one in enumerate(bound) if one is not None and one.component == stratum.component]
+    strata = {(one.component, one.whole): one for one in bound if one is not None and one.few}
+    for key, stratum in strata.items():
+        rows = [i for i, one in enumerate(bound) if one is not None and (one.component, one.whole) == key]
         found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum)
         told = np.isfinite(found[0]) & np.isfinite(found[1]) & (found[0] > 0)  # (rows, b)
         for values, new in zip((se, df), found, strict=True):

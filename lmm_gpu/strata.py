@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Stratum:
     left: np.ndarray  #: (p, p), X'(I - P_j)X for the projection P_j on it
     df: float  #: between its levels, once X and the coarser effects are taken out
     cells: np.ndarray  #: (d_j,), squared lengths of its columns: cells of each level
+    whole: bool = True  #: whether the contrasts that it is for lie in it altogether
 
     @property
     def few(self) -> bool:
@@ -50,12 +51,32 @@ def binding_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]
     return found
 
 
+def weighed_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]:
+    """Return the stratum whose variance matters most to each contrast of `C` (c, p).
+
+    That is the one in which it lies; else, not `whole`, the one of few df with the largest part of the weights that
+    least squares gives the cells, as for an effect in one type of cells of a treatment between donors. None for what
+    is orthogonal to all of them.
+    """
+    found = binding_strata(summary, C)
+    within = [i for i, one in enumerate(found) if one is None]
+    dual = np.linalg.solve(to_numpy(summary.XX), C.T).T  # (c, p)
+    size = np.einsum("cp,cp->c", dual, C)
+    largest = np.full(len(C), IN_SPAN)
+    for stratum in strata(summary):
+        part = 1.0 - np.einsum("cp,pr,cr->c", dual, stratum.left, dual) / size  # (c,)
+        for i in within:
+            if stratum.few and part[i] > largest[i]:
+                found[i], largest[i] = replace(stratum, whole=False), part[i]
+    return found
+
+
 def common_stratum(summary: SummaryStats, C: np.ndarray) -> Stratum | None:
     """Return the stratum of all contrasts in the rows of `C` (c, p), None if there is no such one."""
-    first, *rest = binding_strata(summary, C)
-    if first is None or any(one is None or one.component != first.component for one in rest):
+    found = [one for one in weighed_strata(summary, C) if one is not None]
+    if len(found) < len(C) or len({one.component for one in found}) > 1:
         return None
-    return first
+    return replace(found[0], whole=all(one.whole for one in found))
 
 
 def within_df(summary: SummaryStats, rank: int) -> float:
@@ -73,7 +94,7 @@ def df_of_strata(bound: Sequence[Stratum | None], within: float) -> np.ndarray:
     ----------
     Pinheiro and Bates (2000), Mixed-Effects Models in S and S-PLUS, section 2.4.2.
     """
-    df = np.array([within if stratum is None else min(within, stratum.df) for stratum in bound])
+    df = np.array([within if stratum is None else stratum.df for stratum in bound])
     return np.where(df > 0, df, np.nan)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from .pvalues import z_scores
 from .python_interface import fit
 from .results import LMMFit
 
@@ -18,7 +19,7 @@ __all__ = ["lmm"]
 #: scanpy's names of what it keeps of a test, ours, and how it stores them.
 _SCANPY = {
     "names": ("variable", "O"),
-    "scores": ("statistic", "float32"),
+    "scores": ("score", "float32"),
     "logfoldchanges": ("log_fc", "float32"),
     "pvals": ("p_value", "float64"),
     "pvals_adj": ("adj_p_value", "float64"),
@@ -64,8 +65,10 @@ def lmm(
         For further tests and pictures. Written are
 
         ``adata.uns[key_added]``
-            What `scanpy.get.rank_genes_groups_df` reads: contrasts as groups, in each the genes by falling statistic
-            (genes without a test last). ``logfoldchanges`` are on the scale of the fit, not scanpy's log2.
+            What `scanpy.get.rank_genes_groups_df` reads: contrasts as groups, in each the genes by falling score
+            (genes without a test last). ``scores`` are z-scores of the p-values with the sign of the effect, as t
+            statistics on different df do not compare. ``logfoldchanges`` are on the scale of the fit, not scanpy's
+            log2.
         ``adata.varm[key_added]``
             Per gene: mean_expr, status, variances, iterations.
         ``adata.varm[f"{key_added}_{contrast}"]``
@@ -115,9 +118,10 @@ def _safe(labels: pd.Series) -> pd.Series:
 
 
 def _ranked(table: pd.DataFrame) -> dict[str, np.recarray]:
-    """One record array per quantity, contrasts as fields, the genes of each by falling statistic."""
+    """One record array per quantity, contrasts as fields, the genes of each by falling score."""
+    table = table.assign(score=z_scores(table["statistic"].to_numpy(), table["log10_p_value"].to_numpy()))
     groups = {
-        str(name): rows.sort_values("statistic", ascending=False, kind="stable")
+        str(name): rows.sort_values("score", ascending=False, kind="stable")
         for name, rows in table.groupby("contrast", sort=False)
     }
     return {

@@ -11,7 +11,7 @@ from scipy.optimize import brentq
 from lmm_gpu import lmm, sslmm
 from lmm_gpu.generalized import LEVELS, chi2_points, matched_t, ratios_at
 from lmm_gpu.pvalues import t_pvalue
-from lmm_gpu.strata import binding_strata
+from lmm_gpu.strata import binding_strata, weighed_strata
 
 EVEN, UNEVEN = [10] * 8, [2, 16, 3, 9, 2, 13, 5, 6]
 ARMS = np.tile([0.0, 1.0], 4)
@@ -80,8 +80,11 @@ def test_the_f_test_of_means_where_donors_are_alike(spread):
 # --- dense ----------------------------------------------------------------------------------------
 
 
-def by_dense_algebra(design, y, theta, c, component, coarser, r):
-    """5 % and 0.1 % points of the mixture, summed over steps of the ratio from n x n matrices."""
+def by_dense_algebra(design, y, theta, c, component, coarser, r, whole=True):
+    """5 % and 0.1 % points of the mixture, summed over steps of the ratio from n x n matrices.
+
+    What is not `whole` between the levels keeps the variance within them where that between them is less than zero.
+    """
     k, s_0 = len(design.d), theta[-1]
     ratios = np.maximum(theta[:-1] / s_0, 0.0)
     ends = np.cumsum(design.d)
@@ -108,7 +111,7 @@ def by_dense_algebra(design, y, theta, c, component, coarser, r):
     share = np.geomspace(1e-6, 1.0, 700)
     q = np.concatenate([path[0] / share, path])  # falls, with the variance at the middle of each step
     between = np.sqrt(np.concatenate([[0.5e-10], g[:-1] * g[1:]])) * s_0 * size[component]
-    middle = [np.sqrt(share[:-1] * share[1:]) * inside, [inside], inside + between]
+    middle = [np.sqrt(share[:-1] * share[1:]) ** whole * inside, [inside], inside + between]
     sd = np.sqrt(np.concatenate(middle) + outside)
     mass = np.diff(scipy.stats.chi2.sf(q, r))
     tail = lambda x: mass @ (2 * scipy.stats.norm.sf(x / sd))  # noqa: E731
@@ -144,16 +147,63 @@ def test_uneven_donors_are_the_dense_computation(case, spread):
             np.testing.assert_allclose(np.max(points / found), 1.0, rtol=2e-3)
 
 
+def of_cell_types(make):
+    """Two types of cells in each donor, the treatment's effect in each: both compare donors, and only in part."""
+    design = make(UNEVEN)
+    kind = (np.arange(design.n) // 2 % 2)[:, None] == [0, 1]
+    return dense.Design(np.column_stack([kind, design.X[:, 1:] * kind]), design.Z, design.d)
+
+
+EFFECT = np.array([[0.0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+@pytest.mark.parametrize("make", [of_donors, of_samples])
+def test_an_effect_in_one_cell_type_is_the_dense_computation(make, spread):
+    design = of_cell_types(make)
+    Y = genes(design, spread, m=4)
+    result = fitted(design, Y)
+    tested, joint = result.contrast_test(EFFECT, "generalized"), result.f_test(EFFECT, "generalized")
+    assert binding_strata(result.summary, EFFECT) == [None]
+    stratum = weighed_strata(result.summary, EFFECT)[0]
+    coarser = (0,) * stratum.component
+    assert (stratum.whole, stratum.coarser) == (False, coarser)
+    for gene, theta in enumerate(result.theta.to_numpy().T):
+        points = by_dense_algebra(
+            design, Y[:, gene], theta, EFFECT[0], stratum.component, coarser, stratum.df, whole=False
+        )
+        found = tested.se[0, gene] * scipy.stats.t.isf(np.array(LEVELS) / 2, tested.df[0, gene])
+        np.testing.assert_allclose(np.max(points / found), 1.0, rtol=2e-3)
+    np.testing.assert_allclose(joint.statistic, tested.t[0] ** 2, rtol=1e-8)
+    np.testing.assert_allclose(joint.df, tested.df[0], rtol=1e-8)
+
+
+def test_an_effect_in_one_cell_type_holds_its_level():
+    """Of 6 donors that differ much: Satterthwaite's test finds more than twice as many at 0.1 % as it may."""
+    rng = np.random.default_rng(7)
+    cells = [9, 45, 70, 6, 10, 120, 7, 9, 100, 60, 8, 12]  # of each donor and type
+    part = np.repeat(np.arange(12), cells)
+    donors, kind = dense.one_hot(part // 2, 6), dense.one_hot(part % 2, 2)
+    design = dense.Design(np.hstack([kind, kind * (part // 2 % 2)[:, None]]), donors, (6,))
+    result = fitted(design, genes(design, 0.5, m=20_000, seed=rng))
+    false = {}
+    for method in ("generalized", "satterthwaite"):
+        tested = result.contrast_test(EFFECT, method)
+        false[method] = [np.mean(t_pvalue(tested.t, tested.df) < level) / level for level in (0.05, 0.001)]
+    assert 0.7 < false["generalized"][0] < 1.15 and false["generalized"][1] < 1.5
+    assert false["satterthwaite"][1] > 2.0
+
+
 def test_a_component_below_zero_counts_as_zero_within_groups():
-    """The weights are those of the estimate; what varies with them is not less than with independent cells."""
-    design = of_donors(UNEVEN)
+    """Of many groups: the weights are those of the estimate, and what varies with them is not less than of cells."""
+    design = of_donors(13 * UNEVEN, np.tile(ARMS, 13))
     x = np.random.default_rng(2).normal(size=design.n)
     design = dense.Design(np.column_stack([design.X, x]), design.Z, design.d)
-    result = fitted(design, genes(design, 0.0, m=30))
+    result = fitted(design, genes(design, 0.0, m=12))
     c = np.array([0.0, 0, 1])
     tested, plain = (result.contrast_test(c[None], name) for name in ("generalized", "satterthwaite"))
     negative = (result.theta.iloc[0] < 0).to_numpy()
-    assert 5 < negative.sum() < 30
+    assert 2 < negative.sum() < 12
     for gene, theta in enumerate(result.theta.to_numpy().T):
         weights = np.linalg.solve(design.V(theta), design.X @ dense.beta_covariance(design, theta) @ c)
         V = design.V([max(theta[0], 0.0), theta[1]])
@@ -199,6 +249,21 @@ def test_df_are_at_most_between_within():
     tested = fitted(design, genes(design, 0.3, m=200)).contrast_test(TREATMENT, "generalized")
     assert (tested.df <= 6).all() and (tested.df > 0).all() and np.isfinite(tested.se).all()
     assert (tested.df < 5.9).any()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["generalized", "satterthwaite", "residual"])
+def test_no_valid_estimate_has_no_test(name):
+    """Of values that are the same in all cells of a donor: no residual variance, and no optimum."""
+    design = of_donors(UNEVEN)
+    Y = design.Z @ np.random.default_rng(0).normal(size=(8, 10))
+    result = fitted(design, np.hstack([Y, genes(design, 0.1)]))
+    failed = (result.status == "failed").to_numpy()
+    assert failed[:10].sum() > 5 and not failed[10:].any()
+    tested, joint = result.contrast_test(TREATMENT, name), result.f_test(TREATMENT, name)
+    np.testing.assert_array_equal(np.isnan(tested.t[0]), failed)
+    np.testing.assert_array_equal(np.isnan(joint.statistic) & failed, failed)
+    assert result.test("X2", df=name)["adj_p_value"].isna().to_numpy()[failed].all()
 
 
 # --- parts ----------------------------------------------------------------------------------------
