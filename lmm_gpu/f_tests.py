@@ -12,7 +12,7 @@ import numpy as np
 
 from .arrays import Array, like, to_numpy
 from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, theta_covariance
-from .generalized import generalized_t
+from .generalized import generalized_t, part_inside
 from .model import MixedModel, in_pieces, ratio_weights
 from .strata import Stratum, orthonormal_rows
 
@@ -103,7 +103,11 @@ def f_test(
     directions, values, slope = _principal(covariance, gradient, rows.T)
     if method == "generalized" and stratum is not None and stratum.few:
         along = np.einsum("bdr,br->bd", directions, estimate)  # (b, r)
-        se, df = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum)  # (r, b)
+        inside = None
+        if not stratum.whole:
+            pairs = np.moveaxis(part_inside(model, theta, a, stratum), -1, 0)  # (b, r, r)
+            inside = np.einsum("bdr,brs,bds->db", directions, pairs, directions)  # (r, b)
+        se, df = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum, inside)  # (r, b)
         return FTest(np.mean((along / se.T) ** 2, axis=1), rows.rank, combine_df(df.T))
     nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
     df = limit_df(combine_df(nu), method, to_numpy(theta), to_numpy(known), np.asarray(between_within))

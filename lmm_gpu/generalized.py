@@ -17,8 +17,8 @@ tail areas are generalized p-values (Weerahandi 1995). What is reported is the t
 are nested in the groups share their fate below g = 0; all other variances are taken as they were estimated.
 
 A contrast may lie between the groups in part only: the effect, in one type of cells, of a treatment of donors; or of
-one that a single donor had both with and without. What is within groups then keeps its variance, and the df are at
-most those within.
+one that a single donor had both with and without. Of the variance d_0 of its weights l, the part l'P_j l lies in the span
+of Z_j, and only that shares what is below g = 0; the df are at most those within groups.
 
 References
 ----------
@@ -52,7 +52,9 @@ _LEAST_DF, _MOST_DF = 0.1, 1e5
 _STEPS, _CLOSE = 20, 1e-9
 
 
-def generalized_t(model: MixedModel, theta: Array, gradient: Array, stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
+def generalized_t(
+    model: MixedModel, theta: Array, gradient: Array, stratum: Stratum, inside: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Standard errors and df (c, b) of contrasts that lie in a stratum.
 
     Parameters
@@ -63,7 +65,9 @@ def generalized_t(model: MixedModel, theta: Array, gradient: Array, stratum: Str
     gradient : array (k+1, c, b)
         Of the contrasts' variances at theta.
     stratum : Stratum
-        With at least one df; not `whole` for contrasts that lie in it in part.
+        With at least one df.
+    inside : array (c, b), optional
+        For contrasts that lie in the stratum in part: `part_inside` of them.
 
     Returns
     -------
@@ -89,18 +93,31 @@ def generalized_t(model: MixedModel, theta: Array, gradient: Array, stratum: Str
     ratios = np.maximum(to_numpy(model.likelihood.ratios(theta)), 0.0)  # (k, b), of the other random effects
     ratios[j] = 0.0
     parts = s_0 * ratios[:, None, :] * d[:-1]  # (k, c, b), what each of the others adds
-    nested = s_0 * d[-1] + parts[list(stratum.finer)].sum(axis=0)  # (c, b), within the stratum at a ratio of zero
-    most = stratum.df if stratum.whole else float(model.likelihood.default_df - model.likelihood.rank)
-    crossed = parts.sum(axis=0) - parts[list(stratum.finer)].sum(axis=0)  # (c, b)
+    finer = parts[list(stratum.finer)].sum(axis=0)  # (c, b)
+    inner = s_0 * d[-1] + finer if inside is None else s_0 * inside  # (c, b), in the stratum at a ratio of zero
+    most = stratum.df if inside is None else float(model.likelihood.default_df - model.likelihood.rank)
+    outer = s_0 * d[-1] + parts.sum(axis=0) - inner  # (c, b)
     rise = s_0 * d[j]  # (c, b)
     q, weight = chi2_points(stratum.df)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         g, share = ratios_at(q, *_profile(model.likelihood, ratios, s_0, stratum))  # (K, b)
-        share = share if stratum.whole else np.ones_like(share)
-        variances = (share * a + g * b + c for a, b, c in zip(nested, rise, crossed, strict=True))  # (K, b)
+        variances = (share * a + g * b + c for a, b, c in zip(inner, rise, outer, strict=True))  # (K, b)
         matched = [matched_t(variance, weight, most) for variance in variances]
     se, df = (np.stack(part) for part in zip(*matched, strict=True))
     return se, df
+
+
+def part_inside(model: MixedModel, theta: Array, a: Array, stratum: Stratum) -> np.ndarray:
+    """Part l'P_j l of l'l for the weights l that contrasts give to the cells, all pairs of them (c, c, b).
+
+    `a` (q, c) are the contrasts' loadings, P_j projects on the random effect of the stratum: with w_j = Z_j'l that is
+    w_j'(Z_j'Z_j)^-1 w_j.
+    """
+    w = to_numpy(model.likelihood.loads(model.likelihood.ratios(theta), a, stratum.component))  # (d_j, c, b)
+    values, vectors = np.linalg.eigh(stratum.ZZ)
+    kept = values > values[-1] * len(values) * np.finfo(float).eps
+    scaled = np.tensordot((vectors[:, kept] / np.sqrt(values[kept])).T, w, axes=1)  # (rank, c, b)
+    return np.einsum("qcb,qeb->ceb", scaled, scaled)
 
 
 def _profile(

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array, indices, namespace, to_numpy
 from .degrees_of_freedom import check_df_method, is_satterthwaite, limit_df, satterthwaite_df, theta_covariance
-from .generalized import generalized_t
+from .generalized import generalized_t, part_inside
 from .model import Contrasts, MixedModel
 from .moderation import Prior, moderate
 from .strata import Stratum
@@ -94,7 +94,7 @@ def spread(
     with np.errstate(invalid="ignore"):  # a covariance that is not positive definite has no standard errors
         se = np.sqrt(to_numpy(total))
     if method == "generalized" and prior is None:
-        _generalize(se, df, model, theta, gradient, bound)
+        _generalize(se, df, model, theta, contrasts, gradient, bound)
     return se, df
 
 
@@ -103,6 +103,7 @@ def _generalize(
     df: np.ndarray,
     model: MixedModel,
     theta: Array,
+    contrasts: Contrasts,
     gradient: Array,
     bound: Sequence[Stratum | None],
 ) -> None:
@@ -118,7 +119,13 @@ def _generalize(
     strata = {(one.component, one.whole): one for one in bound if one is not None and one.few}
     for key, stratum in strata.items():
         rows = [i for i, one in enumerate(bound) if one is not None and (one.component, one.whole) == key]
-        found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum)
+        inside = None if stratum.whole else _inside(model, theta, contrasts, rows, stratum)
+        found = generalized_t(model, theta, xp.take(gradient, indices(rows, gradient), axis=1), stratum, inside)
         told = np.isfinite(found[0]) & np.isfinite(found[1]) & (found[0] > 0)  # (rows, b)
         for values, new in zip((se, df), found, strict=True):
             values[rows] = np.where(told, new, values[rows])
+
+
+def _inside(model: MixedModel, theta: Array, contrasts: Contrasts, rows: Sequence[int], stratum: Stratum) -> np.ndarray:
+    # `part_inside` of some contrasts (rows, b), one after the other: their loads are large
+    return np.stack([part_inside(model, theta, contrasts.a[:, i : i + 1], stratum)[0, 0] for i in rows])

@@ -114,6 +114,10 @@ class Likelihood(ABC):
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
 
+    @abstractmethod
+    def loads(self, g: Array, a: Array, j: int) -> Array:
+        """w_j (d_j, c, b), the rows of random effect j of the w of `gradient_form`."""
+
     def untabulated(self: L) -> L:
         """Return the same without tables."""
         return self

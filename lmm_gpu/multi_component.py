@@ -207,6 +207,10 @@ class MultiComponent(Likelihood):
         w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
         return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
 
+    def loads(self, g: Array, a: Array, j: int) -> Array:
+        """w_j (d_j, c, b)."""
+        return self._moved(g, a)[j]
+
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w_i' ZVZ_ij w_j (k, k, c, b)."""
         x, y = self._loaded_pairs(g, self._moved(g, a))  # (r, k, c, b)

@@ -130,6 +130,11 @@ class SingleComponent(Likelihood):
         ua = self.U.T @ a  # (q, c)
         return ((ua * ua).T @ (w * w))[None, :, :]
 
+    def loads(self, g: Array, a: Array, j: int) -> Array:
+        """W (q, c, b)."""
+        w, ua = self._shrinkage(g), self.U.T @ a  # (q, b), (q, c)
+        return namespace(a).tensordot(self.U, ua[:, :, None] * w[:, None, :], axes=1)
+
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w' ZVZ w (1, 1, c, b)."""
         w = self._shrinkage(g)

@@ -28,8 +28,13 @@ class Stratum:
     finer: tuple[int, ...]  #: random effects that are nested in it
     left: np.ndarray  #: (p, p), X'(I - P_j)X for the projection P_j on it
     df: float  #: between its levels, once X and the coarser effects are taken out
-    cells: np.ndarray  #: (d_j,), squared lengths of its columns: cells of each level
+    ZZ: np.ndarray  #: (d_j, d_j), Z_j'Z_j
     whole: bool = True  #: whether the contrasts that it is for lie in it altogether
+
+    @property
+    def cells(self) -> np.ndarray:
+        """Squared lengths of its columns (d_j,): the cells of each level."""
+        return np.diagonal(self.ZZ)
 
     @property
     def few(self) -> bool:
@@ -136,7 +141,7 @@ def strata(summary: SummaryStats) -> Iterator[Stratum]:
         p = XX.shape[0]
         finer = tuple(i for i, more in enumerate(ranks) if more > rank and _nested(ZZ, rows[i], at))
         df = float(rank - _null_directions(left, whole) + _null_directions(whole, whole))
-        yield Stratum(j, coarser, finer, left[:p, :p], df, np.diagonal(ZZ[at, at]))
+        yield Stratum(j, coarser, finer, left[:p, :p], df, ZZ[at, at])
 
 
 def _nested(ZZ: np.ndarray, fine: slice, coarse: slice) -> bool:

@@ -83,7 +83,7 @@ def test_the_f_test_of_means_where_donors_are_alike(spread):
 def by_dense_algebra(design, y, theta, c, component, coarser, r, whole=True):
     """5 % and 0.1 % points of the mixture, summed over steps of the ratio from n x n matrices.
 
-    What is not `whole` between the levels keeps the variance within them where that between them is less than zero.
+    Of what is not `whole` between the levels only the part between them shares a variance less than zero.
     """
     k, s_0 = len(design.d), theta[-1]
     ratios = np.maximum(theta[:-1] / s_0, 0.0)
@@ -106,12 +106,16 @@ def by_dense_algebra(design, y, theta, c, component, coarser, r, whole=True):
     nested = [i for i in range(k) if i != component and i not in coarser]
     inside = s_0 * (weights @ weights + sum(ratios[i] * size[i] for i in nested))
     outside = s_0 * sum(ratios[i] * size[i] for i in coarser)
+    if not whole:
+        Z = blocks[component]
+        projected = s_0 * weights @ Z @ np.linalg.pinv(Z.T @ Z) @ Z.T @ weights
+        inside, outside = projected, outside + inside - projected
     g = np.geomspace(1e-5, 1e8, 700)
     path = np.array([Q(0.0), *[Q(one) for one in g]])  # falls
     share = np.geomspace(1e-6, 1.0, 700)
     q = np.concatenate([path[0] / share, path])  # falls, with the variance at the middle of each step
     between = np.sqrt(np.concatenate([[0.5e-10], g[:-1] * g[1:]])) * s_0 * size[component]
-    middle = [np.sqrt(share[:-1] * share[1:]) ** whole * inside, [inside], inside + between]
+    middle = [np.sqrt(share[:-1] * share[1:]) * inside, [inside], inside + between]
     sd = np.sqrt(np.concatenate(middle) + outside)
     mass = np.diff(scipy.stats.chi2.sf(q, r))
     tail = lambda x: mass @ (2 * scipy.stats.norm.sf(x / sd))  # noqa: E731
