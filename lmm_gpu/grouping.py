@@ -21,7 +21,7 @@ _FEW_COLUMNS = 4
 #: Sums of groups that are held at a time, where nothing is gained by more: they stay in the processor's cache, and
 #: arrays of this size are used again by the C library, where larger ones are made of new pages.
 _SUMS_AT_A_TIME = 2**18
-#: Whether a column has few values shows in so many cells.
+#: Whether a column has few values, or one in each group, mostly shows in so many cells.
 _LOOKED_AT = 4096
 
 
@@ -157,7 +157,9 @@ def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[
     found, first = np.unique(grouping.codes, return_index=True)
     cell = np.zeros(width, dtype=np.intp)  # (groups,), any cell for a group without
     cell[found] = first
-    same = [j for j in columns if (X[cell, j][grouping.codes] == X[:, j]).all()]
+    same = list(columns)
+    for codes, x in ((grouping.codes[:_LOOKED_AT], X[:_LOOKED_AT]), (grouping.codes, X)):  # most show early
+        same = [j for j in same if (X[cell, j][codes] == x[:, j]).all()]
     return Grouping(grouping.codes, grouping.weights, same, X[cell][:, same])
 
 
