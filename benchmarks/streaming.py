@@ -209,7 +209,7 @@ def main() -> None:
     result["peak"] = [peak(path, memory) for memory in ("256MB", "512MB")]
     if not options.no_growth:
         more = made(options.folder, options.times * cells, first)
-        result["speed"].append(compare(more, options.times * cells, "256MB", max(1, options.repeats // 2)))
+        result["speed"].append(compare(more, options.times * cells, "256MB", max(2, options.repeats // 2)))
         result["peak"].append(peak(more, "256MB"))
     result["load_average"] = os.getloadavg()  # how busy the machine was: for the reader to judge the figures by
     result["peak_of_this_process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

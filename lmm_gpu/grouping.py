@@ -18,7 +18,10 @@ import scipy.sparse
 _MOST_GROUPS = 256
 #: A pass over the cells costs about as much as so many columns that are multiplied.
 _FEW_COLUMNS = 4
-#: Whether a column has few values shows in so many cells.
+#: Sums of groups that are held at a time, where nothing is gained by more: they stay in the processor's cache, and
+#: arrays of this size are used again by the C library, where larger ones are made of new pages.
+_SUMS_AT_A_TIME = 2**18
+#: Whether a column has few values, or one in each group, mostly shows in so many cells.
 _LOOKED_AT = 4096
 
 
@@ -79,11 +82,12 @@ class GroupedDesign:
         Y is a csr_array (cells, m) of float64. Beyond `XY` and `ZY`, some times `most` numbers are held.
         """
         width = Y.shape[0] + Y.shape[1] if most is None else max(1, most // max(Y.shape[1], 1))
+        narrow = max(1, min(width, _SUMS_AT_A_TIME // max(Y.shape[1], 1)))
         for block, effect in self.random:
             if not isinstance(effect, Grouping):
                 ZY[block] += (effect[rows].T @ Y).toarray()
                 continue
-            for groups, sums in _group_sums(effect, rows, Y, width):
+            for groups, sums in _group_sums(effect, rows, Y, narrow):
                 ZY[block][_as_slice(groups)] += sums
         for grouping in self.fixed:
             for groups, sums in _group_sums(grouping, rows, Y, width):
@@ -153,7 +157,9 @@ def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[
     found, first = np.unique(grouping.codes, return_index=True)
     cell = np.zeros(width, dtype=np.intp)  # (groups,), any cell for a group without
     cell[found] = first
-    same = [j for j in columns if (X[cell, j][grouping.codes] == X[:, j]).all()]
+    same = list(columns)
+    for codes, x in ((grouping.codes[:_LOOKED_AT], X[:_LOOKED_AT]), (grouping.codes, X)):  # most show early
+        same = [j for j in same if (X[cell, j][codes] == x[:, j]).all()]
     return Grouping(grouping.codes, grouping.weights, same, X[cell][:, same])
 
 
