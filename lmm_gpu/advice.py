@@ -135,7 +135,7 @@ def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
 
 def _slopes(names: Sequence[str], group: str, c: np.ndarray) -> list[str]:
     # the random effects that let what one contrast (p,) compares differ between the levels of the group
-    columns = [names[i] for i in np.flatnonzero(c) if names[i] != "Intercept"]
+    columns = [name for name, weight in zip(names, c, strict=True) if weight and name != "Intercept"]
     parts = list(dict.fromkeys(part for column in columns for part in column.split(":")))
     factors = list(dict.fromkeys(_factor(part) for part in parts if "[" in part))
     numbers = [part for part in parts if "[" not in part]
