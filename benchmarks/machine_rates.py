@@ -182,7 +182,7 @@ def _design(formula: str, quick: bool) -> tuple[float, float]:
     def build() -> None:
         nonlocal design
         design = build_design(formula, obs)
-        Accumulator(design, 1)._group()
+        Accumulator(design, 1).expect_sparse()
 
     design = None
     seconds = best(build, 2)

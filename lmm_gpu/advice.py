@@ -126,15 +126,20 @@ def varies_within(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
 
 
 def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
-    # the formula with a random effect for the columns that are compared
+    # the formula with random effects for what each of the contrasts C (c, p) compares
     if summary.formula is None:
         return f"Add columns to Z: one for each level of {group} and each group of cells that is compared"
-    columns = [summary.fixed_names[i] for i in np.flatnonzero(C.any(axis=0)) if summary.fixed_names[i] != "Intercept"]
+    terms = dict.fromkeys(term for c in C for term in _slopes(summary.fixed_names, group, c))
+    return f"Write '{' + '.join([summary.formula, *terms])}'"
+
+
+def _slopes(names: Sequence[str], group: str, c: np.ndarray) -> list[str]:
+    # the random effects that let what one contrast (p,) compares differ between the levels of the group
+    columns = [name for name, weight in zip(names, c, strict=True) if weight and name != "Intercept"]
     parts = list(dict.fromkeys(part for column in columns for part in column.split(":")))
     factors = list(dict.fromkeys(_factor(part) for part in parts if "[" in part))
     numbers = [part for part in parts if "[" not in part]
-    terms = [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in numbers]
-    return f"Write '{' + '.join([summary.formula, *terms])}'"
+    return [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in numbers]
 
 
 def _factor(column: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from .advice import advise
 from .contrasts import contrast_matrix
 from .degrees_of_freedom import check_df_method
 from .design import build_design
@@ -89,7 +91,7 @@ def fit_to_folder(
     check_table_path(results)
     fit, named = _Task(data, formula, contrasts, reading, options, clock).fitted()
     with clock("testing"):
-        table = fit.test(named, df=df)
+        table = _tested(fit, named, df=df)
     with clock("writing"):
         write_table(table, results)
         write_table(gene_table(fit), genes)
@@ -184,7 +186,7 @@ def write_tests(
     check_writable(path.parent, path)
     fit = LMMFit.load(fitted / "fit.h5" if fitted.is_dir() else fitted)
     names = fit.summary.fixed_names
-    table = fit.test(_matrix(contrasts, names), df=df, alternative=alternative, level=level)
+    table = _tested(fit, _matrix(contrasts, names), df=df, alternative=alternative, level=level)
     write_table(table, path)
     return {"tests": len(table), "contrasts": list(contrasts or names), "df": df, "written": [str(path)]}
 
@@ -236,6 +238,15 @@ def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFra
         if any("=" in text and " = " not in text for text in contrasts):
             raise ValueError(f"{error}; a name of your own stands before ' = ', with the spaces") from None
         raise
+
+
+def _tested(fit: LMMFit, contrasts: pd.DataFrame | None, **how: Any) -> pd.DataFrame:
+    # fit.test, which takes a test of every coefficient for a look around; from here tables and reports are written
+    names = [name for name in fit.summary.fixed_names if name != "Intercept"]
+    if contrasts is None and names:
+        for sentence in advise(fit.summary, contrast_matrix(names, fit.summary.fixed_names).to_numpy().T, names):
+            warnings.warn(sentence, stacklevel=3)
+    return fit.test(contrasts, **how)
 
 
 def _keep(summary: SummaryStats, path: Path) -> dict[str, Any]:

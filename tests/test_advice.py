@@ -112,6 +112,14 @@ def test_contrasts_share_a_sentence():
     assert len(found) == 1 and "what 'half[T.t]', 'cls[T.q]', 'x' and 1 more compares" in found[0]
 
 
+def test_every_contrast_gets_its_own_random_effect():
+    formula, contrasts = "~ half + x + (1 | donor)", ["half[T.t]", "x"]
+    (found,) = said(formula, contrasts)
+    better = re.search(r"Write '(.*)'$", found)[1]
+    assert better == f"{formula} + (1 | donor:half) + (0 + x | donor)"
+    assert said(better, contrasts) == []
+
+
 def test_groups_without_cells():
     Z = np.hstack([pd.get_dummies(OBS["donor"]).to_numpy(float), np.zeros((N, 2))])
     X = np.column_stack([np.ones(N), OBS["arm"] == "v"]).astype(float)

@@ -220,6 +220,20 @@ def test_resume(command, tmp_path, monkeypatch):
     assert_table(tmp_path / "results.csv.gz", python_fit().test())
 
 
+def test_contrasts_that_were_not_asked_for_are_warned_of(command, tmp_path):
+    obs = pd.DataFrame({"donor": np.repeat(list("abcdef"), 20), "half": np.tile(list("st"), 60)})
+    obs.to_csv(tmp_path / "halves.csv", index=False)
+    Y = np.random.default_rng(0).normal(size=(120, 3))
+    pd.DataFrame(Y, columns=list("xyz")).to_csv(tmp_path / "values.csv", index=False)
+    cells = tmp_path / "values.csv", "--obs", tmp_path / "halves.csv"
+    code, _, said = command("fit", *cells, "-f", "~ half + (1 | donor)", "-o", tmp_path / "run")
+    assert code == 0 and "Write '~ half + (1 | donor) + (1 | donor:half)'" in said
+    code, _, said = command("test", tmp_path / "run", "-o", tmp_path / "all.csv")
+    assert code == 0 and "(1 | donor:half)" in said
+    code, _, said = command("fit", *cells, "-f", "~ 1 + (1 | donor)", "-o", tmp_path / "mean")
+    assert (code, said) == (0, "")
+
+
 def test_warnings_are_single_lines(command, tmp_path):
     _, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
     lines = err.splitlines()
