@@ -17,8 +17,8 @@ tail areas are generalized p-values (Weerahandi 1995). What is reported is the t
 are nested in the groups share their fate below g = 0; all other variances are taken as they were estimated.
 
 A contrast may lie between the groups in part only: the effect, in one type of cells, of a treatment of donors; or of
-one that a single donor had both with and without. Of the variance d_0 of its weights l, the part l'P_j l lies in the span
-of Z_j, and only that shares what is below g = 0; the df are at most those within groups.
+one that a single donor had both with and without. Of the variance d_0 of its weights l, the part l'P_j l lies in the
+span of Z_j, and only that shares what is below g = 0; the df are at most those within groups.
 
 References
 ----------

@@ -15,6 +15,8 @@ from .summary import SummaryStats
 IN_SPAN = 1e-10
 #: With more df between groups than this the variance is known well enough for Satterthwaite's.
 MANY = 100
+#: A contrast of which the levels' own cells tell more than this share is one within levels.
+_MOSTLY = 0.7
 #: Rows whose gram matrix in units of their own lengths has smaller eigenvalues repeat others.
 _DEPENDENT = 1e-10
 
@@ -59,21 +61,34 @@ def binding_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]
 def weighed_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]:
     """Return the stratum whose variance matters most to each contrast of `C` (c, p).
 
-    That is the one in which it lies; else, not `whole`, the one of few df with the largest part of the weights that
-    least squares gives the cells, as for an effect in one type of cells of a treatment between donors. None for what
-    is orthogonal to all of them.
+    That is the one in which it lies; else, not `whole`, the one of few df without which the least of its information
+    is left, if that is less than 70 %: as for an effect in one type of cells of a treatment between donors. None for
+    what is known within all levels.
     """
+    XX = to_numpy(summary.XX)
     found = binding_strata(summary, C)
     within = [i for i, one in enumerate(found) if one is None]
-    dual = np.linalg.solve(to_numpy(summary.XX), C.T).T  # (c, p)
-    size = np.einsum("cp,cp->c", dual, C)
-    largest = np.full(len(C), IN_SPAN)
+    variance = np.einsum("cp,cp->c", C, np.linalg.solve(XX, C.T).T)
+    least = np.full(len(C), _MOSTLY)
     for stratum in strata(summary):
-        part = 1.0 - np.einsum("cp,pr,cr->c", dual, stratum.left, dual) / size  # (c,)
+        kept = variance / _variance_within(stratum.left, np.diagonal(XX), C)  # (c,)
         for i in within:
-            if stratum.few and part[i] > largest[i]:
-                found[i], largest[i] = replace(stratum, whole=False), part[i]
+            if stratum.few and kept[i] < least[i]:
+                found[i], least[i] = replace(stratum, whole=False), kept[i]
     return found
+
+
+def _variance_within(left: np.ndarray, squares: np.ndarray, C: np.ndarray) -> np.ndarray:
+    """Variances c' left^-1 c (c,) of contrasts within levels, infinite where these do not tell.
+
+    `left` (p, p) is X'(I - P)X, `squares` (p,) the diagonal of X'X.
+    """
+    scale = 1.0 / np.sqrt(squares)
+    values, vectors = np.linalg.eigh(left * scale[:, None] * scale[None, :])
+    along = (C * scale) @ vectors  # (c, p)
+    known = values > IN_SPAN
+    untold = (along[:, ~known] ** 2).sum(axis=1) > IN_SPAN * (along**2).sum(axis=1)
+    return np.where(untold, np.inf, (along[:, known] ** 2 / values[known]).sum(axis=1))
 
 
 def common_stratum(summary: SummaryStats, C: np.ndarray) -> Stratum | None:
