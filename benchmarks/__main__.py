@@ -46,7 +46,7 @@ SCRIPTS = (
     Script("calibration"),
     Script("peers", ("--seconds", "3")),
     Script("growth", ("--seconds", "1")),
-    Script("scaling", quick=("--quick", "--output", str(FOLDER / "results" / "scaling_quick.json"))),
+    Script("scaling"),
 )
 
 

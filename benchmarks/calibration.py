@@ -1,8 +1,8 @@
 """Are p-values what they say? False positives over nominal of every method of df, where nothing has an effect; power.
 
 Cells are normal: with a group of cells for each donor and condition, the sums of each group are all that a fit needs,
-and are drawn exactly. One component, the donors; the treatment lies between donors or within them, or its effect in one of
-three types of cells is asked for, which lies between donors in part.
+and are drawn exactly. One component, the donors; the treatment lies between donors or within them, or its effect in one
+of three types of cells is asked for, which lies between donors in part.
 """
 
 from __future__ import annotations
@@ -20,12 +20,8 @@ from scipy import stats
 import lmm_gpu
 from lmm_gpu.pvalues import t_pvalue
 
-DONORS, SPREADS, RATIOS, CONTRASTS = (
-    (6, 10, 20, 60),
-    ("100 each", "5 to 400"),
-    (0.0, 0.01, 0.1),
-    ("between", "in part", "within"),
-)
+DONORS, SPREADS, RATIOS = (6, 10, 20, 60), ("100 each", "5 to 400"), (0.0, 0.01, 0.1)
+CONTRASTS = ("between", "in part", "within")
 LEVELS = (0.05, 0.01, 0.001)
 #: Name of a rule, bounds of the fit, and method of df. The first is the default.
 RULES = {

@@ -344,15 +344,13 @@ def calibration_sentences(results: dict) -> str:
 
 def calibration_short(results: dict) -> str:
     """The worst of the default and of n - p, for the README."""
-    most = {
-        name: [
-            max(found[f"most at {level}"] for found in results["worst"][name].values()) for level in ("5 %", "0.1 %")
-        ]
-        for name in ("generalized", "residual (n - p)")
-    }
-    (ours, ours_tail), (theirs, theirs_tail) = most.values()
+    kinds = (results["worst"][name].values() for name in ("generalized", "residual (n - p)"))
+    ours, theirs = (
+        [max(kind[f"most at {level}"] for kind in one) for level in ("5 %", "0.1 %")] for one in map(list, kinds)
+    )
     rows = [row for row in results["rows"] if row["contrast"] != "counts"]
     return (
-        f"Over {len(rows)} simulated designs without effect, at most {ours:.2f} times as many genes as should pass the 5 % "
-        f"level and {ours_tail:.2f} times the 0.1 % level; with df = n - p, {theirs:.2f} and {theirs_tail:.0f} times"
+        f"Over {len(rows)} simulated designs without effect, at most {ours[0]:.2f} times as many genes as should pass "
+        f"the 5 % level and {ours[1]:.2f} times the 0.1 % level; with df = n - p, {theirs[0]:.2f} and {theirs[1]:.0f} "
+        "times"
     )

@@ -391,8 +391,10 @@ def main() -> None:
     parser.add_argument("--price", type=float, help="of a node-hour, in any currency: adds a cost to every prediction")
     parser.add_argument("--gpu-price", type=float, default=0.0, help="of an hour of one GPU, on top of --price (0)")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lmm_gpu_streaming")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scaling.json")
+    parser.add_argument("--output", type=Path, help="by default results/scaling.json, or scaling_quick.json")
     options = parser.parse_args()
+    name = "scaling_quick.json" if options.quick else "scaling.json"
+    options.output = options.output or Path(__file__).parent / "results" / name
     warnings.simplefilter("ignore")
     options.folder.mkdir(parents=True, exist_ok=True)
     prices = None if options.price is None else Prices(options.price, options.gpu_price)

@@ -23,6 +23,8 @@ from .system_info import system_info
 
 #: What typer raises for unknown commands, options and values: click's, which newer versions bring along themselves.
 UsageError: Any = typer.BadParameter.__base__
+#: Exit code after Ctrl-C: typer's, and every shell's.
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="One linear mixed model per gene, for all genes at once.",
@@ -118,7 +120,10 @@ def main(arguments: list[str] | None = None) -> None:
     with warnings.catch_warnings():
         warnings.showwarning = console.warn
         try:
-            sys.exit(app(given or ["--help"], prog_name="lmm-gpu", standalone_mode=False))
+            code = app(given or ["--help"], prog_name="lmm-gpu", standalone_mode=False)
+            if code == INTERRUPTED:
+                console.note("error", "interrupted; what was there before is as it was", "error: ", "red")
+            sys.exit(code)
         except UsageError as mistake:
             where = mistake.ctx.command_path if mistake.ctx else "lmm-gpu"
             console.refuse(f"{mistake.format_message().rstrip('.')}; see {where} --help")

@@ -223,6 +223,9 @@ def _distinct(labels: Any, what: str) -> list[str]:
 def _no_such_column(name: str, names: list[str]) -> str:
     closest = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     known = f"the closest are {closest}" if closest else f"the columns are {_shown(names)}"
+    column = name.split("[", 1)[0]
+    if column in names and column != name:
+        known = f"{column} is a number there: write C({column}) in the formula for its levels"
     return f"no column is called {name!r}; {known}"
 
 

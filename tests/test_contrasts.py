@@ -254,3 +254,8 @@ def test_the_label_of_weights_reads_back_as_the_weights(weights):
 def test_rows_refuse(contrast, message):
     with pytest.raises(ValueError, match=message):
         contrast_rows(contrast, NAMES)
+
+
+def test_levels_of_a_number_are_asked_for_in_the_formula():
+    with pytest.raises(ValueError, match=r"no column is called 'sex\[T.2\]'; sex is a number there: write C\(sex\)"):
+        contrast_matrix({"sex": "sex[T.2]"}, ["Intercept", "sex"])
