@@ -203,7 +203,7 @@ def draw(rows: list[dict], path: Path) -> None:
         ax.axvspan(0.8, most, color="#dddddd", lw=0, zorder=0)
         ax.set_xscale("log")
         ax.set_xlim(0.045, 120)
-        ax.set_xticks([0.05, 0.2, 1, 5, 20, 100], ["0.05 or less", "0.2", "1", "5", "20", "100"])
+        ax.set_xticks([0.05, 0.2, 1, 5, 20, 100], ["≤ 0.05", "0.2", "1", "5", "20", "100"])
         ax.set_title(f"false positives over nominal, {100 * LEVELS[level]:g} %", fontsize=9, loc="left")
     panels[2].set_xlim(0, 1)
     panels[2].set_title("power at 5 % (effect: 4 standard errors)", fontsize=9, loc="left")
