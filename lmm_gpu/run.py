@@ -242,11 +242,12 @@ def _matrix(contrasts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFra
 
 def _tested(fit: LMMFit, contrasts: pd.DataFrame | None, **how: Any) -> pd.DataFrame:
     # fit.test, which takes a test of every coefficient for a look around; from here tables and reports are written
+    table = fit.test(contrasts, **how)
     names = [name for name in fit.summary.fixed_names if name != "Intercept"]
     if contrasts is None and names:
         for sentence in advise(fit.summary, contrast_matrix(names, fit.summary.fixed_names).to_numpy().T, names):
             warnings.warn(sentence, stacklevel=3)
-    return fit.test(contrasts, **how)
+    return table
 
 
 def _keep(summary: SummaryStats, path: Path) -> dict[str, Any]:

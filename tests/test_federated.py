@@ -293,9 +293,10 @@ def test_mistakes_as_json(command, arguments):
 def test_warnings_as_json(command):
     sparse.save_npz("oslo.npz", sparse.csr_matrix(CELLS["oslo"][0] * (np.arange(8) > 0)))
     code, out, err = command("fit", *of("oslo"), "-o", "run", "--json")
-    warning = json.loads(err)
+    first, *others = [json.loads(line) for line in err.splitlines()]
     assert code == 0 and json.loads(out)["status"]["no_variance"] == 1
-    assert warning["level"] == "warning" and warning["message"].startswith("1 of 8 features do not vary")
+    assert first["level"] == "warning" and first["message"].startswith("1 of 8 features do not vary")
+    assert all(other["level"] == "warning" for other in others)
 
 
 # --- what is wrong --------------------------------------------------------------------------------
