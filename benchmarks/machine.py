@@ -7,6 +7,8 @@ import json
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from lmm_gpu.system_info import system_info
 
 RESULTS = Path(__file__).parent / "results"
+#: Runs of which the best counts.
+REPEATS = 3
 
 
 def parser(name: str, purpose: str | None) -> argparse.ArgumentParser:
@@ -51,6 +55,16 @@ def write(record: dict[str, Any], options: argparse.Namespace) -> Path:
     os.replace(part, path)
     print(f"wrote {path}")
     return path
+
+
+def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Least seconds of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def _processor() -> str:

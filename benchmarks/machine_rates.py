@@ -7,13 +7,13 @@ machine = measure()
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
+from machine import best
 from scipy import sparse
 from streaming import make, read_only, table
 from work_model import Rates, counted, on_the_host
@@ -109,16 +109,6 @@ def host_rates(quick: bool = False) -> Rates:
         solve_tflop_per_s=1e-12 * 3 * len(S) * small**3 / _together(lambda: inverse_and_logdet(S), 2),
         eigen_tflop_per_s=1e-12 * 9 * len(E) ** 3 / best(lambda: list(in_threads(np.linalg.eigh, [E, E], 2))) * 2,
     )
-
-
-def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Least seconds of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def _together(function: Callable[[], object], times: int) -> float:

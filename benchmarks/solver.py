@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import resource
-import time
 
 import machine
 import numpy as np
+from machine import best
 from tb_statistics import simulate
 from threadpoolctl import threadpool_limits
 
@@ -14,7 +14,7 @@ import lmm_gpu
 from lmm_gpu.fitting import FitOptions, fit_summary
 from lmm_gpu.results import LMMFit
 
-GENES, QUICK_GENES, PEER_GENES, REPEATS = 11_596, 500, 12, 3
+GENES, QUICK_GENES, PEER_GENES = 11_596, 500, 12
 MODELS = {1: "donor", 2: "donor + batch", 3: "donor + batch + site", "slope": "donor + slope by donor"}
 GROWTH = (1_000, 3_000, 10_000, 30_000, 100_000)
 
@@ -25,16 +25,6 @@ def everything(summary: lmm_gpu.SummaryStats) -> LMMFit:
     fit = LMMFit(fit.estimates, fit.summary, fit.model, ddf="residual")
     assert np.isfinite(fit.p.to_numpy()).all()
     return fit
-
-
-def seconds(function, repeats: int = REPEATS) -> float:
-    """Best of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def peer_seconds(summary: lmm_gpu.SummaryStats) -> float | None:
@@ -51,15 +41,15 @@ def peer_seconds(summary: lmm_gpu.SummaryStats) -> float | None:
     np.testing.assert_allclose(theirs["theta"].to_numpy(), ours.theta.to_numpy(), rtol=1e-6, atol=1e-9)
     run = lambda: lmm(*arguments, **keywords)  # noqa: E731
     with threadpool_limits(limits=1, user_api="blas"):  # threads that spin make it slower on a busy machine
-        alone = seconds(run, repeats=2)
-    return min(alone, seconds(run, repeats=2)) / PEER_GENES
+        alone = best(run, repeats=2)
+    return min(alone, best(run, repeats=2)) / PEER_GENES
 
 
 def compare(effects: int | str, genes: int, *, peer: bool) -> dict:
     """Time one model; with the peer if it is asked for."""
     summary = simulate(genes, effects)
     fit = everything(summary)
-    ours = seconds(lambda: everything(summary))
+    ours = best(lambda: everything(summary))
     row = {
         "model": MODELS[effects],
         "genes": genes,

@@ -226,10 +226,9 @@ class FitTests(Fitted):
         (True, [[6.0, 6.0]])
         """
         check_df_method(method, self.method)
-        between_within = df_of_strata(
-            binding_strata(self.summary, C), within_df(self.summary, self.model.likelihood.rank)
-        )
-        bound = weighed_strata(self.summary, C)
+        bound = binding_strata(self.summary, C)
+        between_within = df_of_strata(bound, within_df(self.summary, self.model.likelihood.rank))
+        bound = weighed_strata(self.summary, C, bound) if method == "generalized" else bound
         gradient = is_satterthwaite(method) or prior is not None
         with self._computing():
             ready = self.model.prepare(like(C, self.model.XXinv), gradient=gradient)
@@ -274,7 +273,7 @@ class FitTests(Fitted):
         check_df_method(method, self.method)
         between_within = float(combine_df(between_within_directions(self.summary, C, self.model.likelihood.rank)))
         rows = RowSpace.of(C, to_numpy(self.model.XXinv))
-        stratum = common_stratum(self.summary, C)
+        stratum = common_stratum(self.summary, C) if method == "generalized" else None
         statistic, df = (np.full(self.summary.m, np.nan) for _ in range(2))
         for genes, part in self._by_block(lambda model, at: f_test(model, at, rows, method, between_within, stratum)):
             statistic[genes], df[genes] = part.statistic, part.df

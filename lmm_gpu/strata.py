@@ -58,16 +58,20 @@ def binding_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]
     return found
 
 
-def weighed_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]:
-    """Return the stratum whose variance matters most to each contrast of `C` (c, p).
+def weighed_strata(
+    summary: SummaryStats, C: np.ndarray, bound: Sequence[Stratum | None] | None = None
+) -> list[Stratum | None]:
+    """Return the stratum whose variance matters most to each contrast of `C` (c, p); `bound` if it is at hand.
 
     That is the one in which it lies; else, not `whole`, the one of few df without which the least of its information
     is left, if that is less than 70 %: as for an effect in one type of cells of a treatment between donors. None for
     what is known within all levels.
     """
     XX = to_numpy(summary.XX)
-    found = binding_strata(summary, C)
+    found = binding_strata(summary, C) if bound is None else list(bound)
     within = [i for i, one in enumerate(found) if one is None]
+    if not within:
+        return found
     variance = np.einsum("cp,cp->c", C, np.linalg.solve(XX, C.T).T)
     least = np.full(len(C), _MOSTLY)
     for stratum in strata(summary):
