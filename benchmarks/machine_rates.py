@@ -41,7 +41,6 @@ FORMULAS = {
 #: For next to no cells: few effects.
 FIXED = "~ status + (1 | sex)"
 COMPRESSIONS = ("gzip", "lzf", "none")
-REPEATS = 3
 
 
 @dataclass(frozen=True)

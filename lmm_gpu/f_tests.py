@@ -101,17 +101,20 @@ def f_test(
         at = np.maximum(to_numpy(theta).T, 0.0)  # (b, k+1): as for one contrast
         covariance = np.einsum("bk,bkrs->brs", at, gradient)
     directions, values, slope = _principal(covariance, gradient, rows.T)
+    nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
+    df = limit_df(combine_df(nu), method, to_numpy(theta), to_numpy(known), np.asarray(between_within))
+    statistic = _wald(estimate, covariance)
     if method == "generalized" and stratum is not None and stratum.few:
         along = np.einsum("bdr,br->bd", directions, estimate)  # (b, r)
         inside = None
         if not stratum.whole:
             pairs = np.moveaxis(part_inside(model, theta, a, stratum), -1, 0)  # (b, r, r)
             inside = np.einsum("bdr,brs,bds->db", directions, pairs, directions)  # (r, b)
-        se, df = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum, inside)  # (r, b)
-        return FTest(np.mean((along / se.T) ** 2, axis=1), rows.rank, combine_df(df.T))
-    nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
-    df = limit_df(combine_df(nu), method, to_numpy(theta), to_numpy(known), np.asarray(between_within))
-    return FTest(_wald(estimate, covariance), rows.rank, df)
+        se, of_t = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum, inside)  # (r, b)
+        told = (np.isfinite(of_t) & (se > 0)).all(axis=0)  # (b,); otherwise as without a stratum, as t tests are
+        statistic = np.where(told, np.mean((along / np.where(told, se, 1.0).T) ** 2, axis=1), statistic)
+        df = np.where(told, combine_df(of_t.T), df)
+    return FTest(statistic, rows.rank, df)
 
 
 def _principal(covariance: np.ndarray, gradient: np.ndarray, T: np.ndarray) -> tuple[np.ndarray, ...]:

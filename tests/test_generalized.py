@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 from scipy.optimize import brentq
 
-from lmm_gpu import lmm, sslmm
+from lmm_gpu import f_tests, inference, lmm, sslmm
 from lmm_gpu.generalized import LEVELS, chi2_points, matched_t, ratios_at
 from lmm_gpu.pvalues import t_pvalue
 from lmm_gpu.strata import binding_strata, weighed_strata
@@ -246,6 +246,19 @@ def test_an_f_test_of_one_row_is_the_t_test(design):
     t, F = result.contrast_test(TREATMENT, "generalized"), result.f_test(3 * TREATMENT, "generalized")
     np.testing.assert_allclose(F.statistic, t.t[0] ** 2, rtol=1e-8)
     np.testing.assert_allclose(F.df, t.df[0], rtol=1e-8)
+
+
+def test_where_the_data_do_not_tell_it_is_satterthwaite(monkeypatch):
+    design = of_donors(UNEVEN)
+    result = fitted(design, genes(design, 0.3))
+    nothing = lambda model, theta, gradient, *_: (np.full(gradient.shape[1:], np.nan),) * 2  # noqa: E731
+    for module in (inference, f_tests):
+        monkeypatch.setattr(module, "generalized_t", nothing)
+    t, F = result.contrast_test(TREATMENT, "generalized"), result.f_test(TREATMENT, "generalized")
+    plain = result.contrast_test(TREATMENT, "satterthwaite")
+    np.testing.assert_array_equal(t.df, plain.df)
+    np.testing.assert_allclose(F.statistic, t.t[0] ** 2, rtol=1e-8)
+    np.testing.assert_allclose(F.df, plain.df[0], rtol=1e-8)
 
 
 def test_df_are_at_most_between_within():
