@@ -19,10 +19,11 @@ from tb_statistics import simulate
 from work_model import ASSUMPTIONS, COUNTED, GPUS, Rates, seconds, work_of_fit
 
 import lmm_gpu
-from lmm_gpu import scoring
-from lmm_gpu.devices import cuda_count, describe_cuda
-from lmm_gpu.fitting import FitOptions, fit_summary
-from lmm_gpu.results import LMMFit
+from lmm_gpu.backend.devices import cuda_count, describe_cuda
+from lmm_gpu.estimation import fisher_scoring
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.results.fitting import fit_summary
+from lmm_gpu.results.lmm_fit import LMMFit
 
 GENES, QUICK_GENES, REPEATS = 2_000, 200, 2
 #: Genes for which the model speaks.
@@ -83,12 +84,12 @@ def compare(genes: int) -> list[dict[str, Any]]:
 @contextmanager
 def one_shape(wanted: bool) -> Iterator[None]:
     """Genes leave the batch together: JAX compiles every operation anew for every number of genes."""
-    before = scoring.WORTH_LEAVING
-    scoring.WORTH_LEAVING = 1.0 if wanted else before
+    before = fisher_scoring.WORTH_LEAVING
+    fisher_scoring.WORTH_LEAVING = 1.0 if wanted else before
     try:
         yield
     finally:
-        scoring.WORTH_LEAVING = before
+        fisher_scoring.WORTH_LEAVING = before
 
 
 def show(row: dict[str, Any]) -> None:

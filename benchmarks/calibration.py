@@ -18,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 import lmm_gpu
-from lmm_gpu.pvalues import t_pvalue
+from lmm_gpu.inference.pvalues import t_pvalue
 
 DONORS, SPREADS, RATIOS = (6, 10, 20, 60), ("100 each", "5 to 400"), (0.0, 0.01, 0.1)
 CONTRASTS = ("between", "in part", "within")

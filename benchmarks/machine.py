@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmm_gpu.system_info import system_info
+from lmm_gpu.cli.system_info import system_info
 
 RESULTS = Path(__file__).parent / "results"
 #: Runs of which the best counts.

@@ -19,19 +19,20 @@ from streaming import make, read_only, table
 from work_model import Rates, counted, on_the_host
 
 import lmm_gpu
-from lmm_gpu.accumulator import Accumulator
-from lmm_gpu.arrays import like
-from lmm_gpu.design import build_design
-from lmm_gpu.device_cases import statistics
-from lmm_gpu.fitting import FitOptions, estimate_block
-from lmm_gpu.inference import ContrastTest
-from lmm_gpu.io import open_source
-from lmm_gpu.linalg import inverse_and_logdet
-from lmm_gpu.model import MixedModel
-from lmm_gpu.stream import plan_pieces
-from lmm_gpu.table import tidy
-from lmm_gpu.threads import in_threads, workers
-from lmm_gpu.transform import Transform
+from lmm_gpu.backend.arrays import like
+from lmm_gpu.backend.linalg import inverse_and_logdet
+from lmm_gpu.backend.threads import in_threads, workers
+from lmm_gpu.cli.selftest.cases import statistics
+from lmm_gpu.design.design import build_design
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.estimation.fitting import estimate_block
+from lmm_gpu.estimation.mixed_model import MixedModel
+from lmm_gpu.inference.t_tests import ContrastTest
+from lmm_gpu.inference.tables import tidy
+from lmm_gpu.io.source import open_source
+from lmm_gpu.sumstats.accumulator import Accumulator
+from lmm_gpu.sumstats.streaming import plan_pieces
+from lmm_gpu.sumstats.transform import Transform
 
 #: Models of one and two random effects, of 61 and 5 fixed effects.
 FORMULAS = {

@@ -28,9 +28,10 @@ from tb_statistics import draw
 from work_model import ASSUMPTIONS, COUNTED, GPUS, Rates, Work, on_the_host, scaled, seconds, work_of_fit
 
 import lmm_gpu
-from lmm_gpu.design import build_design
-from lmm_gpu.plan import Shape, even_blocks, genes_per_block
-from lmm_gpu.stream import _MOST_VALUES as CHUNK_VALUES
+from lmm_gpu.backend.blocks import even_blocks
+from lmm_gpu.design.design import build_design
+from lmm_gpu.estimation.block_size import Shape, genes_per_block
+from lmm_gpu.sumstats.streaming import _MOST_VALUES as CHUNK_VALUES
 
 CELLS = tuple(10**power for power in range(4, 9))
 GENES, SHARE, DONORS, EFFECTS = 20_000, 0.08, (40, 259, 1_000), (1, 2)

@@ -11,8 +11,9 @@ from tb_statistics import simulate
 from threadpoolctl import threadpool_limits
 
 import lmm_gpu
-from lmm_gpu.fitting import FitOptions, fit_summary
-from lmm_gpu.results import LMMFit
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.results.fitting import fit_summary
+from lmm_gpu.results.lmm_fit import LMMFit
 
 GENES, QUICK_GENES, PEER_GENES = 11_596, 500, 12
 MODELS = {1: "donor", 2: "donor + batch", 3: "donor + batch + site", "slope": "donor + slope by donor"}

@@ -19,11 +19,11 @@ from anndata.io import write_elem
 from scipy import sparse
 
 import lmm_gpu
-from lmm_gpu.design import build_design
-from lmm_gpu.io import open_source
-from lmm_gpu.plan import parse_memory
-from lmm_gpu.stream import accumulate, plan_pieces
-from lmm_gpu.transform import Transform
+from lmm_gpu.backend.memory import parse_memory
+from lmm_gpu.design.design import build_design
+from lmm_gpu.io.source import open_source
+from lmm_gpu.sumstats.streaming import accumulate, plan_pieces
+from lmm_gpu.sumstats.transform import Transform
 
 CELLS, GENES, SHARE, DONORS, CELL_TYPES = 50_000, 11_596, 0.08, 259, 29
 FORMULA = "~ log_depth + age + sex + season + cell_type * status + (1 | donor)"

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from lmm_gpu import SummaryStats
-from lmm_gpu.summary import default_names
+from lmm_gpu.sumstats.alignment import default_names
 
 CELLS, DONORS, BATCHES, SITES, CELL_TYPES, COVARIATES = 499_713, 259, 46, 10, 29, 5
 

@@ -20,11 +20,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import cupy_like
 from operation_counts import Work, counted
 
-from lmm_gpu import SummaryStats, linalg, scoring
-from lmm_gpu.arrays import without_fusion
-from lmm_gpu.fitting import FitOptions, estimate_block
-from lmm_gpu.inference import spread
-from lmm_gpu.model import MixedModel
+from lmm_gpu import SummaryStats
+from lmm_gpu.backend import linalg
+from lmm_gpu.backend.fusion import without_fusion
+from lmm_gpu.estimation import fisher_scoring
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.estimation.fitting import estimate_block
+from lmm_gpu.estimation.mixed_model import MixedModel
+from lmm_gpu.inference.t_tests import contrast_se_and_df
 
 #: Genes that are counted; the model speaks for thousands.
 COUNTED = (32, 64)
@@ -102,7 +105,7 @@ def on_the_host() -> Iterator[None]:
     """Context in which the engine asks of `cupy_like` what it asks of NumPy."""
     with ExitStack() as patches:
         patches.enter_context(without_fusion())
-        patches.enter_context(mock.patch.object(scoring, "READ_EVERY", 1))
+        patches.enter_context(mock.patch.object(fisher_scoring, "READ_EVERY", 1))
         patches.enter_context(mock.patch.object(linalg, "raises_for_bad_matrices", lambda x: True))
         yield
 
@@ -124,7 +127,7 @@ def work_of_fit(summary: SummaryStats, genes: int) -> dict[str, Work]:
         found, work = counted(lambda: estimate_block(model.with_genes(part.on(put)), None, coefficients, options))
         theta = np.where(np.isfinite(found.theta), found.theta, 0.1)
         cap = np.array([100.0])
-        return work, counted(lambda: spread(model, put(theta), one, "satterthwaite", cap))[1]
+        return work, counted(lambda: contrast_se_and_df(model, put(theta), one, "satterthwaite", cap))[1]
 
     fits, tests = zip(*map(fit, COUNTED), strict=True)
     return {

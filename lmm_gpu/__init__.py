@@ -1,32 +1,5 @@
-"""One linear mixed model per gene, for all genes at once, from a few small matrices."""
+"""One linear mixed model per gene, for all genes at once, from sufficient statistics, on CPUs and GPUs."""
 
-from . import pl, tl
-from .contrasts import contrast_matrix
-from .python_interface import fit, summarize
-from .r_interface import flashmm, lmm, lmmfit, lmmtest, sslmm
-from .report_page import report
-from .results import LMMFit
-from .scoring import Status
-from .simulation import simuRNAseq
-from .summary import SummaryStats
-from .table import to_wide
-from .versions import __version__ as __version__
+import lazy_loader as _lazy
 
-__all__ = [
-    "LMMFit",
-    "Status",
-    "SummaryStats",
-    "contrast_matrix",
-    "fit",
-    "flashmm",
-    "lmm",
-    "lmmfit",
-    "lmmtest",
-    "pl",
-    "report",
-    "simuRNAseq",
-    "sslmm",
-    "summarize",
-    "tl",
-    "to_wide",
-]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

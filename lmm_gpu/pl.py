@@ -3,8 +3,8 @@
 Each draws on the matplotlib axes `ax`, by default those of a new figure, and returns them; `save` writes the figure.
 """
 
-from .canvas import save
-from .plots_fit import convergence, gene, variance
-from .plots_tests import ma, pvalue_hist, qq, volcano
+from .reporting.canvas import save
+from .reporting.contrast_plots import ma, pvalue_hist, qq, volcano
+from .reporting.fit_plots import convergence, gene, variance
 
 __all__ = ["convergence", "gene", "ma", "pvalue_hist", "qq", "save", "variance", "volcano"]

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 logger = logging.getLogger("lmm_gpu")
-
 _LARGEST_RATE = 2e9  # a Poisson count of this rate still fits 32 bits: its standard deviation is 45,000
 _GENES_AT_ONCE = 64
 

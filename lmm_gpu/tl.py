@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from .pvalues import z_scores
-from .python_interface import fit
-from .results import LMMFit
+from .api import fit
+from .inference.pvalues import z_scores
+from .results.lmm_fit import LMMFit
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
 __all__ = ["lmm"]
-
 #: scanpy's names of what it keeps of a test, ours, and how it stores them.
 _SCANPY = {
     "names": ("variable", "O"),

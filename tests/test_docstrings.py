@@ -22,6 +22,8 @@ def public() -> tuple[dict, dict, dict]:
     """Functions, classes, and properties of these, by the names that users type."""
     functions, classes, properties = {}, {}, {}
     for name in lmm_gpu.__all__:
+        if name == "__version__":
+            continue
         found = getattr(lmm_gpu, name)
         if inspect.ismodule(found):
             functions |= {f"{name}.{inner}": getattr(found, inner) for inner in found.__all__}

@@ -14,17 +14,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 
 import numpy as np
 import pytest
+from paths import REFERENCE
 
 from lmm_gpu import contrast_matrix, lmm, lmmfit, lmmtest, sslmm
-from lmm_gpu.fitting import FitOptions, fit_summary
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.results.fitting import fit_summary
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* features (did|do) not:UserWarning")
 
-FOLDER = Path(__file__).parent / "reference"
+FOLDER = REFERENCE
 CLOSE = 1e-8
 EPS = np.finfo(float).eps
 NAMES = sorted(path.stem for path in FOLDER.glob("*.npz") if path.stem != "between_slope_correlated")
@@ -165,8 +166,8 @@ class PlainScoring:
         ZVZ = inverse @ self.S_trace
         T, E, z = self.sums(np.diag(ZVZ)), self.sums(e * e), self.sums(self.zry * e)
         B = np.array([self.sums(row) for row in self.sums(ZVZ * ZVZ.T)])
-        quad, yR2y = self.yry - g @ z, self.yry - g @ (E + z)
-        value = -0.5 * (N * np.log(2 * np.pi * abs(s_0)) + np.linalg.slogdet(A_trace)[1] + quad / s_0)
+        yPy, yR2y = self.yry - g @ z, self.yry - g @ (E + z)
+        value = -0.5 * (N * np.log(2 * np.pi * abs(s_0)) + np.linalg.slogdet(A_trace)[1] + yPy / s_0)
         score = np.append(E / s_0**2 - T / s_0, yR2y / s_0**2 - (N - g @ T) / s_0) / 2
         F = np.block([[B, (T - B @ g)[:, None]], [T - B @ g, np.array([N - 2 * g @ T + g @ B @ g])]])
         return value, score, F / (2 * s_0**2)

@@ -1,0 +1,188 @@
+"""What callers of the R face bring: matrices of any library with or without labels, and the widths of Z."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+
+from .backend.arrays import is_sparse_on_device, to_numpy
+from .backend.sparse import on_device
+from .io.readers import as_csr
+from .sumstats.alignment import default_names
+from .sumstats.summary_stats import SummaryStats, check_components
+from .sumstats.transform import check_values
+
+
+def read_matrix(
+    A: Any, name: str, *, one_row: bool = False, anywhere: bool = False
+) -> tuple[Any, list[str] | None, list[str] | None]:
+    """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any.
+
+    On the host, unless it may stay `anywhere`: a matrix on a device is returned as it is.
+    """
+    if anywhere and on_device(A) and len(A.shape) == 2:
+        return as_csr(A), None, None
+    rows = columns = None
+    if isinstance(A, pd.DataFrame):
+        rows, columns = axis_labels(A.index), axis_labels(A.columns)
+        A = _frame_values(A, name)
+    A = _on_host(A, name)
+    if A.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds values of type {A.dtype}; wanted a matrix of numbers")
+    if A.ndim == 1:
+        A = A.reshape((1, -1) if one_row else (-1, 1))
+    if A.ndim != 2:
+        raise ValueError(f"{name} has {A.ndim} dimensions; wanted a matrix")
+    # sums over SciPy's older spmatrix are np.matrix: arrays only from here on
+    return scipy.sparse.csr_array(A) if scipy.sparse.issparse(A) else A, rows, columns
+
+
+def axis_labels(axis: pd.Index) -> list[str] | None:
+    """Labels of an axis of a DataFrame; None if pandas only numbered it."""
+    return None if isinstance(axis, pd.RangeIndex) else [str(label) for label in axis]
+
+
+def check_same_cells(labels: Mapping[str, list[str] | None]) -> None:
+    """Refuse tables that name their cells differently, or in another order: nothing here aligns them."""
+    named = [(name, cells) for name, cells in labels.items() if cells is not None]
+    for (first, cells), (other, found) in pairwise(named):
+        wrong = [pair for pair in zip(cells, found, strict=False) if pair[0] != pair[1]]
+        if wrong:
+            example = " / ".join(wrong[0])
+            advice = (
+                f"sort {other} like {first}, with .loc" if set(cells) == set(found) else "give those of the same cells"
+            )
+            raise ValueError(
+                f"{len(wrong)} of {len(cells)} cells have other names in {first} / in {other} ({example}): {advice}, "
+                "or drop the names with .to_numpy() if the order is right"
+            )
+
+
+def choose_labels(
+    given: Sequence[str] | None, found: Sequence[str] | None, count: int, prefix: str, what: str
+) -> tuple[str, ...]:
+    """Labels given by the caller, else those found on the data, else numbered ones; refused if not unique."""
+    chosen = found if given is None else given
+    if chosen is None:
+        return default_names(prefix, count)
+    if isinstance(chosen, str):
+        raise ValueError(f"{what} is the text {chosen!r}; wanted a sequence of {count} names")
+    names = tuple(str(name) for name in chosen)
+    if len(names) != count:
+        raise ValueError(f"{what} has {len(names)} names, wanted {count}")
+    twice = [name for name, times in Counter(names).items() if times > 1]
+    if twice:
+        raise ValueError(f"{what}: duplicate names {', '.join(twice[:5])}; make them unique")
+    return names
+
+
+def component_widths(d: int | Sequence[int] | None, q: int) -> tuple[int, ...]:
+    """Columns of Z per random effect, from an integer, a sequence, or None for one effect."""
+    values = np.atleast_1d(np.asarray(q if d is None else d))
+    if values.ndim != 1 or values.dtype.kind not in "iuf" or (values % 1 != 0).any():
+        raise ValueError(f"d={d!r}: wanted whole numbers, the columns of Z per random effect; they add up to {q}")
+    widths = tuple(int(width) for width in values)
+    check_components(widths, q)
+    return widths
+
+
+def read_statistics(
+    given: Mapping[str, Any],
+    d: int | Sequence[int] | None,
+    Y_names: Sequence[str] | None,
+    X_names: Sequence[str] | None,
+) -> SummaryStats:
+    """Summary statistics from the matrices XX, XY, ZX, ZY, ZZ, Ynorm and n, each checked."""
+    missing = [name for name, value in given.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"lmm needs XX, XY, ZX, ZY, ZZ, Ynorm and n, or one SummaryStats; missing: {', '.join(missing)}"
+        )
+    products: dict[str, Any] = {}
+    rows, columns = {}, {}
+    for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
+        matrix, rows[name], columns[name] = read_matrix(given[name], name)
+        check_values(matrix, name)
+        products[name] = dense(matrix).astype(float)
+    norms, _, _ = read_matrix(given["Ynorm"], "Ynorm", one_row=True)
+    check_values(norms, "Ynorm")
+    p, q, m = len(products["XX"]), len(products["ZZ"]), products["XY"].shape[1]
+    widths = component_widths(d, q)
+    return SummaryStats(
+        n=_whole_number(given["n"]),
+        **products,
+        Ynorm=dense(norms).astype(float).reshape(-1),
+        d=widths,
+        features=choose_labels(Y_names, columns["XY"], m, "Gene", "Y_names"),
+        fixed_names=choose_labels(X_names, rows["XY"], p, "X", "X_names"),
+        random_names=choose_labels(None, rows["ZX"], q, "Z", "rows of ZX"),
+        component_names=default_names("var", len(widths)),
+    )
+
+
+def relabelled(
+    summary: SummaryStats,
+    d: int | Sequence[int] | None,
+    Y_names: Sequence[str] | None,
+    X_names: Sequence[str] | None,
+) -> SummaryStats:
+    """`summary` with other widths of its random effects or other labels, where given."""
+    widths = summary.d if d is None else component_widths(d, sum(summary.d))
+    return replace(
+        summary,
+        d=widths,
+        component_names=summary.component_names if widths == summary.d else default_names("var", len(widths)),
+        features=choose_labels(Y_names, summary.features, summary.m, "Gene", "Y_names"),
+        fixed_names=choose_labels(X_names, summary.fixed_names, len(summary.fixed_names), "X", "X_names"),
+    )
+
+
+def dense(A: Any) -> np.ndarray:
+    """`A` as a dense array."""
+    return A.toarray() if scipy.sparse.issparse(A) else A
+
+
+def rows_of(Y: Any, lo: int, hi: int) -> Any:
+    """Rows lo to hi of `Y`, without a copy if that is all of it."""
+    return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
+
+
+def _frame_values(frame: pd.DataFrame, name: str) -> Any:
+    types = list(frame.dtypes)
+    texts = [str(label) for label, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    if texts:
+        raise ValueError(f"{name} has columns that are not numbers ({', '.join(texts[:5])}): encode or drop them")
+    if types and all(isinstance(dtype, pd.SparseDtype) and dtype.fill_value == 0 for dtype in types):
+        return frame.sparse.to_coo()
+    values = frame.to_numpy()
+    return values if values.dtype.kind != "O" else frame.to_numpy(float, na_value=np.nan)  # of several types
+
+
+def _on_host(A: Any, name: str) -> Any:
+    """`A` as a NumPy array or a SciPy sparse matrix, whatever library and device it comes from."""
+    if isinstance(A, np.ma.MaskedArray):
+        return np.ma.filled(A.astype(float), np.nan)
+    if is_sparse_on_device(A):
+        return A.get()
+    if not scipy.sparse.issparse(A) and hasattr(A, "dtype"):
+        with suppress(TypeError):  # of no array library, but perhaps an array still: h5py, xarray, pandas
+            A = to_numpy(A)
+    try:
+        return A if scipy.sparse.issparse(A) else np.asarray(A)
+    except ValueError as error:  # lists of unequal length, AnnData
+        raise ValueError(f"{name} is of type {type(A).__name__}; wanted a matrix of numbers ({error})") from error
+
+
+def _whole_number(n: Any) -> int:
+    values = np.asarray(n).reshape(-1)
+    if values.size != 1 or values.dtype.kind not in "iuf" or values[0] % 1 != 0:
+        raise ValueError(f"n={n!r}: wanted the number of cells, a whole number")
+    return int(values[0])

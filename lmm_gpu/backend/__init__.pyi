@@ -1,0 +1,8 @@
+from .arrays import namespace
+from .devices import Device, resolve
+
+__all__ = [
+    "Device",
+    "namespace",
+    "resolve",
+]

@@ -1,0 +1,102 @@
+"""The only place that picks an array library and moves data between host and device.
+
+The engine is written against the Python array API standard: a numeric function takes its namespace from
+the arrays it is given (`namespace(x)`), so that the same lines run on NumPy today and on CUDA libraries.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+import numpy as np
+
+Array = Any  # an array of any array API library: the standard has no common base class
+_ON_HOST = (np.ndarray, float, int)  # what NumPy computes with: arrays, and scalars beside them
+
+
+def namespace(*arrays: Array) -> Any:
+    """Array API namespace shared by `arrays` (None and Python scalars are ignored)."""
+    if all(type(x) in _ON_HOST for x in arrays):  # the general way takes longer than a small operation
+        return array_api_compat.numpy
+    return array_api_compat.array_namespace(*arrays)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Host copy (or view) of `x` as a NumPy array, whatever its library and device."""
+    if isinstance(x, np.ndarray) or array_api_compat.is_jax_array(x):
+        return np.asarray(x)  # np.matrix, which SciPy's older sparse matrices return, keeps two axes otherwise
+    if hasattr(x, "get"):  # CuPy
+        return x.get()
+    return np.asarray(array_api_compat.to_device(x, _host_device(x)))
+
+
+def like(values: Any, reference: Array, *, dtype: Any = None) -> Array:
+    """`values` as an array of the same library, device and (by default) dtype as `reference`."""
+    xp = namespace(reference)
+    dtype = reference.dtype if dtype is None else dtype
+    return xp.asarray(values, dtype=dtype, device=array_api_compat.device(reference))
+
+
+def zeros(shape: tuple[int, ...], reference: Array, *, dtype: Any = None) -> Array:
+    """Zeros of the same library, device and (by default) dtype as `reference`."""
+    xp = namespace(reference)
+    dtype = reference.dtype if dtype is None else dtype
+    with entered(reference):  # CuPy allocates on the current device
+        return xp.zeros(shape, dtype=dtype, device=array_api_compat.device(reference))
+
+
+def indices(values: Any, reference: Array) -> Array:
+    """Host integers as an index array for `xp.take` on the device of `reference`."""
+    return like(values, reference, dtype=namespace(reference).int64)
+
+
+def flag_indices(flags: Array) -> np.ndarray:
+    """Positions of the true entries of a boolean vector, on the host: one synchronisation."""
+    return np.flatnonzero(to_numpy(flags))
+
+
+def is_array(x: Any) -> bool:
+    """Whether `x` is an array of a library of the standard, NumPy's included."""
+    return array_api_compat.is_array_api_obj(x)
+
+
+def on_host(x: Array) -> bool:
+    """Whether `x` is a NumPy array: reading one of its values costs nothing."""
+    return isinstance(x, np.ndarray)
+
+
+def is_sparse_on_device(Y: Any) -> bool:
+    """Whether `Y` is a compressed sparse matrix whose values are not NumPy's: one of cupyx.scipy.sparse."""
+    return hasattr(Y, "indptr") and is_array(Y.data) and not on_host(Y.data)
+
+
+def threads_for(x: Array) -> int | None:
+    """Threads that work on `x` gains from: one per processor (None) on the host, else 1.
+
+    A thread begins on CUDA's device 0 wherever its arrays are, with library handles of its own, and waits for the
+    others to launch anything.
+    """
+    return None if on_host(x) else 1
+
+
+def raises_for_bad_matrices(x: Array) -> bool:
+    """Whether the library of `x` refuses to factorise a stack with one bad matrix, where others leave garbage."""
+    return on_host(x) or array_api_compat.is_torch_array(x) or _is_strict(x)
+
+
+def entered(x: Array) -> AbstractContextManager:
+    """Context in which the device of `x` is the current one: CuPy computes and allocates there, whatever is asked."""
+    x = x.data if is_sparse_on_device(x) else x
+    device: Any = array_api_compat.device(x) if is_array(x) and not on_host(x) else None
+    return device if hasattr(device, "__enter__") and hasattr(device, "id") else nullcontext()
+
+
+def _host_device(x: Array) -> Any:
+    return namespace(x).Device("CPU_DEVICE") if _is_strict(x) else "cpu"
+
+
+def _is_strict(x: Array) -> bool:
+    return array_api_compat.is_array_api_strict_namespace(namespace(x))

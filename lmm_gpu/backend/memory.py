@@ -1,0 +1,48 @@
+"""How many genes fit a block: bytes are predicted from shapes before anything runs."""
+
+from __future__ import annotations
+
+import os
+import re
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+#: Share of the free memory that a computation may take when nothing is said.
+DEFAULT_SHARE = 0.25
+
+
+def parse_memory(memory: int | float | str | None) -> int | None:
+    """Bytes from a number or a string such as "2GB" or "512 MiB"; None stays None.
+
+    >>> parse_memory("2GB"), parse_memory("1.5 GiB"), parse_memory(1000)
+    (2000000000, 1610612736, 1000)
+
+    Raises
+    ------
+    ValueError
+        For anything else, and for amounts that are not positive.
+    """
+    if memory is None:
+        return None
+    match = re.fullmatch(
+        r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper().replace("E+", "E"), re.IGNORECASE
+    )
+    try:
+        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+    except (ValueError, KeyError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ValueError(f"memory={memory!r} is not an amount of memory; give bytes or a string such as '2GB'")
+    return size
+
+
+def free_memory() -> int | None:
+    """Bytes of the host's memory that are free now; None where the platform does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def default_memory() -> int:
+    """A share of the memory that is free now, in bytes."""
+    return int(DEFAULT_SHARE * (free_memory() or 4 * 2**30))

@@ -1,0 +1,8 @@
+"""Checks that a device returns the numbers of the host, and how fast it is.
+
+One function per check; `lmm-gpu selftest` runs all of them.
+"""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+from .runner import selftest
+
+__all__ = [
+    "selftest",
+]

@@ -1,0 +1,60 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..backend.threads import workers
+
+#: Bytes of a block when no budget is given: more genes at once would not be faster.
+BLOCK_BYTES = 256 * 2**20
+#: Genes of a block: fewer, and the overhead of every call shows; more, and their numbers leave the caches.
+MOST_GENES = 2048
+#: Genes of a block on a device, where few genes leave it waiting for launches: batched solvers take no more.
+MOST_GENES_ON_DEVICE = 65_535
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model: p fixed columns, and the widths d of the random effects."""
+
+    p: int
+    d: tuple[int, ...]
+
+    def bytes_per_gene(self) -> int:
+        """Bytes that one gene of a block needs while it is fitted, all temporaries counted."""
+        q, k, p = sum(self.d), len(self.d), self.p
+        rest = q - max(self.d) if k > 1 else 0
+        vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
+        return 8 * (vectors + rest * (q + 4 * p + 12 * rest))
+
+
+def table_bytes(sizes: tuple[int, ...], q_R: int, functions: int) -> int:
+    """Bytes that the tables of a design take while they are built.
+
+    Of `functions` numbers at every node of the grid of `sizes`, four copies; and a few matrices (q_R, q_R) at every
+    node of one effect.
+    """
+    return 8 * (4 * math.prod(sizes) * functions + 5 * max(sizes) * q_R * q_R)
+
+
+def genes_per_block(shape: Shape, memory: int | None, most: int = MOST_GENES) -> int:
+    """Largest block of genes that the memory budget (bytes) allows, at most `most`; None is a moderate budget.
+
+    Raises
+    ------
+    MemoryError
+        If the budget does not hold a single gene, with the numbers.
+    """
+    need = shape.bytes_per_gene()
+    if memory is None:
+        return max(1, min(most, BLOCK_BYTES // need))
+    if need > memory:
+        raise MemoryError(f"one gene needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
+    return min(most, memory // need)
+
+
+def threads_within(shape: Shape, memory: int | None) -> int:
+    """Threads that a budget has room for, each with a block of at least one gene; at most one per processor."""
+    return workers() if memory is None else max(1, min(workers(), memory // shape.bytes_per_gene()))

@@ -1,0 +1,257 @@
+"""Fit one linear mixed model per gene from summary statistics: the algorithm, start to end.
+
+project X out; decompose the random effects                        (once)
+per block of genes: Fisher scoring for theta; without an interior
+optimum again with components held at or above zero;
+s_0 profiled at the last ratios; fixed effects and standard errors
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..backend.arrays import Array, flag_indices, indices, like, namespace, to_numpy
+from ..backend.blocks import blocks, even_blocks
+from ..backend.devices import Device, resolve
+from ..backend.linalg import inverse_small
+from ..backend.scheduler import run
+from ..backend.threads import quiet_blas
+from ..sumstats.summary_stats import SummaryStats
+from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_within
+from .estimates import Estimates
+from .fisher_scoring import Outcome, Rules, maximise
+from .fit_options import FitOptions
+from .mixed_model import Contrasts, MixedModel
+from .status import Status
+
+#: FLASHMM's default for max_iter.
+FLASHMM_ITERATIONS = 50
+#: A gene that needs more goes on for so many times max_iter.
+CONTINUED = 4
+
+
+def fit_genes(
+    summary: SummaryStats, options: FitOptions, progress: Callable[[int], object] | None = None
+) -> tuple[Estimates, MixedModel]:
+    """Estimate every gene of `summary`, block by block, on the devices of `options`.
+
+    Returns
+    -------
+    estimates : Estimates
+        On the host.
+    model : MixedModel
+        The decomposed design, on the first device.
+
+    Raises
+    ------
+    ValueError
+        For a rank-deficient X, or options that do not fit the model.
+    MemoryError
+        If one gene does not fit the memory of a device, with the numbers.
+    """
+    memory = options.memory_for(len(summary.d))
+    devices = resolve(options.device, summary.ZZ, summary.ZY)
+    with quiet_blas(summary.ZZ.shape[0]):
+        fitter = BlockFitter.build(summary, options, devices, memory)
+        estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], len(summary.d) + 1)
+        shape = Shape(fitter.model.XXinv.shape[0], summary.d)
+        workers = threads_within(shape, memory)
+        ranges = _ranges(summary.m, shape, options, devices, workers, memory)
+        for (lo, hi), part in run(devices, workers, ranges, fitter.load, fitter.fit):
+            estimates.put(np.arange(lo, hi), part)
+            if progress is not None:
+                progress(hi - lo)
+    return estimates, fitter.model
+
+
+@dataclass(frozen=True)
+class BlockFitter:
+    """What the blocks of a fit share: the statistics, and on each device the decomposed design."""
+
+    summary: SummaryStats
+    options: FitOptions
+    theta0: np.ndarray | None  #: (k+1, m)
+    model: MixedModel  #: of the first device
+    shared: Mapping[str, tuple[MixedModel, Contrasts]]  #: by the name of the device
+
+    @classmethod
+    def build(
+        cls, summary: SummaryStats, options: FitOptions, devices: Sequence[Device], memory: int | None
+    ) -> BlockFitter:
+        """Decompose the design on every device."""
+        shared = {device.name: _share(summary, options, device, memory) for device in devices}
+        model, _ = shared[devices[0].name]
+        return cls(summary, options, start_values(options.theta0, model, summary.m), model, shared)
+
+    def load(self, device: Device, bounds: tuple[int, int]) -> SummaryStats:
+        """Copy the statistics of a range of genes to a device."""
+        return self.summary.select(slice(*bounds)).on(device.put)
+
+    def fit(self, device: Device, bounds: tuple[int, int], part: SummaryStats) -> Estimates:
+        """Estimate a range of genes; those without residual variance keep NaN."""
+        design, coefficients = self.shared[device.name]
+        block = design.with_genes(part)
+        estimates = Estimates.empty(part.m, design.XXinv.shape[0], len(part.d) + 1)
+        varying = flag_indices(block.has_residual_variance)
+        estimates.ill_conditioned[:] = to_numpy(block.ill_conditioned)
+        if varying.size == 0:
+            return estimates
+        if varying.size < part.m:
+            block = block.select(indices(varying, block.beta_ols))
+        start = None if self.theta0 is None else like(self.theta0[:, bounds[0] + varying], block.beta_ols)
+        estimates.put(varying, estimate_block(block, start, coefficients, self.options))
+        return estimates
+
+
+def _share(
+    summary: SummaryStats, options: FitOptions, device: Device, memory: int | None
+) -> tuple[MixedModel, Contrasts]:
+    """What all genes share, on a device: the decomposed design, and the coefficients as contrasts."""
+    if memory is None and not device.threaded:
+        memory = device.free_bytes()
+    with device.entered():
+        design = summary.select(slice(0)).on(device.put)
+        model = MixedModel.decompose(design, options.method, memory, summary.m)
+        return model, model.prepare(like(np.eye(model.XXinv.shape[0]), model.XXinv), gradient=False)
+
+
+def _ranges(
+    m: int, shape: Shape, options: FitOptions, devices: list[Device], workers: int, memory: int | None
+) -> Iterator[tuple[int, int]]:
+    """Blocks of genes: as many as are asked for, or as fit the memory, and the same for every worker."""
+    if options.block is not None:
+        return blocks(m, min(options.block, MOST_GENES_ON_DEVICE))
+    if all(device.threaded for device in devices):
+        size = genes_per_block(shape, None if memory is None else memory // workers)
+        return even_blocks(m, size, workers)
+    budget = min(device.free_bytes() for device in devices) if memory is None else memory
+    return even_blocks(m, genes_per_block(shape, budget, MOST_GENES_ON_DEVICE), len(devices))
+
+
+def estimate_block(model: MixedModel, start: Array | None, coefficients: Contrasts, options: FitOptions) -> Estimates:
+    """Estimate all genes of `model` from `start` (k+1, b), or FLASHMM's; `coefficients` are those of the identity."""
+    xp = namespace(model.beta_ols)
+    outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
+    if options.bounds == "auto":
+        outcome = _refit_without_optimum(model, outcome, options)
+    theta = _profiled(model, outcome)
+    at_theta = model.likelihood.evaluate(theta)
+    spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
+    return Estimates(
+        theta=to_numpy(theta),
+        se_theta=_root(to_numpy(xp.stack([spread[i, i, :] for i in range(theta.shape[0])], axis=0))),
+        dlogL=to_numpy(at_theta.score),
+        logLik=to_numpy(at_theta.value + 0.5 * (at_theta.yPy / theta[-1, :] - model.likelihood.n_effective)),
+        niter=to_numpy(outcome.niter).astype(float),
+        status=_named(to_numpy(outcome.status), to_numpy(theta), options),
+        coef=to_numpy(model.coefficients(theta, at_theta.v)),
+        se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
+    )
+
+
+def _root(variance: np.ndarray) -> np.ndarray:
+    # standard errors; NaN where there is no positive variance, as for a component that the data do not tell
+    return np.sqrt(np.where(variance > 0, variance, np.nan))
+
+
+def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonnegative: bool) -> Outcome:
+    """Maximise by plain Fisher scoring; genes that it leaves short of their optimum go on with relaxed steps.
+
+    Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
+    """
+    rules = Rules(options.epsilon, options.max_iter, nonnegative)
+    outcome = _maximised(model, start, rules)
+    slow = to_numpy(outcome.status) == Status.MAX_ITER
+    if options.bounds == "auto" and not nonnegative:  # where steps had to be halved there is likely no optimum
+        slow = slow & ~to_numpy(outcome.step_halved)
+    slow = np.flatnonzero(slow)
+    if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
+        return outcome
+    index = indices(slow, outcome.theta)
+    more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
+    again = _maximised(model.select(index), namespace(index).take(outcome.theta, index, axis=1), more)
+    return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
+
+
+def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
+    """Maximise where the likelihood is tabulated; genes that leave there, again without tables."""
+    outcome = maximise(model.likelihood, start, rules)
+    left = np.flatnonzero(to_numpy(outcome.status) == Status.OUTSIDE_TABLE)
+    if left.size == 0:
+        return outcome
+    index = indices(left, outcome.theta)
+    start = None if start is None else namespace(start).take(start, index, axis=1)
+    return _replaced(outcome, left, maximise(model.likelihood.untabulated().select(index), start, rules))
+
+
+def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:
+    """Fit again, with components held at or above zero, the genes that have no valid interior optimum.
+
+    Those are the genes whose step control had to work and that still did not converge, and those at which V
+    itself is not positive definite. A gene that took full steps throughout and ran out of iterations keeps
+    FLASHMM's last iterate.
+    """
+    status, halved = to_numpy(outcome.status), to_numpy(outcome.step_halved)
+    unfinished = (status == Status.FAILED) | ((status == Status.MAX_ITER) & halved)
+    redo = np.flatnonzero(unfinished | ~_valid(model, _profiled(model, outcome)))
+    if redo.size == 0:
+        return outcome
+    part = model.select(indices(redo, outcome.theta))
+    return _replaced(outcome, redo, _climb(part, None, options, nonnegative=True))
+
+
+def _profiled(model: MixedModel, outcome: Outcome) -> Array:
+    """Theta (k+1, b) after FLASHMM's last update: s_0 = yPy / N at the last ratios, the others unchanged."""
+    s_0 = outcome.yPy / model.likelihood.n_effective
+    return namespace(s_0).concat([outcome.theta[:-1, :], s_0[None, :]], axis=0)
+
+
+def _replaced(outcome: Outcome, genes: np.ndarray, part: Outcome) -> Outcome:
+    # `outcome` with some genes (positions) taken from another one
+    source = np.arange(outcome.status.shape[0])
+    source[genes] = source.size + np.arange(genes.size)
+    xp, order = namespace(outcome.theta), indices(source, outcome.theta)
+    joined = {
+        name: xp.take(xp.concat([value, getattr(part, name)], axis=-1), order, axis=value.ndim - 1)
+        for name, value in vars(outcome).items()
+    }
+    return Outcome(**joined)
+
+
+def _valid(model: MixedModel, theta: Array) -> np.ndarray:
+    # V positive definite (b,): only genes with large negative components need the exact check
+    valid = np.ones(theta.shape[1], dtype=bool)
+    doubtful = flag_indices(model.may_be_indefinite(theta))
+    if doubtful.size:
+        index = indices(doubtful, theta)
+        part = namespace(theta).take(theta, index, axis=1)
+        valid[doubtful] = to_numpy(model.select(index).positive_definite(part))
+    return valid
+
+
+def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.ndarray:
+    # a converged gene with a component at exactly zero is on the boundary; a start at zero moves at once
+    good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
+    held = (theta[:-1] == 0).any(axis=0)
+    return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
+
+
+def start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:
+    """`theta0` as (k+1, m), from k+1 values or a table of that shape."""
+    if theta0 is None:
+        return None
+    rows = model.likelihood.n_components + 1
+    values = np.asarray(theta0, dtype=float)
+    if values.shape == (rows,):
+        values = np.repeat(values[:, None], m, axis=1)
+    if values.shape != (rows, m):
+        raise ValueError(
+            f"theta0 has shape {values.shape}, wanted ({rows},) or ({rows}, {m}): variance components, residual last"
+        )
+    if not (np.isfinite(values).all() and (values[-1] > 0).all()):
+        raise ValueError("theta0 must be finite, with a positive residual variance in its last place")
+    return values

@@ -1,0 +1,263 @@
+"""The restricted (or full) log-likelihood of the variance components, written once for every likelihood.
+
+A likelihood reduces the data of one gene at variance ratios g_i = s_i / s_0 to a few numbers (`Traces`);
+everything that Fisher scoring needs is composed of those here. Notation as in Xu et al. (FLASH-MM), with
+V = s_0 I + sum_i s_i Z_i Z_i', theta = (s_1 .. s_k, s_0), P0 = s_0 P, and ZVZ = Z' P0 Z:
+
+    loglik = -1/2 [ N log(2 pi s_0) + log det A + yPy / s_0 ],   N = n - p (REML) or n (ML)
+    score_i = ( E_i / s_0^2 - T_i / s_0 ) / 2,    score_0 = ( yR2y / s_0^2 - (N - sum g_i T_i) / s_0 ) / 2
+    2 s_0^2 information: F_ij = B_ij,  F_i0 = T_i - sum_j g_j B_ij,  F_00 = N - 2 sum g_i T_i + g' B g
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from ..backend.arrays import Array, namespace
+from ..backend.fusion import fused
+from ..backend.linalg import Vectors
+from .chebyshev import RatioTable
+from .fisher_scoring import Evaluation
+
+#: Relative rounding error of the terms of the log-likelihood.
+ROUNDING = 1e-13
+L = TypeVar("L", bound="Likelihood")
+
+
+@dataclass(frozen=True)
+class Traces:
+    """What one evaluation leaves per gene; b genes, k components."""
+
+    T: Array  #: (k, b), tr(ZVZ_ii)
+    B: Array  #: (k, k, b), sum of squares of the block ZVZ_ij
+    E: Array  #: (k, b), |Z_i' P0 y|^2
+    z: Array  #: (k, b), (Z_i' R y) . (Z_i' P0 y)
+    logdet: Array  #: (b,), log det(V / s_0) up to the part of X
+    ok: Array  #: (b,), bool: the covariance matrix is positive definite
+    condition: Array  #: (b,), condition number of what was solved for E and z
+    outside_table: Array | None = None  #: (b,), bool: not known, because the ratios lie outside of the tables
+    v: Array | None = None  #: (r, b), A^-1 K^+ Z'Ry, what the random effects follow from, where that took a solve
+
+
+class Likelihood(ABC):
+    """Likelihood of the variance components for a block of genes; the contract of the two implementations.
+
+    Attributes
+    ----------
+    n_components : int
+        k; theta has k + 1 rows, the residual variance s_0 last.
+    n_effective : int
+        N = n - p for REML, n for ML.
+    residual_df : int
+        n - p.
+    rank : int
+        Rank of Z after X is projected out.
+    yry : array (b,)
+        Residual sum of squares of each gene after ordinary least squares on X.
+    """
+
+    n_components: int
+    n_effective: int
+    residual_df: int
+    rank: int
+    yry: Array
+
+    @abstractmethod
+    def with_genes(self: L, zry: Array, yry: Array) -> L:
+        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+
+    @abstractmethod
+    def select(self: L, index: Array) -> L:
+        """Return the same likelihood for the genes at `index` (integers) only."""
+
+    @abstractmethod
+    def traces(self, g: Array) -> Traces:
+        """Reduce the data at the variance ratios `g` (k, b)."""
+
+    @abstractmethod
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (k, b) and B (k, k, b) of `traces`, which no data enter."""
+
+    @abstractmethod
+    def traces_at_zero(self) -> Traces:
+        """Reduce the data without random effects, where all ratios are zero."""
+
+    @abstractmethod
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum of squares between the levels of random effect j at T of its ratios (T, b), and its slope there (T, b).
+
+        y'P0 y less what is left of it as g_j goes to infinity, the other ratios being those of `g` (k, b). The slope
+        is -E_j. `nodes` ascend; at the last one the levels are to be next to fixed.
+        """
+
+    @abstractmethod
+    def random_effects(self, g: Array) -> Array:
+        """BLUPs u = D e (q, b)."""
+
+    @abstractmethod
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
+        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c); `v` of the evaluation there, if it is at hand."""
+
+    @abstractmethod
+    def variance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, b) for the columns of `a` (q, c), where N = D (I + S D)^-1."""
+
+    @abstractmethod
+    def covariance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, c, b), all pairs of columns of `a` (q, c)."""
+
+    @abstractmethod
+    def gradient_form(self, g: Array, a: Array) -> Array:
+        """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
+
+    @abstractmethod
+    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
+        """w_j (d_j, c, b), the rows of random effect j of the w of `gradient_form`."""
+
+    def untabulated(self: L) -> L:
+        """Return the same without tables."""
+        return self
+
+    @abstractmethod
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, b) for the w of `gradient_form`."""
+
+    @abstractmethod
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' w_i (k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, c, b) of all pairs of the w of `gradient_form`."""
+
+    @abstractmethod
+    def curvature_form(self, g: Array) -> Array:
+        """e_i' ZVZ_ij e_j (k, k, b) for e = Z' P0 y."""
+
+    def variance_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `variance_form` (c, b) for the columns of `a` (q, c), or None where it would not pay.
+
+        Its errors are to be small against the values and `size` (c,).
+        """
+        return None
+
+    def gradient_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `gradient_form` as rows (k * c, b), likewise; `size` (k * c,)."""
+        return None
+
+    def start(self) -> Array:
+        """FLASHMM's start (k+1, b): no random effects, s_0 from ordinary least squares."""
+        xp = namespace(self.yry)
+        s_0 = self.yry / self.residual_df
+        return xp.stack([xp.zeros_like(s_0)] * self.n_components + [s_0], axis=0)
+
+    def begin(self) -> tuple[Array, Evaluation]:
+        """FLASHMM's start (k+1, b), and the evaluation there, which needs no factorisation."""
+        theta = self.start()
+        return theta, self._composed(theta[-1, :], self.ratios(theta), self.traces_at_zero())
+
+    def attempt(self, theta: Array) -> Evaluation:
+        """`evaluate` for the scoring loop: it never waits for the device, but a gene may have left the tables."""
+        return self._at(theta, self.traces)
+
+    def evaluate(self, theta: Array) -> Evaluation:
+        """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
+        return self._at(theta, self.traces)
+
+    def information(self, theta: Array) -> Array:
+        """Fisher information at `theta` (k+1, b) alone (k+1, k+1, b): no gene enters it but by its theta."""
+        k = self.n_components
+        g = self.ratios(theta)  # (k, b)
+        T, B = self.design_traces(g)
+        parts = [x[i, :] for x in (g, T) for i in range(k)] + [B[i, j, :] for i in range(k) for j in range(k)]
+        entries = _information(k, theta[k, :], float(self.n_effective), *parts)
+        return namespace(theta).reshape(namespace(theta).stack(entries, axis=0), (k + 1, k + 1, theta.shape[1]))
+
+    def _at(self, theta: Array, traces: Callable[[Array], Traces]) -> Evaluation:
+        k = self.n_components
+        (g,) = _ratios(None, theta[:k, :], theta[k:, :])  # (k, b)
+        return self._composed(theta[k, :], g, traces(g))
+
+    def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
+        """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
+        xp, k = namespace(g), self.n_components
+        per_effect = [x[i, :] for x in (g, t.T, t.E, t.z) for i in range(k)]
+        blocks = [t.B[i, j, :] for i in range(k) for j in range(k)]
+        scalars = (s_0, self.yry, t.logdet, t.ok, t.condition, float(self.n_effective))
+        value, yPy, rounding, ok, *rest = _compose(k, *scalars, *per_effect, *blocks)
+        information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
+        return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, yPy, rounding, ok, t.outside_table, t.v)
+
+    def observed_information(self, theta: Array) -> Array:
+        """Observed information (k+1, k+1, b) at `theta` (k+1, b): the negative Hessian of the log-likelihood.
+
+        y'P V_i P V_j P y less the expected information, where V_0 = (V - sum_i s_i V_i) / s_0 and P V P = P.
+        """
+        xp = namespace(theta)
+        g, s_0 = self.ratios(theta), theta[-1, :]  # (k, b), (b,)
+        t = self.traces(g)
+        curvature = self.curvature_form(g)  # (k, k, b)
+        by_residual = t.E - xp.sum(curvature * g[None, :, :], axis=1)  # (k, b)
+        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
+        corner = yR2y - xp.sum(g * by_residual, axis=0)  # (b,)
+        top = xp.concat([curvature, by_residual[:, None, :]], axis=1)  # (k, k+1, b)
+        bottom = xp.concat([by_residual, corner[None, :]], axis=0)  # (k+1, b)
+        quadratic = xp.concat([top, bottom[None, :, :]], axis=0) / (s_0 * s_0 * s_0)[None, None, :]
+        return quadratic - self._composed(s_0, g, t).information
+
+    def ratios(self, theta: Array) -> Array:
+        """Variance ratios g (k, b) at `theta` (k+1, b)."""
+        return theta[: self.n_components, :] / theta[self.n_components :, :]
+
+
+@fused
+def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> tuple[Array]:
+    # variance ratios; those of a residual variance that is not positive are not valid, whatever they are
+    return (components / xp.where(s_0 > 0, s_0, 1.0),)
+
+
+@fused
+def _compose(
+    xp: Any, k: int, s_0: Array, yry: Array, logdet: Array, ok: Array, condition: Array, N: float, *parts: Array
+) -> tuple[Array, ...]:
+    """Value, yPy, rounding, validity, score (k+1) and information ((k+1)^2), vectors (b,), as in the module's head."""
+    positive = s_0 > 0
+    s_0 = xp.where(positive, s_0, 1.0)
+    g, T, E, z = (parts[i * k : (i + 1) * k] for i in range(4))
+    B = [parts[(4 + i) * k : (5 + i) * k] for i in range(k)]
+    gz = [g_i * z_i for g_i, z_i in zip(g, z, strict=True)]
+    yPy = yry - sum(gz)
+    yR2y = yPy - sum(g_i * E_i for g_i, E_i in zip(g, E, strict=True))
+    terms = N * xp.log(2 * math.pi * s_0), logdet, yPy / s_0
+    value = -0.5 * (terms[0] + terms[1] + terms[2])
+    size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
+    rounding = ROUNDING * (1.0 + size) + 0.01 * ROUNDING * condition * sum(xp.abs(x) for x in gz) / s_0
+
+    gT, F = _fisher(g, T, B, N)
+    score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(E, T, strict=True)]
+    score.append(0.5 * (yR2y / s_0 - (N - gT)) / s_0)
+    scale = 0.5 / (s_0 * s_0)
+    information = [scale * entry for row in F for entry in row]
+    return value, yPy, rounding, ok & positive & xp.isfinite(value), *score, *information
+
+
+@fused
+def _information(xp: Any, k: int, s_0: Array, N: float, *parts: Array) -> tuple[Array, ...]:
+    # the information alone, (k+1)^2 vectors (b,)
+    s_0 = xp.where(s_0 > 0, s_0, 1.0)
+    _, F = _fisher(parts[:k], parts[k : 2 * k], [parts[(2 + i) * k : (3 + i) * k] for i in range(k)], N)
+    scale = 0.5 / (s_0 * s_0)
+    return tuple(scale * entry for row in F for entry in row)
+
+
+def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float) -> tuple[Array, list[list[Array]]]:
+    # sum g_i T_i, and rows of 2 s_0^2 times the information, as in the module's head
+    gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
+    Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]
+    F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]
+    F_00 = N - 2 * gT + sum(g_i * Bg_i for g_i, Bg_i in zip(g, Bg, strict=True))
+    return gT, [[*row, F_i] for row, F_i in zip(B, F_i0, strict=True)] + [[*F_i0, F_00]]

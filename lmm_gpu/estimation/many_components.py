@@ -1,0 +1,383 @@
+"""Several random effects: the likelihood of (s_1 .. s_k, s_0), from the roots of S and Z'Z.
+
+What depends on the design alone, the traces and F, comes from a table of the ratios where there are enough genes
+to pay for it; what depends on the gene is one solve of the size of the effects that are not eliminated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..backend.arrays import Array, namespace, threads_for, to_numpy, zeros
+from ..backend.blocks import blocks, ranges
+from ..backend.fusion import fused
+from ..backend.linalg import largest_eigenvalue
+from ..backend.threads import in_threads
+from .block_elimination import EliminatedFactor
+from .block_size import table_bytes
+from .chebyshev import Axis, RatioTable, lookup, on_grid
+from .fisher_scoring import Evaluation
+from .likelihood import Likelihood, Traces
+from .projection import Projection
+from .two_components import NODES, Spectra
+
+#: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
+LOWEST = (0.1, 0.3, 0.55, 0.9)
+#: Bytes that the tables may take when nothing is said.
+LARGEST_TABLES = 2**31
+
+
+@dataclass(frozen=True)
+class MultiComponent(Likelihood):
+    """Likelihood of (s_1 .. s_k, s_0) for b genes."""
+
+    root: EliminatedFactor  #: of S = Z'RZ: quadratic forms in y, and traces for REML
+    root_trace: EliminatedFactor  #: the root whose traces enter: of S (REML) or of Z'Z (ML)
+    T_0: Array  #: (k, 1), these traces without random effects
+    B_0: Array  #: (k, k, 1)
+    lam: Array  #: (k, 1), largest eigenvalue of every effect alone
+    axes: tuple[Axis, ...] | None  #: grid of the tables, if there are enough genes
+    spectra: Spectra | None  #: of two effects, at the grid's ratios of the eliminated one
+    trace_table: RatioTable | None
+    F_table: RatioTable | None  #: the part of F that depends on the ratio of the eliminated effect
+    F_rest: Array | None  #: (pairs, 1), the rest of F
+    d: tuple[int, ...]
+    h: Array  #: (r, b), Z'Ry = K h
+    h_R: Array  #: (q_R, b), K_R h
+    yry: Array  #: (b,)
+    n_effective: int
+    residual_df: int
+    rank: int
+    n_components: int
+    n_fixed: int  #: columns of X
+
+    @classmethod
+    def decompose(
+        cls, projection: Projection, d: tuple[int, ...], method: str, genes: int = 0, memory: int | None = None
+    ) -> MultiComponent:
+        """Decompose the design once; no genes yet.
+
+        With tables if they pay for that many `genes`, and take no more than `memory` (bytes).
+        """
+        matrix = projection.S if method == "REML" else projection.ZZ
+        squares = namespace(matrix).linalg.diagonal(projection.ZZ)
+        root = EliminatedFactor.build(projection.S, squares, d)
+        root_trace = root if method == "REML" else EliminatedFactor.build(projection.ZZ, squares, d)
+        p = projection.XXinv.shape[0]
+        xp = namespace(matrix)
+        lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
+        T_0, B_0, *_ = root_trace.traces(zeros((len(d), 1), matrix))
+        plain = cls(
+            root=root,
+            root_trace=root_trace,
+            T_0=T_0,
+            B_0=B_0,
+            lam=lam[:, None],
+            axes=None,
+            spectra=None,
+            trace_table=None,
+            F_table=None,
+            F_rest=None,
+            d=d,
+            h=root.inverse[:, :0],
+            h_R=root.K_R[:, :0],
+            yry=root.mu[:0],
+            n_effective=projection.n - (p if method == "REML" else 0),
+            residual_df=projection.n - p,
+            rank=root.mu.shape[0],
+            n_components=len(d),
+            n_fixed=p,
+        )
+        return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
+
+    def with_genes(self, zry: Array, yry: Array) -> MultiComponent:
+        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
+        h = self.root.inverse @ zry  # (r, b)
+        return replace(self, h=h, h_R=self.root.K_R @ h, yry=yry)
+
+    def select(self, index: Array) -> MultiComponent:
+        """Return the likelihood for the genes at `index`."""
+        xp = namespace(self.h)
+        h, h_R = (xp.take(x, index, axis=1) for x in (self.h, self.h_R))
+        return replace(self, h=h, h_R=h_R, yry=xp.take(self.yry, index, axis=0))
+
+    def attempt(self, theta: Array) -> Evaluation:
+        """`evaluate`, with the genes told that have left the tables."""
+        return self._at(theta, self.traces if self.trace_table is None else self._tabulated_traces)
+
+    def traces(self, g: Array) -> Traces:
+        """T, B, E, z and log det at the ratios `g` (k, b)."""
+        if self.trace_table is None:
+            T, B, logdet, ok, F = self.root_trace.traces(g)
+            F = F if self.root_trace is self.root else self.root.F(g)
+            return self._with_squares(g, T, B, logdet, ok, *self.root.solve(g, self.h, self.root.system(g, F)))
+        shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
+        return self._with_squares(g, *self._unscaled(g, shared), *self._whitened(g))
+
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (k, b) and B (k, k, b) of `traces`."""
+        if self.trace_table is None:
+            return self.root_trace.traces(g)[:2]
+        return self._unscaled(g, lookup(self.trace_table, g, self._trace_functions))[:2]
+
+    def _tabulated_traces(self, g: Array) -> Traces:
+        # the same from the tables alone, at ratios of zero where they do not reach
+        assert self.trace_table is not None and self.F_table is not None
+        xp, covered = namespace(g), self.trace_table.covers(g)
+        inside = xp.where(covered[None, :], g, 0.0)
+        g_e = inside[self.root.eliminated : self.root.eliminated + 1, :]
+        whitened = self._whitened_by(inside, self.F_table.evaluate(g_e))
+        found = self._with_squares(inside, *self._unscaled(inside, self.trace_table.evaluate(inside)), *whitened)
+        return replace(found, ok=found.ok & covered, outside_table=~covered)
+
+    def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, v: Array, solved: Array) -> Traces:
+        # with E and z from v = A^-1 h (r, b)
+        condition = namespace(g).max(self._scale(g), axis=0)
+        return Traces(T, B, *self._squares(v), logdet=logdet, ok=ok & solved, condition=condition, v=v)
+
+    def untabulated(self) -> MultiComponent:
+        """Return the same without tables."""
+        return replace(self, axes=None, spectra=None, trace_table=None, F_table=None, F_rest=None)
+
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: A = I."""
+        xp, k, b = namespace(self.h), self.n_components, self.h.shape[1]
+        T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
+        zero = xp.zeros_like(self.yry)
+        return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum of squares between the levels of effect j at its ratios (T, b), and its slope (T, b): one solve each."""
+        xp = namespace(g)
+        left, slope = [], []
+        for node in nodes:
+            at = xp.concat([g[:j, :], xp.zeros_like(g[:1, :]) + node, g[j + 1 :, :]], axis=0)
+            E, z = self._squares(self._whitened(at)[0])  # (k, b)
+            left.append(self.yry - xp.sum(at * z, axis=0))
+            slope.append(-E[j, :])
+        floor = left[-1] + nodes[-1] * slope[-1]  # g_j E_j is what is left to fall, where the levels are next to fixed
+        return xp.stack(left, axis=0) - floor[None, :], xp.stack(slope, axis=0)
+
+    def variance_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `variance_form`, if there is a grid."""
+        exact = lambda g: self.variance_form(g, a)  # noqa: E731
+        return self._table(exact, lambda at, g: at.variance_form(g, a), size)
+
+    def gradient_table(self, a: Array, size: Array) -> RatioTable | None:
+        """Table of `gradient_form` as rows (k * c, b), if there is a grid."""
+        exact = lambda g: _rows(self.gradient_form(g, a), 1)  # noqa: E731
+        return self._table(exact, lambda at, g: _rows(at.gradient_form(g, a), 2), size)
+
+    def random_effects(self, g: Array) -> Array:
+        """BLUPs (q, b)."""
+        xp, root = namespace(g), self.root
+        v, _ = self._whitened(g)
+        g_e, D_R = root.split(g)
+        return xp.concat(root.components(g_e[None, :] * (root.K_e @ v), D_R.T * (root.K_R @ v)), axis=0)
+
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
+        """a' u (c, b): the roots meet the few columns of `a`, not the genes."""
+        root = self.root
+        v = self._whitened(g)[0] if v is None else v
+        g_e, D_R = root.split(g)
+        a_e, a_R = root.rows(a)
+        return g_e[None, :] * ((root.K_e.T @ a_e).T @ v) + a_R.T @ (D_R.T * (root.K_R @ v))
+
+    def variance_form(self, g: Array, a: Array) -> Array:
+        """a' N a = a'D a - x' A^-1 x with x = K'D a (c, b)."""
+        xp = namespace(g)
+        prior = xp.stack([xp.sum(part * part, axis=0) for part in self._parts(a)], axis=0)  # (k, c)
+        return prior.T @ g - self.root.quadratic_form(g, *self.root.rows(a))
+
+    def covariance_form(self, g: Array, a: Array) -> Array:
+        """a' N a for all pairs of columns (c, c, b)."""
+        xp = namespace(g)
+        x = self._loaded(g, a)
+        solved = xp.permute_dims(self.root.apply(self.root.inner(g), x), (2, 0, 1))  # (b, r, c)
+        prior = xp.stack([part.T @ part for part in self._parts(a)], axis=0)  # (k, c, c)
+        explained = xp.matmul(xp.permute_dims(x, (2, 1, 0)), solved)  # (b, c, c)
+        return xp.tensordot(prior, g, axes=((0,), (0,))) - xp.permute_dims(explained, (1, 2, 0))
+
+    def gradient_form(self, g: Array, a: Array) -> Array:
+        """|w_i|^2 (k, c, b) for w = a - K A^-1 K'D a."""
+        xp, root = namespace(g), self.root
+        y = root.apply(root.inner(g), self._loaded(g, a))  # (r, c, b)
+        K = root.components(root.K_e, root.K_R)
+        w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
+        return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
+
+    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
+        """w_j (d_j, c, b)."""
+        return self._moved(g, a)[j]
+
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, b)."""
+        x, y = self._loaded_pairs(g, self._moved(g, a))  # (r, k, c, b)
+        return namespace(g).sum(x[:, :, None, :, :] * y[:, None, :, :, :], axis=0)
+
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' w_i (k, c, c, b)."""
+        xp = namespace(g)
+        stacks = [xp.permute_dims(w_i, (2, 1, 0)) for w_i in self._moved(g, a)]  # (b, c, d_i)
+        products = [xp.matmul(w_i, xp.matrix_transpose(w_i)) for w_i in stacks]  # (b, c, c)
+        return xp.permute_dims(xp.stack(products, axis=0), (0, 2, 3, 1))
+
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w_i' ZVZ_ij w_j (k, k, c, c, b)."""
+        xp, (k, b), c = namespace(g), g.shape, a.shape[1]
+        x, y = (xp.reshape(z, (-1, k * c, b)) for z in self._loaded_pairs(g, self._moved(g, a)))
+        square = xp.matmul(xp.permute_dims(x, (2, 1, 0)), xp.permute_dims(y, (2, 0, 1)))  # (b, k * c, k * c)
+        return xp.permute_dims(xp.reshape(square, (b, k, c, k, c)), (1, 3, 2, 4, 0))
+
+    def curvature_form(self, g: Array) -> Array:
+        """e_i' ZVZ_ij e_j (k, k, b)."""
+        root = self.root
+        v, _ = self._whitened(g)
+        e = [e_i[:, None, :] for e_i in root.components(root.K_e @ v, root.K_R @ v)]  # (d_i, 1, b)
+        x, y = self._loaded_pairs(g, e)  # (r, k, 1, b)
+        return namespace(g).sum(x[:, :, None, 0, :] * y[:, None, :, 0, :], axis=0)
+
+    def _moved(self, g: Array, a: Array) -> list[Array]:
+        # w_i (d_i, c, b) for w = a - K A^-1 K'D a
+        xp, root = namespace(g), self.root
+        y = root.apply(root.inner(g), self._loaded(g, a))  # (r, c, b)
+        K = root.components(root.K_e, root.K_R)
+        return [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
+
+    def _loaded_pairs(self, g: Array, w: list[Array]) -> tuple[Array, Array]:
+        # x_i = K_i'w_i and A^-1 x_i (r, k, c, b): w_i' ZVZ_ij w_j = x_i' A^-1 x_j
+        xp, root = namespace(g), self.root
+        K = root.components(root.K_e, root.K_R)
+        x = xp.stack([xp.tensordot(K_i.T, w_i, axes=1) for K_i, w_i in zip(K, w, strict=True)], axis=1)
+        r, k, c, b = x.shape
+        y = root.apply(root.inner(g), xp.reshape(x, (r, k * c, b)))
+        return x, xp.reshape(y, (r, k, c, b))
+
+    def _with_tables(self, genes: int, memory: int) -> MultiComponent:
+        """The same with tables, if there is a grid that they are accurate on, cheaper than the genes and not too large.
+
+        V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
+        """
+        xp, largest, e = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist(), self.root.eliminated
+        for lowest in LOWEST if min(largest) > 0 else ():
+            axes = tuple(Axis.build(lam, lowest) for lam in largest)
+            nodes = axes[e].size if len(axes) == 2 else math.prod(axis.size for axis in axes)
+            corner = (lowest - 1.0) / self.lam  # (k, 1)
+            functions = len(axes) * (len(axes) + 1) + 2 + self.n_fixed
+            too_large = table_bytes(tuple(axis.size for axis in axes), self.root.K_R.shape[0], functions) > memory
+            if nodes > genes or too_large or not bool(xp.all(self.root_trace.traces(corner)[3])):
+                continue
+            g_e = axes[e].ratios(axes[e].nodes(), self.lam)  # (J,)
+            grid = replace(self, axes=axes, spectra=Spectra.build(self.root, g_e) if len(axes) == 2 else None)
+            of_traces = grid if self.root_trace is self.root else grid._with_spectra_of(self.root_trace, g_e)
+            traces = of_traces._table(self._trace_functions, self._trace_rows_of)
+            F = RatioTable.build((axes[e],), self._F_function(g_e[None, :]), self._F_function)
+            if traces is not None and F is not None:
+                return replace(grid, trace_table=traces, F_table=F, F_rest=self.root.packed_F_rest())
+        return self
+
+    def _with_spectra_of(self, root: EliminatedFactor, g_e: Array) -> MultiComponent:
+        return replace(self, spectra=None if self.spectra is None else Spectra.build(root, g_e))
+
+    def _table(
+        self, exact: Callable[[Array], Array], by_spectra: Callable[[Spectra, Array], Array], size: Array | None = None
+    ) -> RatioTable | None:
+        """Table of functions on the grid, from ratios (k, b) to rows (w, b); None if there is no grid.
+
+        Of two effects it is filled from the spectra: (w, J, I) from J ratios of the eliminated effect and I of the
+        other.
+        """
+        if self.axes is None:
+            return None
+        if self.spectra is None:
+            return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
+        e, spectra = self.root.eliminated, self.spectra
+        g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
+        parts = in_threads(
+            lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES), threads_for(g)
+        )
+        values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
+        return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
+
+    def _trace_functions(self, g: Array) -> Array:
+        # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
+        T, B, logdet, ok, _ = self.root_trace.traces(g)
+        return self._trace_rows(g, T, B, logdet, ok)
+
+    def _trace_rows_of(self, spectra: Spectra, g: Array) -> Array:
+        # the same at the ratios of `spectra` and `g` of the other effect (k + k^2 + 2, J, I)
+        xp, J, I = namespace(g), spectra.g_e.shape[0], g.shape[0]
+        both = [xp.broadcast_to(spectra.g_e[:, None], (J, I)), xp.broadcast_to(g[None, :], (J, I))]
+        ratios = xp.stack(both[::-1] if self.root.eliminated else both, axis=0)  # (2, J, I)
+        flat = [xp.reshape(x, (*x.shape[:-2], J * I)) for x in (ratios, *spectra.traces(g))]
+        return xp.reshape(self._trace_rows(*flat), (-1, J, I))
+
+    def _trace_rows(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array) -> Array:
+        xp, scale = namespace(g), self._scale(g)  # (k, b)
+        B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (-1, g.shape[1]))
+        return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
+
+    def _unscaled(self, g: Array, rows: Array) -> tuple[Array, Array, Array, Array]:
+        # T, B, log det and validity from rows of `_trace_functions`
+        k, b = g.shape
+        scale = self._scale(g)  # (k, b)
+        B = namespace(g).reshape(rows[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
+        return rows[:k, :] / scale, B, rows[-2, :], rows[-1, :] > 0.5
+
+    def _scale(self, g: Array, effect: int | None = None) -> Array:
+        # 1 + g lam (k, b) of all effects, or (1, b) of one; 1 where it is not positive, which is not valid anyhow
+        (scale,) = _positive_scale(None, g, self.lam if effect is None else self.lam[effect : effect + 1, :])
+        return scale
+
+    def _F_function(self, g_e: Array) -> Array:
+        # upper triangle of the part of F that falls with the ratio (pairs, b), scaled likewise
+        return self.root.packed_F(g_e) * self._scale(g_e, self.root.eliminated)
+
+    def _whitened(self, g: Array) -> tuple[Array, Array]:
+        # v = A^-1 h (r, b), so that Z'P0 y = K v, and validity
+        if self.F_table is None:
+            return self.root.solve(g, self.h, self.root.system(g, self.root.F(g)))
+        g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
+        return self._whitened_by(g, lookup(self.F_table, g_e, self._F_function))
+
+    def _whitened_by(self, g: Array, F_scaled: Array) -> tuple[Array, Array]:
+        # the same from rows of `_F_function` (pairs, b)
+        e = self.root.eliminated
+        packed_F = F_scaled / self._scale(g[e : e + 1, :], e) + self.F_rest
+        return self.root.solve(g, self.h, self.root.packed_system(g, packed_F))
+
+    def _squares(self, v: Array) -> tuple[Array, Array]:
+        """E and z (k, b) from v = A^-1 h (r, b)."""
+        v_v, v_h = _products(None, v, self.h)  # (r, b)
+        e_e, e_h = _products(None, self.root.K_R @ v, self.h_R)  # (q_R, b)
+        return self.root.sums(v_v, e_e), self.root.sums(v_h, e_h)
+
+    def _parts(self, a: Array) -> list[Array]:
+        # rows of a (q, c) of each random effect
+        return [a[lo:hi, :] for lo, hi in ranges(self.d)]
+
+    def _loaded(self, g: Array, a: Array) -> Array:
+        # x = K'D a = sum_i g_i K_i'a_i (r, c, b)
+        xp = namespace(g)
+        K = self.root.components(self.root.K_e, self.root.K_R)
+        loads = xp.stack([K_i.T @ part for K_i, part in zip(K, self._parts(a), strict=True)], axis=0)  # (k, r, c)
+        return xp.tensordot(loads, g, axes=((0,), (0,)))
+
+
+def _rows(values: Array, kept: int) -> Array:
+    # all but the last `kept` axes as one
+    return namespace(values).reshape(values, (-1, *values.shape[-kept:]))
+
+
+@fused
+def _products(xp: Any, _: None, a: Array, b: Array) -> tuple[Array, Array]:
+    return a * a, a * b
+
+
+@fused
+def _positive_scale(xp: Any, _: None, g: Array, lam: Array) -> tuple[Array]:
+    scale = 1.0 + g * lam
+    return (xp.where(scale > 0, scale, 1.0),)

@@ -1,0 +1,222 @@
+"""The linear mixed model of a block of genes: variance likelihood and fixed effects together.
+
+    u = D e (BLUPs),  beta = beta_ols - xxz u,  cov(beta) = s_0 [ XXinv + xxz N xxz' ],  N = D (I + S D)^-1
+
+No matrix of the size of the random effects is inverted per gene, and nothing p x p is stored per gene unless
+the covariance itself is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..backend.arrays import Array, namespace
+from ..backend.blocks import blocks, ranges
+from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
+from ..sumstats.summary_stats import SummaryStats
+from .chebyshev import LARGEST_RATIO, RatioTable, lookup
+from .likelihood import Likelihood
+from .many_components import MultiComponent
+from .one_component import SingleComponent
+from .projection import Projection
+
+#: Bytes of the vectors of contrasts that are formed together.
+LARGEST_PIECE = 2**26
+
+
+@dataclass(frozen=True)
+class Contrasts:
+    """Contrasts of the fixed effects, ready for any genes of a model."""
+
+    C: Array  #: (c, p), contrasts in rows
+    a: Array  #: (q, c), their loadings xxz' C' on the random effects
+    ols: Array  #: (c,), c' XXinv c
+    variance: RatioTable | None = None  #: a' N a (c, b) of the ratios
+    gradient: RatioTable | None = None  #: |w_i|^2 (k * c, b) of the ratios
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """Likelihood of theta and what turns theta into fixed effects, for b genes."""
+
+    projection: Projection
+    likelihood: Likelihood
+    largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
+    beta_ols: Array  #: (p, b)
+    has_residual_variance: Array  #: (b,), bool: the gene has variance left after X
+    ill_conditioned: Array  #: (b,), bool: and that is a small difference of large numbers
+
+    @classmethod
+    def build(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
+        """Return the model of all genes of `summary`."""
+        return cls.decompose(summary, method).with_genes(summary)
+
+    @classmethod
+    def decompose(
+        cls, summary: SummaryStats, method: str = "REML", memory: int | None = None, genes: int | None = None
+    ) -> MixedModel:
+        """Project X out and decompose the random effects: what all genes share, and no gene yet.
+
+        Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
+        of `summary`, and may take `memory` (bytes).
+        """
+        projection, count = Projection.build(summary), summary.m if genes is None else genes
+        none = projection.genes(summary.select(slice(0)))
+        likelihood = cls._likelihood(projection, summary.d, method, memory, count)
+        largest = _largest_eigenvalues(summary)
+        return cls(projection, likelihood, largest, none.beta_ols, none.has_residual_variance, none.ill_conditioned)
+
+    @staticmethod
+    def _likelihood(
+        projection: Projection, d: tuple[int, ...], method: str, memory: int | None, genes: int
+    ) -> Likelihood:
+        if len(d) == 1:
+            return SingleComponent.decompose(projection, method)
+        return MultiComponent.decompose(projection, d, method, genes, memory)
+
+    def with_genes(self, summary: SummaryStats) -> MixedModel:
+        """Return the model of the genes of `summary`, some or all of those of the design."""
+        genes = self.projection.genes(summary)
+        return replace(
+            self,
+            likelihood=self.likelihood.with_genes(genes.zry, genes.yry),
+            beta_ols=genes.beta_ols,
+            has_residual_variance=genes.has_residual_variance,
+            ill_conditioned=genes.ill_conditioned,
+        )
+
+    def select(self, index: Array) -> MixedModel:
+        """Return the model of the genes at `index`."""
+        xp = namespace(self.beta_ols)
+        return replace(
+            self,
+            likelihood=self.likelihood.select(index),
+            beta_ols=xp.take(self.beta_ols, index, axis=1),
+            has_residual_variance=xp.take(self.has_residual_variance, index, axis=0),
+            ill_conditioned=xp.take(self.ill_conditioned, index, axis=0),
+        )
+
+    @property
+    def XXinv(self) -> Array:
+        """(X'X)^-1 (p, p)."""
+        return self.projection.XXinv
+
+    @property
+    def xxz(self) -> Array:
+        """XXinv X'Z (p, q)."""
+        return self.projection.xxz
+
+    def random_effects(self, theta: Array) -> Array:
+        """BLUPs (q, b)."""
+        return self.likelihood.random_effects(self.likelihood.ratios(theta))
+
+    def coefficients(self, theta: Array, v: Array | None = None) -> Array:
+        """Fixed effects (p, b); `v` of the evaluation at `theta`, if it is at hand."""
+        return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T, v)
+
+    def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
+        """Contrasts in the rows of `C` (c, p) for many genes: their variances tabulated where that pays."""
+        plain = self._contrasts(C)
+        variance = self.likelihood.variance_table(plain.a, plain.ols)
+        if not gradient:
+            return replace(plain, variance=variance)
+        steepest = namespace(C).concat([plain.ols / LARGEST_RATIO] * self.likelihood.n_components)  # (k * c,)
+        return replace(plain, variance=variance, gradient=self.likelihood.gradient_table(plain.a, steepest))
+
+    def _contrasts(self, C: Array) -> Contrasts:
+        return Contrasts(C, a=(C @ self.xxz).T, ols=namespace(C).sum((C @ self.XXinv) * C, axis=1))
+
+    def _gradient_rows(self, g: Array, contrasts: Contrasts) -> Array:
+        # |w_i|^2 (k * c, b)
+        a = contrasts.a
+        form = in_pieces(lambda g: self.likelihood.gradient_form(g, a), g, a.shape[0] * a.shape[1])
+        return namespace(g).reshape(form, (-1, g.shape[1]))
+
+    def contrast_variance(self, theta: Array, contrasts: Contrasts | Array) -> Array:
+        """Variances (c, b) of contrasts, prepared or as rows (c, p)."""
+        ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
+        g = self.likelihood.ratios(theta)
+        form = lookup(ready.variance, g, lambda g: self.likelihood.variance_form(g, ready.a))
+        return theta[-1, :][None, :] * (ready.ols[:, None] + form)
+
+    def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array, variance: Array | None = None) -> Array:
+        """Gradient (k+1, c, b) of `contrast_variance` in theta; `variance` (c, b) there, if it is at hand."""
+        xp = namespace(theta)
+        ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
+        g = self.likelihood.ratios(theta)  # (k, b)
+        rows = lookup(ready.gradient, g, lambda g: self._gradient_rows(g, ready))
+        by_component = xp.reshape(rows, (g.shape[0], -1, g.shape[1]))  # (k, c, b)
+        variance = self.contrast_variance(theta, ready) if variance is None else variance
+        total = variance / theta[-1, :][None, :]
+        by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)
+        return xp.concat([by_component, by_residual[None, :, :]], axis=0)
+
+    def contrast_adjustment(self, theta: Array, contrasts: Contrasts, W: Array) -> Array:
+        """Half of what Kenward and Roger add to `contrast_variance` (c, b), for `W` (k+1, k+1, b) = cov(theta).
+
+        sum_ij W_ij t_ij over all components, t_ij = w_i' ZVZ_ij w_j / s_0 for the random effects; the rows of the
+        residual follow from these, t_0j = -sum_i g_i t_ij, and are taken into the weights.
+        """
+        xp = namespace(theta)
+        g = self.likelihood.ratios(theta)  # (k, b)
+        a = contrasts.a
+        form = in_pieces(lambda g: self.likelihood.adjustment_form(g, a), g, a.shape[0] * a.shape[1])
+        return xp.sum(ratio_weights(W, g)[:, :, None, :] * form, axis=(0, 1)) / theta[-1, :][None, :]
+
+    def covariance(self, theta: Array) -> Array:
+        """Covariance matrices of the fixed effects (p, p, b)."""
+        g, a = self.likelihood.ratios(theta), self.xxz.T
+        form = in_pieces(lambda g: self.likelihood.covariance_form(g, a), g, a.shape[0] * a.shape[1])
+        return theta[-1, :][None, None, :] * (self.XXinv[:, :, None] + form)
+
+    def information_beta(self, theta: Array) -> Array:
+        """Information of the fixed effects, X' V^-1 X (p, p, b): the inverse of their covariance."""
+        xp = namespace(theta)
+        cov, scale = self._scaled_covariance(theta)
+        inverse, _, _ = inverse_and_logdet(cov)
+        scaled = inverse * scale[None, :, None] * scale[None, None, :]
+        return xp.permute_dims(scaled, (1, 2, 0)) / theta[-1, :][None, None, :]
+
+    def may_be_indefinite(self, theta: Array) -> Array:
+        """Whether negative components could make V indefinite (b,): cheap, and exact for one component."""
+        xp = namespace(theta)
+        negative = xp.minimum(self.likelihood.ratios(theta), xp.zeros_like(theta[:1, :]))  # (k, b)
+        return xp.sum(negative * self.largest[:, None], axis=0) <= -1.0
+
+    def positive_definite(self, theta: Array) -> Array:
+        """Whether V itself is positive definite (b,).
+
+        The restricted likelihood only sees V on the residuals of X; V is positive definite exactly if it is
+        there and the covariance of the fixed effects is positive definite too (a Schur complement).
+        """
+        return cholesky(self._scaled_covariance(theta)[0])[1]
+
+    def _scaled_covariance(self, theta: Array) -> tuple[Array, Array]:
+        # cov / s_0 in units in which XXinv has a unit diagonal (b, p, p), and the units (p,)
+        xp = namespace(theta)
+        cov = xp.permute_dims(self.covariance(theta), (2, 0, 1)) / theta[-1, :][:, None, None]
+        scale = 1.0 / xp.sqrt(xp.linalg.diagonal(self.XXinv))
+        return cov * scale[None, :, None] * scale[None, None, :], scale
+
+
+def ratio_weights(W: Array, g: Array) -> Array:
+    """J' W J (k, k, b) for J = (I, -g)' (k+1, k): `W` (k+1, k+1, b) with the residual's rows taken into the others."""
+    k = g.shape[0]
+    edge, corner = W[:k, k, :], W[k, k, :]  # (k, b), (b,)
+    crossed = g[:, None, :] * (edge - 0.5 * g * corner[None, :])[None, :, :]  # (k, k, b)
+    return W[:k, :k, :] - crossed - namespace(g).permute_dims(crossed, (1, 0, 2))
+
+
+def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
+    """`form` (..., b) of the ratios `g` (k, b), for so few genes at a time that `width` numbers each stay small."""
+    size = max(1, LARGEST_PIECE // (8 * width * (g.shape[0] + 1)))
+    if g.shape[1] <= size:
+        return form(g)
+    return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)
+
+
+def _largest_eigenvalues(summary: SummaryStats) -> Array:
+    # of each Z_i'Z_i (k,)
+    xp = namespace(summary.ZZ)
+    return xp.stack([largest_eigenvalue(summary.ZZ[lo:hi, lo:hi]) for lo, hi in ranges(summary.d)])

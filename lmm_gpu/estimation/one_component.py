@@ -1,0 +1,196 @@
+"""One random effect: in the eigenbasis of S = Z'RZ everything is diagonal.
+
+S = U diag(lam) U' once per design and c = U' Z'Ry for all genes; then, with w = 1 / (1 + g lam), every
+number that Fisher scoring needs is a sum over q of elementwise products: no matrix per gene.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..backend.arrays import Array, like, namespace
+from ..backend.fusion import fused
+from ..backend.linalg import eigh_psd, log_product
+from .likelihood import Likelihood, Traces
+from .projection import Projection
+
+
+@dataclass(frozen=True)
+class SingleComponent(Likelihood):
+    """Likelihood of (s_1, s_0) for b genes; q random-effect columns."""
+
+    lam: Array  #: (q,), eigenvalues of S
+    lam_trace: Array  #: (q,), eigenvalues whose traces enter: of S (REML) or of Z'Z (ML)
+    U: Array  #: (q, q), eigenvectors of S
+    c: Array  #: (q, b), U' Z'Ry
+    yry: Array  #: (b,)
+    n_effective: int
+    residual_df: int
+    rank: int
+    n_components: int = 1
+
+    @classmethod
+    def decompose(cls, projection: Projection, method: str) -> SingleComponent:
+        """Decompose the design once; no genes yet."""
+        xp = namespace(projection.S)
+        lam, U = eigh_psd(projection.S, xp.max(xp.linalg.diagonal(projection.ZZ)))
+        p = projection.XXinv.shape[0]
+        return cls(
+            lam=lam,
+            lam_trace=lam if method == "REML" else eigh_psd(projection.ZZ)[0],
+            U=U,
+            c=U[:, :0],
+            yry=lam[:0],
+            n_effective=projection.n - (p if method == "REML" else 0),
+            residual_df=projection.n - p,
+            rank=int(xp.count_nonzero(lam)),
+        )
+
+    def with_genes(self, zry: Array, yry: Array) -> SingleComponent:
+        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
+        return replace(self, c=self.U.T @ zry, yry=yry)
+
+    def select(self, index: Array) -> SingleComponent:
+        """Return the likelihood for the genes at `index`."""
+        xp = namespace(self.c)
+        return replace(self, c=xp.take(self.c, index, axis=1), yry=xp.take(self.yry, index, axis=0))
+
+    def traces(self, g: Array) -> Traces:
+        """T, B, E, z and log det at the ratios `g` (1, b)."""
+        xp = namespace(g)
+        ok = self._positive(g)  # (b,)
+        w, w2, zs, Es = _sums(None, self.lam[:, None], xp.where(ok, g, 0.0), self.c)  # (q, b) each
+        if self.lam_trace is not self.lam:
+            ok_trace = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0
+            w, w2 = _weights(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0))
+            ok = ok & ok_trace
+        T, B = self._weighted_traces(w, w2)
+        return Traces(
+            T=T,
+            B=B,
+            E=xp.sum(Es, axis=0)[None, :],
+            z=xp.sum(zs, axis=0)[None, :],
+            logdet=-log_product(w),
+            ok=ok,
+            condition=xp.ones_like(g[0, :]),
+        )
+
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (1, b) and B (1, 1, b) of `traces`."""
+        xp = namespace(g)
+        ok = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0  # (b,)
+        return self._weighted_traces(*_weights(None, self.lam_trace[:, None], xp.where(ok, g, 0.0)))
+
+    def _weighted_traces(self, w: Array, w2: Array) -> tuple[Array, Array]:
+        lam = self.lam_trace[None, :]  # (1, q)
+        return lam @ w, ((lam * lam) @ w2)[None, :, :]
+
+    def traces_at_zero(self) -> Traces:
+        """T, B, E, z and log det without random effects: w = 1."""
+        xp, lam = namespace(self.c), self.lam_trace
+        zero = xp.zeros_like(self.yry)  # (b,)
+        squares = xp.sum(self.c * self.c, axis=0)[None, :]  # (1, b)
+        T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
+        return Traces(T[None, :], B[None, None, :], squares, squares, logdet=zero, ok=zero == 0, condition=zero + 1.0)
+
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Sum c^2 w / lam (T, b), over the directions that have random effects, and its slope in g (T, b)."""
+        xp, lam = namespace(self.c), self.lam[:, None]
+        w = 1.0 / (1.0 + lam * like(nodes, lam)[None, :])  # (q, T)
+        squares = xp.where(lam > 0, self.c * self.c / xp.where(lam > 0, lam, 1.0), 0.0)  # (q, b)
+        return w.T @ squares, -((lam * w * w).T @ squares)
+
+    def random_effects(self, g: Array) -> Array:
+        """BLUPs (q, b)."""
+        return self.U @ self._rotated_effects(g)
+
+    def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
+        """a' u (c, b): the eigenvectors meet the few columns of `a`, not the genes."""
+        return (self.U.T @ a).T @ self._rotated_effects(g)
+
+    def variance_form(self, g: Array, a: Array) -> Array:
+        """a' N a (c, b): one matrix product for all genes."""
+        w = self._shrinkage(g)
+        ua = self.U.T @ a  # (q, c)
+        return (ua * ua).T @ (g * w)
+
+    def covariance_form(self, g: Array, a: Array) -> Array:
+        """a' N a for all pairs of columns (c, c, b)."""
+        xp = namespace(a)
+        w = self._shrinkage(g)
+        ua = self.U.T @ a  # (q, c)
+        q, c = ua.shape
+        pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
+        return xp.reshape(pairs.T @ (g * w), (c, c, g.shape[1]))
+
+    def gradient_form(self, g: Array, a: Array) -> Array:
+        """|w|^2 (1, c, b)."""
+        w = self._shrinkage(g)
+        ua = self.U.T @ a  # (q, c)
+        return ((ua * ua).T @ (w * w))[None, :, :]
+
+    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
+        """W (q, c, b)."""
+        w, ua = self._shrinkage(g), self.U.T @ a  # (q, b), (q, c)
+        return namespace(a).tensordot(self.U, ua[:, :, None] * w[:, None, :], axes=1)
+
+    def adjustment_form(self, g: Array, a: Array) -> Array:
+        """w' ZVZ w (1, 1, c, b)."""
+        w = self._shrinkage(g)
+        ua = self.U.T @ a  # (q, c)
+        return ((ua * ua).T @ (self.lam[:, None] * w * w * w))[None, None, :, :]
+
+    def gradient_pairs(self, g: Array, a: Array) -> Array:
+        """w' w (1, c, c, b)."""
+        w = self._shrinkage(g)
+        return self._weighted_pairs(w * w, a)[None, :, :, :]
+
+    def adjustment_pairs(self, g: Array, a: Array) -> Array:
+        """w' ZVZ w (1, 1, c, c, b)."""
+        w = self._shrinkage(g)
+        return self._weighted_pairs(self.lam[:, None] * w * w * w, a)[None, None, :, :, :]
+
+    def curvature_form(self, g: Array) -> Array:
+        """e' ZVZ e (1, 1, b)."""
+        xp = namespace(g)
+        w = self._shrinkage(g)
+        cw = self.c * w  # (q, b)
+        return xp.sum(self.lam[:, None] * w * cw * cw, axis=0)[None, None, :]
+
+    def _weighted_pairs(self, weights: Array, a: Array) -> Array:
+        # a' U diag(weight) U' a (c, c, b) for `weights` (q, b): one matrix product for all genes
+        xp = namespace(a)
+        ua = self.U.T @ a  # (q, c)
+        q, c = ua.shape
+        pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
+        return xp.reshape(pairs.T @ weights, (c, c, weights.shape[1]))
+
+    def _rotated_effects(self, g: Array) -> Array:
+        # U' u (q, b)
+        w = self._shrinkage(g)
+        return g * self.c * w
+
+    def _shrinkage(self, g: Array) -> Array:
+        # w = 1 / (1 + g lam) (q, b)
+        return 1.0 / (1.0 + self.lam[:, None] * namespace(g).where(self._positive(g), g, 0.0))
+
+    def _positive(self, g: Array) -> Array:
+        # whether every 1 + g lam is positive (b,): the largest lam decides
+        return 1.0 + namespace(g).max(self.lam) * g[0, :] > 0
+
+
+@fused
+def _weights(xp: Any, _: None, lam: Array, g: Array) -> tuple[Array, Array]:
+    # w and w^2
+    w = 1.0 / (1.0 + lam * g)
+    return w, w * w
+
+
+@fused
+def _sums(xp: Any, _: None, lam: Array, g: Array, c: Array) -> tuple[Array, ...]:
+    # w, w^2, c^2 w and (c w)^2: their sums over the eigenvalues are what an evaluation needs
+    w = 1.0 / (1.0 + lam * g)
+    zs = c * c * w
+    return w, w * w, zs, zs * w

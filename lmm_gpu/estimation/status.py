@@ -1,0 +1,33 @@
+"""How the estimation of a gene ended."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Status(IntEnum):
+    """How the estimation of one gene ended.
+
+    Examples
+    --------
+    >>> Status(3).word, Status.NO_VARIANCE.word
+    ('boundary', 'no_variance')
+    """
+
+    RUNNING = 0
+    CONVERGED = 1  #: max |score| <= epsilon
+    CONVERGED_AT_ROUNDING = 2  #: no step changes the log-likelihood beyond rounding
+    BOUNDARY = 3  #: converged with a variance component held at zero
+    MAX_ITER = 4  #: stopped by max_iter
+    NO_VARIANCE = 5  #: the gene does not vary once X is taken out
+    FAILED = 6  #: no valid estimate
+    OUTSIDE_TABLE = 7  #: left where the objective is tabulated: to be maximised without tables
+
+    @property
+    def word(self) -> str:
+        """Lower-case name, as results show it."""
+        return self.name.lower()
+
+
+#: Statuses of a gene whose estimate is an optimum of the likelihood.
+OPTIMUM = (Status.CONVERGED, Status.CONVERGED_AT_ROUNDING, Status.BOUNDARY)

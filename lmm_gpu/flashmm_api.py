@@ -1,0 +1,540 @@
+"""FLASHMM's functions: R's names with dots as underscores, R's shapes. No numerics here.
+
+Features are the ROWS of Y and the COLUMNS of every result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse
+from tqdm.auto import tqdm
+
+from ._flashmm_inputs import (
+    axis_labels,
+    check_same_cells,
+    choose_labels,
+    component_widths,
+    dense,
+    read_matrix,
+    read_statistics,
+    relabelled,
+    rows_of,
+)
+from .backend.arrays import entered, is_array, is_sparse_on_device, to_numpy
+from .backend.blocks import blocks
+from .backend.devices import Device, resolve
+from .backend.memory import parse_memory
+from .backend.scheduler import Range, run
+from .backend.sparse import is_sparse, stored_values
+from .design.contrasts import contrast_rows
+from .design.design import fixed_design, random_columns
+from .design.formula import r_names
+from .estimation.fit_options import FitOptions
+from .inference.pvalues import t_pvalue
+from .results.fitting import fit_summary
+from .results.lmm_fit import LMMFit
+from .sumstats.assembly import assemble
+from .sumstats.centring import centred_products, constant_of
+from .sumstats.products import design_products, join_genes, sparse_if_worth_it
+from .sumstats.summary_stats import SummaryStats
+from .sumstats.transform import check_values, recognise
+
+
+def sslmm(
+    X: Any,
+    Y: Any,
+    Z: Any,
+    nBlocks: int | None = None,
+    *,
+    d: int | Sequence[int] | None = None,
+    is_counts: bool | None = None,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    device: Any = "auto",
+    memory: int | str | None = None,
+) -> SummaryStats:
+    """Compute summary statistics from cells, for `lmm`.
+
+    Parameters
+    ----------
+    X : array or DataFrame (n, p)
+        Design matrix of the fixed effects, one row per cell.
+    Y : array, sparse matrix of SciPy or CuPy, or DataFrame (m, n)
+        Responses, features in rows and cells in columns.
+    Z : array, SciPy sparse matrix or DataFrame (n, q)
+        Design matrix of the random effects, Z = [Z1, .., Zk].
+    nBlocks : int, optional
+        Split the features into so many blocks. The result does not depend on it.
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    is_counts : bool, optional
+        Fit log2(1 + Y). By default Y that holds nothing but non-negative integers is taken as raw counts.
+    Y_names, X_names : sequence of str, optional
+        Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
+    device : str, or list of str
+        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
+    memory : int or str, optional
+        Budget for temporaries, in bytes or as "2GB".
+
+    Returns
+    -------
+    SummaryStats
+        Also answers ``ss["XX"]``, ``ss["XY"]``, ``ss["ZX"]``, ``ss["ZY"]``, ``ss["ZZ"]``, ``ss["Ynorm"]``, ``ss["n"]``.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not match, NaN or infinite values, and duplicate names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ss = sslmm(np.ones((4, 1)), np.arange(8.0).reshape(2, 4) / 10, np.repeat(np.eye(2), 2, axis=0))
+    >>> ss["n"], ss["ZZ"].tolist()
+    (4, [[2.0, 0.0], [0.0, 2.0]])
+    """
+    devices = resolve(device, *[stored_values(A) for A in (X, Y, Z) if is_array(A) or is_sparse_on_device(A)])
+    X, x_cells, x_labels = read_matrix(X, "X")
+    Z, z_cells, z_labels = read_matrix(Z, "Z")
+    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
+    _check_shapes(X, Y, Z)
+    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
+    n, m = X.shape[0], Y.shape[0]
+    widths = component_widths(d, Z.shape[1])
+    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
+        with entered(matrix):
+            check_values(matrix, name)
+    with entered(Y):
+        transform = recognise(Y, is_counts)
+    X, Z = dense(X), sparse_if_worth_it(Z)
+    constant = constant_of(X)
+    values = lambda bounds: transform.apply(rows_of(Y, *bounds).T)  # noqa: E731
+    ranges = blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
+    return assemble(
+        design_products(X, Z),
+        products_by_block(X, Z, values, ranges, constant, devices),
+        constant,
+        d=widths,
+        features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        fixed_names=choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
+        random_names=choose_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
+        transform=transform.name,
+    )
+
+
+def lmm(
+    XX: Any,
+    XY: Any = None,
+    ZX: Any = None,
+    ZY: Any = None,
+    ZZ: Any = None,
+    Ynorm: Any = None,
+    n: int | None = None,
+    d: int | Sequence[int] | None = None,
+    method: str = "REML",
+    theta0: Any = None,
+    nBlocks: int | None = None,
+    max_iter: int = 50,
+    epsilon: float = 1e-5,
+    output_cov: bool = True,
+    output_FIM: bool = False,
+    output_RE: bool = False,
+    output_SS: bool = False,
+    verbose: bool = False,
+    *,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    bounds: str = "auto",
+    device: Any = "auto",
+    memory: int | str | None = None,
+    progress: bool = False,
+) -> LMMFit:
+    """Fit linear mixed models from summary statistics.
+
+    Parameters
+    ----------
+    XX : array (p, p), or SummaryStats
+        X'X; or all summary statistics in one, as ``lmm(sslmm(X, Y, Z), d=d)``.
+    XY, ZX, ZY, ZZ : array (p, m), (q, p), (q, m), (q, q)
+        X'Y', Z'X, Z'Y' and Z'Z for Y of features x cells.
+    Ynorm : array (m,)
+        Sum of squares of each feature.
+    n : int
+        Number of cells.
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    method : {"REML", "ML"}
+    theta0 : array (k+1,) or (k+1, m), optional
+        Start of the variance components, residual last; by default (0, .., 0, residual variance of least squares).
+    nBlocks : int, optional
+        Split the features into so many blocks; by default the block size follows `memory`.
+    max_iter : int
+    epsilon : float
+        Converged when every partial derivative of the log-likelihood is at most this.
+    output_cov, output_FIM, output_RE, output_SS : bool
+        Whether the fit shows `cov`; `FIM_beta` and `FIM_theta`; `RE`; `summary_data`.
+    verbose : bool
+        Print how many features did not converge.
+    Y_names, X_names : sequence of str, optional
+    bounds : {"auto", "nonnegative", "none"}
+        "auto": components may be negative as long as V is positive definite, and are held at or above zero for
+        a feature that has no such optimum. "nonnegative": never negative. "none": no fallback.
+    device : str, or list of str
+        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
+    memory : int or str, optional
+        Budget for a block of features.
+    progress : bool
+        Show a progress bar.
+
+    Returns
+    -------
+    LMMFit
+
+    Raises
+    ------
+    ValueError
+        For arguments that do not fit each other, and a rank-deficient X. A feature's own trouble is a status.
+
+    References
+    ----------
+    Xu, Pouyabahar, Voisin et al. (2026), FLASH-MM, Nature Communications 17, 2384.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X, Z = np.ones((60, 1)), np.repeat(np.eye(6), 10, axis=0)
+    >>> Y = (rng.normal(size=(3, 6)) @ Z.T) + rng.normal(size=(3, 60))
+    >>> fit = lmm(sslmm(X, Y, Z))
+    >>> list(fit.theta.index), fit.converged.all().item()
+    (['var1', 'var0'], True)
+    """
+    others = {"XY": XY, "ZX": ZX, "ZY": ZY, "ZZ": ZZ, "Ynorm": Ynorm, "n": n}
+    if not isinstance(XX, SummaryStats):
+        summary = read_statistics({"XX": XX, **others}, d, Y_names, X_names)
+    elif surplus := [name for name, value in others.items() if value is not None]:
+        raise ValueError(f"got SummaryStats and also {', '.join(surplus)}: name the options, as in lmm(summary, d=..)")
+    else:
+        summary = relabelled(XX, d, Y_names, X_names)
+    block = None if nBlocks is None else math.ceil(summary.m / _check_blocks(nBlocks))
+    options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block, device)
+    with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
+        fit = fit_summary(summary, options, bar.update)
+    shown = {
+        "cov": output_cov,
+        "FIM_beta": output_FIM,
+        "FIM_theta": output_FIM,
+        "RE": output_RE,
+        "summary_data": output_SS,
+    }
+    outputs = tuple(name for name, wanted in shown.items() if wanted)
+    fit = replace(fit, summary=summary, ddf="residual", outputs=outputs)
+    if verbose:
+        print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
+    return fit
+
+
+def lmmfit(
+    Y: Any,
+    X: Any,
+    Z: Any,
+    d: int | Sequence[int] | None = None,
+    method: str = "REML",
+    nBlocks: int | None = None,
+    theta0: Any = None,
+    max_iter: int = 50,
+    epsilon: float = 1e-5,
+    output_cov: bool = True,
+    output_FIM: bool = False,
+    output_RE: bool = False,
+    output_SS: bool = False,
+    verbose: bool = False,
+    *,
+    is_counts: bool | None = None,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    bounds: str = "auto",
+    device: Any = "auto",
+    memory: int | str | None = None,
+    progress: bool = False,
+) -> LMMFit:
+    """Fit linear mixed models from cells: `sslmm`, then `lmm`.
+
+    Parameters
+    ----------
+    Y : array, SciPy sparse matrix or DataFrame (m, n)
+        Features in rows, cells in columns.
+    X, Z : array, SciPy sparse matrix or DataFrame (n, p), (n, q)
+        Design of the fixed effects, and of the random effects, Z = [Z1, .., Zk].
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    method, nBlocks, theta0, max_iter, epsilon, output_cov, output_FIM, output_RE, output_SS, verbose
+        As `lmm`.
+    is_counts, Y_names, X_names
+        As `sslmm`.
+    bounds, device, memory, progress
+        As `lmm`.
+
+    Returns
+    -------
+    LMMFit
+
+    Raises
+    ------
+    ValueError
+        As `sslmm` and `lmm`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X, Z = np.ones((60, 1)), np.repeat(np.eye(6), 10, axis=0)
+    >>> fit = lmmfit(rng.normal(size=(3, 60)), X, Z, d=6)
+    >>> fit.coef.shape, fit.df
+    ((1, 3), 59.0)
+    """
+    labels = {"Y_names": Y_names, "X_names": X_names}
+    summary = sslmm(X, Y, Z, nBlocks, d=d, is_counts=is_counts, device=device, memory=memory, **labels)
+    return lmm(
+        summary,
+        method=method,
+        theta0=theta0,
+        nBlocks=nBlocks,
+        max_iter=max_iter,
+        epsilon=epsilon,
+        output_cov=output_cov,
+        output_FIM=output_FIM,
+        output_RE=output_RE,
+        output_SS=output_SS,
+        verbose=verbose,
+        bounds=bounds,
+        device=device,
+        memory=memory,
+        progress=progress,
+    )
+
+
+def flashmm(
+    Y: Any,
+    fixed: str,
+    random: str | Sequence[str],
+    metadata: pd.DataFrame,
+    is_counts: bool | None = False,
+    **options: Any,
+) -> LMMFit:
+    """Fit linear mixed models from cells and R formulas.
+
+    Parameters
+    ----------
+    Y : array, SciPy sparse matrix or DataFrame (m, n)
+        Features in rows, cells in columns.
+    fixed : str
+        One-sided formula of the fixed effects, such as ``"~ 0 + log(libsize) + cls + cls:trt"``.
+    random : str or list of str
+        One one-sided formula per random effect, such as ``"~ 0 + sam"``.
+    metadata : DataFrame (n rows)
+        One row per cell, in the order of the columns of Y.
+    is_counts : bool or None
+        Whether Y holds raw counts, to be fitted as log2(1 + Y); None finds out.
+    **options
+        The options of `lmmfit`, from `method` on.
+
+    Returns
+    -------
+    LMMFit
+        Fixed effects named as R's ``model.matrix`` names them.
+
+    Raises
+    ------
+    ValueError
+        For formulas that cannot be read or name unknown columns, for metadata that does not match Y, and as `lmmfit`.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> rng = np.random.default_rng(1)
+    >>> cells = pd.DataFrame({"trt": np.tile(["A", "B"], 30), "sam": np.repeat(list("abcdef"), 10)})
+    >>> flashmm(rng.normal(size=(3, 60)), "~ 0 + trt", "~ 0 + sam", cells).coef.index.tolist()
+    ['trtA', 'trtB']
+    """
+    if not isinstance(metadata, pd.DataFrame):
+        raise ValueError(f"metadata is of type {type(metadata).__name__}; wanted a DataFrame with one row per cell")
+    if isinstance(Y, pd.DataFrame):
+        check_same_cells({"Y": axis_labels(Y.columns), "metadata": axis_labels(metadata.index)})
+    formulas = [random] if isinstance(random, str) else list(random or ())
+    if not formulas or not all(isinstance(formula, str) for formula in (fixed, *formulas)):
+        raise ValueError(
+            f"got fixed={fixed!r}, random={random!r}; wanted one formula, such as '~ 0 + trt', and one or a list of "
+            "formulas, such as '~ 0 + sample'"
+        )
+    X, x_names = fixed_design(fixed, metadata)
+    parts = [random_columns(formula, metadata) for formula in formulas]
+    Z = pd.DataFrame.sparse.from_spmatrix(
+        scipy.sparse.hstack([part for part, _ in parts], format="csr"),
+        columns=r_names([name for _, names in parts for name in names]),
+    )
+    widths = [part.shape[1] for part, _ in parts]
+    options.setdefault("X_names", r_names(x_names))
+    return lmmfit(Y, X, Z, widths, is_counts=is_counts, **options)
+
+
+def lmmtest(
+    fit: LMMFit,
+    index: int | str | Sequence[int] | Sequence[str] | None = None,
+    contrast: Any = None,
+    alternative: str = "two.sided",
+    *,
+    ddf: str = "residual",
+) -> pd.DataFrame:
+    """Test fixed effects or contrasts of them.
+
+    Parameters
+    ----------
+    fit : LMMFit
+    index : int, str or sequence of them, optional
+        Which fixed effects, by position (from 0, as everywhere in Python) or name; all by default. Ignored if
+        `contrast` is given.
+    contrast : DataFrame or array (p, c), dict, str or list of str, optional
+        Contrasts in columns, as `contrast_matrix` makes them, or what it takes, or {name: weight}.
+    alternative : {"two.sided", "less", "greater"}
+    ddf : {"residual", "generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within"}
+        Degrees of freedom: n - p as FLASHMM has it, or honest ones. "kenward-roger" adjusts the standard errors too.
+
+    Returns
+    -------
+    DataFrame (m, 3c)
+        All coefficients ``<name>_coef``, then all ``<name>_t``, then all ``<name>_p``; features in rows.
+
+    Raises
+    ------
+    ValueError
+        For unknown names, and contrasts that do not have one weight per fixed effect.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rng = np.random.default_rng(1)
+    >>> X = np.kron(np.ones((30, 1)), np.eye(2))
+    >>> fit = lmmfit(rng.normal(size=(3, 60)), X, np.repeat(np.eye(6), 10, axis=0), X_names=["A", "B"])
+    >>> lmmtest(fit, contrast={"B-A": "B - A"}).columns.tolist()
+    ['B-A_coef', 'B-A_t', 'B-A_p']
+    """
+    names = list(fit.summary.fixed_names)
+    rows, labels = _coefficient_rows(index, names) if contrast is None else _contrast_rows(contrast, names)
+    tested = fit.contrast_test(rows, ddf)
+    p = t_pvalue(tested.t, tested.df, {"two.sided": "two-sided"}.get(alternative, alternative))
+    columns = [f"{label}_{what}" for what in ("coef", "t", "p") for label in labels]
+    values = np.concatenate([tested.estimate, tested.t, p], axis=0).T  # (m, 3c)
+    return pd.DataFrame(values, index=list(fit.summary.features), columns=columns)
+
+
+def _coefficient_rows(index: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    if index is None:
+        return contrast_rows(None, names)
+    wanted = [index] if np.ndim(index) == 0 else list(index)
+    positions = {i: i % len(names) for i in range(-len(names), len(names))} | {name: i for i, name in enumerate(names)}
+    known = [isinstance(i, (str, Integral)) and not isinstance(i, bool) and i in positions for i in wanted]
+    if not (wanted and all(known)):
+        choice = f"0 to {len(names) - 1} or {', '.join(names)}"
+        raise ValueError(f"index={index!r}: wanted fixed effects by position or name, {choice}")
+    found = [positions[i] for i in wanted]
+    return np.eye(len(names))[found], [names[i] for i in found]
+
+
+def _contrast_rows(contrast: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    # R has contrasts in the columns of a matrix, whose rows need no names
+    unnamed = isinstance(contrast, pd.DataFrame) and isinstance(contrast.index, pd.RangeIndex)
+    if unnamed and len(contrast) == len(names):
+        contrast = contrast.set_axis(names)
+    if isinstance(contrast, (str, Mapping, pd.DataFrame, pd.Series)) or np.asarray(contrast).dtype.kind in "UO":
+        return contrast_rows(contrast, names)
+    columns = np.asarray(contrast)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns.ndim != 2 or len(columns) != len(names):
+        wanted = f"{len(names)} rows, one per fixed effect: {', '.join(names)}"
+        raise ValueError(f"contrast has shape {columns.shape}; wanted contrasts in columns and {wanted}")
+    return contrast_rows(columns.T, names)
+
+
+def _check_shapes(X: Any, Y: Any, Z: Any) -> None:
+    n = X.shape[0]
+    if Z.shape[0] != n or Y.shape[1] != n:
+        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
+        raise ValueError(
+            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
+            f"all three must be the number of cells{turn}"
+        )
+    if 0 in X.shape or 0 in Y.shape:
+        raise ValueError(f"nothing to fit: X has shape {X.shape}, Y has shape {Y.shape}; wanted at least one of each")
+
+
+def _check_blocks(nBlocks: int) -> int:
+    if not isinstance(nBlocks, Integral) or nBlocks < 1:
+        raise ValueError(f"nBlocks={nBlocks!r}: wanted a whole number, at least one block")
+    return int(nBlocks)
+
+
+def _block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
+    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, three times."""
+    if nBlocks is not None:
+        return math.ceil(m / _check_blocks(nBlocks))
+    budget = 2**28 if memory is None else memory
+    return max(1, min(m, budget // (24 * max(n, 1))))
+
+
+def products_by_block(
+    X: Any,
+    Z: Any,
+    values: Callable[[Range], Any],
+    ranges: Iterable[Range],
+    constant: Any,
+    devices: Sequence[Device],
+) -> dict[str, Any]:
+    """`centred_products` of all blocks, joined, on the host.
+
+    Parameters
+    ----------
+    X, Z : array (n, p), (n, q)
+        The design; Z may be sparse.
+    values : callable
+        Genes of a range (n, b), dense or sparse, on the host or on one of the devices. SciPy's sparse ones are summed
+        up on the host.
+    ranges : iterable of (lo, hi)
+    constant : array (p,) or None
+        Coefficients with X k = 1.
+    devices : sequence of Device
+        Where dense genes are multiplied; read and copied ahead where the device can.
+    """
+    ranges = list(ranges)
+    if all(device.threaded for device in devices):  # the host: its linear algebra library has threads of its own
+        return join_genes([centred_products(X, Z, values(bounds), constant) for bounds in ranges])
+    design = {device.name: _design(device, X, Z, constant) for device in devices}
+    parts: dict[Range, dict[str, Any]] = {}
+
+    def load(device: Device, bounds: Range) -> Any:
+        genes = values(bounds)
+        return genes if is_sparse(genes) else device.put(genes)
+
+    def multiply(device: Device, bounds: Range, genes: Any) -> None:
+        if scipy.sparse.issparse(genes):
+            parts[bounds] = centred_products(X, Z, genes, constant)
+            return
+        products = centred_products(*design[device.name][:2], genes, design[device.name][2])
+        parts[bounds] = {name: None if part is None else to_numpy(part) for name, part in products.items()}
+
+    for _ in run(devices, 1, ranges, load, multiply):
+        pass
+    return join_genes([parts[bounds] for bounds in sorted(parts)])
+
+
+def _design(device: Device, X: Any, Z: Any, constant: Any) -> tuple[Any, Any, Any]:
+    with device.entered():
+        dense = Z.toarray() if scipy.sparse.issparse(Z) else Z
+        return device.put(X), device.put(dense), None if constant is None else device.put(constant)

@@ -1,0 +1,53 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..backend.arrays import to_numpy
+from ..sumstats.summary_stats import SummaryStats
+from .strata import strata
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A random effect that is one indicator per level."""
+
+    name: str
+    counts: np.ndarray  #: (d,), cells of each level
+    sums: np.ndarray  #: (d, p), sums of the columns of X in each level
+    within: np.ndarray  #: (p, p), X'(I - P)X: what of X varies within levels
+
+    @property
+    def indicators(self) -> np.ndarray:
+        """Whether each column of X is 0 or 1 in every cell (p,), as far as its sums tell."""
+        counts = self.counts[:, None]
+        means = np.divide(self.sums, counts, out=np.zeros_like(self.sums), where=counts > 0)
+        squares = np.diagonal(self.within) + (self.sums * means).sum(axis=0)  # (p,), of the columns
+        whole = np.isclose(self.sums, np.rint(self.sums), atol=1e-6) & (means > -1e-6) & (means < 1 + 1e-6)
+        return whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0))
+
+
+def groupings(summary: SummaryStats) -> list[Grouping]:
+    """Return the random effects of `summary` that are indicators: whole counts on a diagonal that add up to n."""
+    found, lo = [], 0
+    for name, width, stratum in zip(summary.component_names, summary.d, strata(summary), strict=True):
+        rows = slice(lo, lo + width)
+        block = to_numpy(summary.ZZ)[rows, rows]
+        counts = np.diagonal(block)
+        diagonal = np.count_nonzero(block) == np.count_nonzero(counts)
+        if diagonal and np.isclose(counts.sum(), summary.n) and np.allclose(counts, np.rint(counts), atol=1e-6):
+            found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.left))
+        lo += width
+    return found
+
+
+def level_name(name: str, component: str) -> str:
+    """Name of a level without that of its random effect.
+
+    >>> level_name("donor[D1]", "donor")
+    'D1'
+    """
+    return name.removeprefix(f"{component}[").removesuffix("]") if name.startswith(f"{component}[") else name

@@ -1,0 +1,5 @@
+from .report_page import report
+
+__all__ = [
+    "report",
+]

@@ -1,0 +1,326 @@
+"""What was estimated, with labels: one object for both faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ..backend.arrays import Array, to_numpy
+from ..backend.threads import quiet_blas
+from ..estimation.estimates import Estimates
+from ..estimation.fit_options import FitOptions
+from ..estimation.mixed_model import MixedModel
+from ..estimation.status import Status
+from ..inference.pvalues import t_pvalue
+from ..sumstats.summary_stats import SummaryStats
+from .fit_file import read_fit, write_fit
+from .fixed_effect_tests import FitTests
+from .variance_components import FitVariances
+
+__all__ = ["Estimates", "LMMFit"]
+
+
+@dataclass(frozen=True, eq=False)
+class LMMFit(FitTests, FitVariances):
+    """One linear mixed model per gene.
+
+    Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
+    (k+1) x m with rows var1 .. vark, var0 (residual last), `logLik`, `niter`, `status`, `converged` are Series.
+    `cov`, `FIM_beta` (p x p x m), `FIM_theta` ((k+1) x (k+1) x m) and `RE` (q x m) are formed when asked for,
+    and None unless the fit was told to output them. Every attribute is also a key: `fit["theta"]`.
+
+    `options` are those of the fit; a model without one of the components is fitted with the same. `seconds` is the time
+    that `lmm_gpu.fit` took, reading included.
+
+    `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the R face,
+    "satterthwaite" for `fit`. `test` also weighs how uncertain theta is: take p-values from there.
+
+    Coefficients are in the unit of the values that were fitted, per unit of their column of X; variance components
+    in the square of that unit.
+
+    Examples
+    --------
+    >>> import lmm_gpu
+    >>> obs = pd.DataFrame({"arm": np.repeat(["ctrl", "stim"], 40), "donor": np.repeat(list("pqrstuvw"), 10)})
+    >>> Y = np.random.default_rng(1).normal(size=(80, 3))
+    >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+    >>> fit.coef.shape, fit.theta.index.tolist(), fit.RE.shape, fit.cov.shape
+    ((2, 3), ['var1', 'var0'], (8, 3), (2, 2, 3))
+    >>> fit["coef"].equals(fit.coef), fit.converged.all().item()
+    (True, True)
+    """
+
+    estimates: Estimates
+    summary: SummaryStats
+    model: MixedModel = field(repr=False)
+    options: FitOptions = field(default_factory=FitOptions)
+    ddf: str = "satterthwaite"
+    outputs: tuple[str, ...] = ("cov", "FIM_beta", "FIM_theta", "RE", "summary_data")
+    seconds: float | None = None
+
+    KEYS = (
+        *("method", "epsilon", "dlogL", "logLik", "niter", "coef", "se", "t", "p", "df", "cov", "theta", "se_theta"),
+        *("FIM_beta", "FIM_theta", "RE", "summary_data", "status", "converged"),
+    )
+    _SETTINGS = ("method", "epsilon", "ddf", "outputs", "bounds", "max_iter")
+
+    @property
+    def method(self) -> str:
+        """Estimation method, "REML" or "ML"."""
+        return self.options.method
+
+    @property
+    def epsilon(self) -> float:
+        """Tolerance of the gradient of the log-likelihood."""
+        return self.options.epsilon
+
+    @property
+    def bounds(self) -> str:
+        """Bounds of the variance components: "auto", "nonnegative" or "none"."""
+        return self.options.bounds
+
+    @property
+    def max_iter(self) -> int:
+        """Scoring iterations at most, as `fit` was asked for."""
+        return self.options.max_iter
+
+    # --- a mapping, as R's list is ---
+
+    def keys(self) -> tuple[str, ...]:
+        """Names of what the fit holds, as R's list has them.
+
+        Returns
+        -------
+        tuple of str
+
+        Examples
+        --------
+        >>> LMMFit.KEYS[:3]
+        ('method', 'epsilon', 'dlogL')
+        """
+        return self.KEYS
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.KEYS:
+            raise KeyError(f"{key!r} is not part of a fit; known: {', '.join(self.KEYS)}")
+        return getattr(self, key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.KEYS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS)
+
+    def __repr__(self) -> str:
+        about = self._described()
+        ending = f"; {about['time']}" if "time" in about else ""
+        return f"LMMFit ({self.method}): {about['model']}\n  {about['size']}\n  status: {about['status']}{ending}"
+
+    def _repr_html_(self) -> str:
+        cell = '<{0} style="text-align:left">{1}</{0}>'.format
+        rows = [f"<tr>{cell('th', name)}{cell('td', escape(text))}</tr>" for name, text in self._described().items()]
+        return f"<table><caption>LMMFit ({self.method})</caption>{''.join(rows)}</table>"
+
+    def _described(self) -> dict[str, str]:
+        ss = self.summary
+        counts = ", ".join(f"{n:,} {word}" for word, n in self.status.value_counts().items())
+        effects = ", ".join(f"{name} ({d})" for name, d in zip(ss.component_names, ss.d, strict=True))
+        size = f"{ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}"
+        taken = {} if self.seconds is None else {"time": f"read and fitted in {self.seconds:.1f} s"}
+        return {"model": ss.formula or "X, Z", "size": size, "status": counts} | taken
+
+    # --- kept in a file ---
+
+    def save(self, path: str | Path) -> None:
+        """Write to one HDF5 file, for `load`; a file at `path` is replaced once all of it is written.
+
+        It holds the summary statistics as `SummaryStats.save` writes them and the estimates in the group
+        ``estimates``; `lmm_gpu.results.fit_file` describes the rest.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Raises
+        ------
+        ValueError
+            If h5py is not installed.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from lmm_gpu.results.fitting import fit_summary
+        >>> from lmm_gpu.sumstats.assembly import cross_products
+        >>> rng = np.random.default_rng(1)
+        >>> Z = np.repeat(np.eye(6), 10, axis=0)  # (60, 6)
+        >>> fit = fit_summary(cross_products(np.ones((60, 1)), Z, rng.normal(size=(60, 3))))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     fit.save(f"{folder}/fit.h5")
+        ...     again = LMMFit.load(f"{folder}/fit.h5")
+        >>> again.theta.equals(fit.theta), again.RE.equals(fit.RE), again.test().equals(fit.test())
+        (True, True, True)
+        """
+        write_fit(path, self.summary, self.estimates, {name: getattr(self, name) for name in self._SETTINGS})
+
+    @classmethod
+    def load(cls, path: str | Path) -> LMMFit:
+        """Read what `save` wrote: contrasts, covariances and random effects come from it, without the cells.
+
+        Parameters
+        ----------
+        path : str or Path
+            Such as the ``fit.h5`` of a folder that ``lmm-gpu fit`` wrote.
+
+        Returns
+        -------
+        LMMFit
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is truncated, altered, or something else, or h5py is not installed.
+
+        Examples
+        --------
+        >>> LMMFit.load("nowhere.h5")
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
+        """
+        summary, estimates, settings = read_fit(path)
+        with quiet_blas(len(summary.random_names)):
+            model = MixedModel.decompose(summary, settings["method"])
+        ddf, outputs = settings.pop("ddf"), settings.pop("outputs")
+        return cls(estimates, summary, model, FitOptions(**settings), ddf, outputs)
+
+    # --- estimates ---
+
+    @property
+    def coef(self) -> pd.DataFrame:
+        """Fixed effects (p x m)."""
+        return self._by_coefficient(self.estimates.coef)
+
+    @property
+    def se(self) -> pd.DataFrame:
+        """Standard errors of the fixed effects at theta, roots of the diagonals of `cov` (p x m)."""
+        return self._by_coefficient(self.estimates.se)
+
+    @property
+    def t(self) -> pd.DataFrame:
+        """T statistics, coef / se (p x m)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return self._by_coefficient(self.estimates.coef / self.estimates.se)
+
+    @property
+    def p(self) -> pd.DataFrame:
+        """Two-sided p-values of the t statistics on `df` (p x m)."""
+        return self._by_coefficient(t_pvalue(self.t.to_numpy(), np.asarray(self.df)))
+
+    @property
+    def df(self) -> float | pd.DataFrame:
+        """Degrees of freedom: n - p, or p x m for methods that differ between genes."""
+        if self.ddf == "residual":
+            return float(self.model.likelihood.residual_df)
+        C = np.eye(len(self.summary.fixed_names))
+        return self._by_coefficient(np.broadcast_to(self.contrast_test(C, self.ddf).df, self.estimates.coef.shape))
+
+    @property
+    def theta(self) -> pd.DataFrame:
+        """Variance components, residual last ((k+1) x m)."""
+        return self._by_component(self.estimates.theta)
+
+    @property
+    def se_theta(self) -> pd.DataFrame:
+        """Standard errors of the variance components ((k+1) x m)."""
+        return self._by_component(self.estimates.se_theta)
+
+    @property
+    def dlogL(self) -> pd.DataFrame:
+        """Gradient of the log-likelihood at theta ((k+1) x m)."""
+        return self._by_component(self.estimates.dlogL)
+
+    @property
+    def logLik(self) -> pd.Series:
+        """Log-likelihood (restricted for REML); lme4's REML value is this less half of log det X'X.
+
+        As FLASHMM reports it, with quad / s_0 = N: that of theta at an optimum, not for a feature stopped by max_iter.
+        """
+        return self._by_feature(self.estimates.logLik)
+
+    @property
+    def niter(self) -> pd.Series:
+        """Scoring iterations."""
+        return self._by_feature(self.estimates.niter)
+
+    @property
+    def status(self) -> pd.Series:
+        """How the estimation of each feature ended, in one word."""
+        words = {int(status): status.word for status in Status}
+        return self._by_feature(np.array([words[int(s)] for s in self.estimates.status], dtype=object))
+
+    @property
+    def converged(self) -> pd.Series:
+        """Whether the estimate is an optimum: converged, converged_at_rounding or boundary."""
+        return self._by_feature(self.estimates.converged)
+
+    # --- formed when asked for ---
+
+    @property
+    def cov(self) -> np.ndarray | None:
+        """Covariance matrices of the fixed effects (p, p, m)."""
+        p = len(self.summary.fixed_names)
+        return self._formed("cov", (p, p), lambda model, theta: to_numpy(model.covariance(theta)))
+
+    @property
+    def FIM_beta(self) -> np.ndarray | None:
+        """Information of the fixed effects, X' V^-1 X (p, p, m)."""
+        p = len(self.summary.fixed_names)
+        return self._formed("FIM_beta", (p, p), lambda model, theta: to_numpy(model.information_beta(theta)))
+
+    @property
+    def FIM_theta(self) -> np.ndarray | None:
+        """Expected information of the variance components ((k+1), (k+1), m)."""
+        rows = self.estimates.theta.shape[0]
+        form = lambda model, theta: to_numpy(model.likelihood.information(theta))  # noqa: E731
+        return self._formed("FIM_theta", (rows, rows), form)
+
+    @property
+    def RE(self) -> pd.DataFrame | None:
+        """Best linear unbiased predictions of the random effects (q x m)."""
+        q = len(self.summary.random_names)
+        found = self._formed("RE", (q,), lambda model, theta: to_numpy(model.random_effects(theta)))
+        return None if found is None else pd.DataFrame(found, self.summary.random_names, self.summary.features)
+
+    @property
+    def summary_data(self) -> SummaryStats | None:
+        """The summary statistics that were fitted."""
+        return self.summary if "summary_data" in self.outputs else None
+
+    # --- plumbing ---
+
+    def _formed(
+        self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]
+    ) -> np.ndarray | None:
+        if name not in self.outputs:
+            return None
+        result = np.full((*shape, self.summary.m), np.nan)
+        for genes, formed in self._by_block(form):
+            result[..., genes] = formed
+        return result
+
+    def _by_coefficient(self, values: np.ndarray) -> pd.DataFrame:
+        return pd.DataFrame(values, list(self.summary.fixed_names), list(self.summary.features))
+
+    def _by_component(self, values: np.ndarray) -> pd.DataFrame:
+        names = [f"var{i + 1}" for i in range(values.shape[0] - 1)] + ["var0"]
+        return pd.DataFrame(values, names, list(self.summary.features))
+
+    def _by_feature(self, values: np.ndarray) -> pd.Series:
+        return pd.Series(values, list(self.summary.features))

@@ -1,0 +1,163 @@
+"""From raw counts to the values that are fitted: on the non-zeros, chunk by chunk."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat
+import numpy as np
+import scipy.sparse
+
+from ..backend.arrays import Array, like, namespace, on_host, to_numpy
+from ..backend.sparse import is_sparse, stored_values, with_values
+
+logger = logging.getLogger("lmm_gpu")
+TRANSFORMS = ("log1p", "log2p1", "normalize")
+_SCALES = {"log1p": "log(1 + value)", "log2p1": "log2(1 + value)", "normalize": "log(1 + count / size factor)"}
+#: The information squares variances: sums of the fourth powers of larger numbers leave float64.
+_LARGEST = 1e70
+
+
+def scale_of(label: str | None) -> str:
+    """Name the scale of values that were transformed as `Transform.label` says.
+
+    >>> scale_of("normalize to 10000.0"), scale_of(None)
+    ('log(1 + count / size factor)', 'value')
+    """
+    return _SCALES.get((label or "").partition(" to ")[0], "value")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Value transform of a matrix of cells x genes.
+
+    Parameters
+    ----------
+    name : {None, "log1p", "log2p1", "normalize"}
+        Values as they are; log(1 + y); log2(1 + y); log(1 + y / size factor).
+    size_factors : array (n,), optional
+        One positive factor per cell, for "normalize".
+    target : float, optional
+        Total count that the size factors bring cells to, if they are totals over a target.
+
+    Examples
+    --------
+    >>> Transform("log2p1").apply(np.array([[0.0, 3.0]])).tolist()
+    [[0.0, 2.0]]
+    """
+
+    name: str | None = None
+    size_factors: np.ndarray | None = None
+    target: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and self.name not in TRANSFORMS:
+            raise ValueError(f"transform={self.name!r} is not known; use None or one of {', '.join(TRANSFORMS)}")
+
+    @property
+    def label(self) -> str | None:
+        """What was done, in words: statistics add only where it is the same.
+
+        >>> Transform("normalize", np.ones(2), target=1e4).label
+        'normalize to 10000.0'
+        """
+        return self.name if self.target is None else f"{self.name} to {self.target!r}"
+
+    def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
+        """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse.
+
+        Raises
+        ------
+        ValueError
+            If values to be transformed are negative: counts are not.
+        """
+        if self.name is None:
+            return Y
+        factors = None if self.size_factors is None else self.size_factors[rows]  # (cells,)
+        if is_sparse(Y):
+            Y = Y.tocsr()
+            of_entries = None if factors is None else np.repeat(factors, np.diff(to_numpy(Y.indptr)))
+            return with_values(Y, self._of_entries(Y.data, of_entries))
+        return self._of_entries(stored_values(Y), None if factors is None else factors[:, None])
+
+    def _of_entries(self, stored: Array, factors: np.ndarray | None) -> Array:
+        xp = namespace(stored)
+        if array_api_compat.size(stored) and (least := float(xp.min(stored))) < 0:
+            raise ValueError(
+                f"{self.name} is for counts, but values go down to {least:g}: are they transformed already? "
+                "Then fit them as they are"
+            )
+        values = xp.astype(stored, xp.float64, copy=True)  # the caller's values are not touched
+        if self.name == "normalize":
+            assert factors is not None
+            values /= like(factors, values)
+        values = np.log1p(values, out=values) if on_host(values) else xp.log1p(values)
+        if self.name == "log2p1":
+            values /= math.log(2.0)
+        return values
+
+
+def looks_like_counts(Y: Any) -> bool:
+    """Whether a matrix holds nothing but non-negative integers, with at least one above zero."""
+    values = stored_values(Y)
+    xp = namespace(values)
+    if array_api_compat.size(values) == 0 or values.dtype == xp.bool:
+        return False
+    if not (bool(xp.min(values) >= 0) and bool(xp.max(values) > 0)):
+        return False
+    return xp.isdtype(values.dtype, "integral") or bool(xp.all(values == xp.floor(values)))
+
+
+def any_value(Y: Any) -> bool:
+    """Whether anything is not zero."""
+    values = stored_values(Y)
+    return bool(namespace(values).any(values))
+
+
+def recognise(Y: Any, is_counts: bool | None) -> Transform:
+    """Decide how values are fitted: raw counts as log2(1 + y), said in one log line; others as they are."""
+    if is_counts not in (None, True, False):
+        raise ValueError(f"is_counts={is_counts!r}: wanted True, False, or None to look at the values")
+    if is_counts is None:
+        is_counts = looks_like_counts(Y)
+        if is_counts:
+            logger.warning("raw counts recognised: fitting log2(1 + y), unless is_counts or transform says otherwise")
+    return Transform("log2p1" if is_counts else None)
+
+
+def check_still_counts(Y: Any, name: str, place: str) -> None:
+    """Refuse values at a `place` that are no counts after all, in a matrix that was taken for counts by its looks."""
+    if any_value(Y) and not looks_like_counts(Y):
+        raise ValueError(
+            f"{name} began with raw counts but {place} hold other values; say which it is: is_counts=True or False, or "
+            "a transform"
+        )
+
+
+def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
+    """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
+
+    `first_row` and `first_column` are the position of a chunk within the whole.
+    """
+    values = stored_values(Y)
+    xp = namespace(values)
+    if not xp.isdtype(values.dtype, ("bool", "integral", "real floating")):
+        raise ValueError(f"{what} holds values of type {values.dtype}; wanted numbers")
+    if array_api_compat.size(values) == 0:
+        return
+    if float(xp.min(values)) > -_LARGEST and float(xp.max(values)) < _LARGEST:  # False with NaN
+        return
+    wrong = ~(np.abs(to_numpy(values).astype(float)) < _LARGEST)
+    if is_sparse(Y):
+        Y = (Y if scipy.sparse.issparse(Y) else Y.get()).tocoo()
+        bad = np.stack([Y.row[wrong], Y.col[wrong]], axis=1)  # (bad, 2)
+    else:
+        bad = np.argwhere(wrong)  # (bad, axes)
+    first = tuple(int(at) + start for at, start in zip(bad[0], (first_row, first_column), strict=False))
+    raise ValueError(
+        f"{what} holds {len(bad)} value(s) that are NaN, infinite or above {_LARGEST:g}, the first at position "
+        f"{first}; remove or impute them"
+    )

@@ -1,0 +1,494 @@
+"""The pictures show the numbers: positions, colours, labels and bands, at 10 features and at 30,000."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from scipy import stats
+
+import lmm_gpu
+from lmm_gpu import pl
+from lmm_gpu.reporting.canvas import BLUE, DENSE, GREY, VERMILLION
+from lmm_gpu.reporting.fit_plots import group_means
+
+SIZES = [10, 30_000]
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def made_table(m, seed=1, **columns):
+    """Tests of m features, a tenth of them with an effect, two without a test."""
+    rng = np.random.default_rng(seed)
+    t = rng.normal(size=m) + np.where(np.arange(m) % 10 == 3, rng.choice([-8, 8], m), 0.0)
+    log_fc = 0.2 * t
+    log10_p = stats.norm.logsf(np.abs(t)) / np.log(10) + np.log10(2)
+    log10_p[[0, m - 1]], log_fc[m - 1] = np.nan, np.nan
+    p = 10.0 ** log10_p[1:-1]
+    adjusted = np.full(m, np.nan)
+    adjusted[1:-1] = stats.false_discovery_control(p)
+    names = np.array([f"g{i}" for i in range(m)], dtype=object)
+    frame = {"variable": names, "contrast": "b - a", "log_fc": log_fc, "adj_p_value": adjusted}
+    return pd.DataFrame(frame | {"log10_p_value": log10_p, "mean_expr": rng.gamma(2, size=m)} | columns)
+
+
+def points(ax):
+    """Offsets, colour and artist of the filled points, by label."""
+    return {
+        c.get_label().split(" (")[0]: (np.asarray(c.get_offsets()), to_hex(c.get_facecolor()[0]), c)
+        for c in scattered(ax)
+        if len(c.get_offsets()) and len(c.get_facecolor())
+    }
+
+
+def scattered(ax):
+    return [c for c in ax.collections if isinstance(c, PathCollection)]
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts if text.get_text()]
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+# --- volcano and MA -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma])
+def test_points_lie_where_the_table_says_in_the_colours_of_the_calls(m, picture):
+    table = made_table(m)
+    ax = picture(table, labels=0, min_change=0.5)
+    tested = table[table["log10_p_value"].notna() & table["log_fc"].notna()]
+    called = (tested["adj_p_value"] <= 0.05) & (tested["log_fc"].abs() >= 0.5)
+    wanted = {
+        ("not significant", GREY): tested[~called],
+        ("down", BLUE): tested[called & (tested["log_fc"] < 0)],
+        ("up", VERMILLION): tested[called & (tested["log_fc"] > 0)],
+    }
+    found = points(ax)
+    for (name, colour), rows in wanted.items():
+        volcano = np.column_stack([rows["log_fc"], -rows["log10_p_value"]])
+        expected = volcano if picture is pl.volcano else rows[["mean_expr", "log_fc"]].to_numpy()
+        if len(rows):
+            np.testing.assert_array_equal(found[name][0], expected)
+            assert found[name][1] == colour.lower()
+        assert f"{name} ({len(rows):,})" in legend(ax)
+    assert sum(map(len, wanted.values())) == m - 2 and "2 without a test" in ax.get_title("left")
+    assert all(c.get_rasterized() == (m > DENSE) for *_, c in found.values())
+
+
+def test_the_line_parts_what_is_significant():
+    table = made_table(400)
+    cut = pl.volcano(table, labels=0).lines[0].get_ydata()[0]
+    tested = table.dropna()
+    np.testing.assert_array_equal(-tested["log10_p_value"] >= cut, tested["adj_p_value"] <= 0.05)
+    k = (tested["adj_p_value"] <= 0.05).sum()
+    assert cut == pytest.approx(-np.log10(0.05 * k / len(tested)))
+
+
+def test_no_line_where_nothing_is_significant():
+    ax = pl.volcano(made_table(20, adj_p_value=np.full(20, 0.9)))
+    assert not ax.lines and not texts(ax)
+
+
+def test_p_values_below_the_smallest_float_have_their_place():
+    table = pd.DataFrame({"variable": ["a", "b"], "contrast": "x", "log_fc": [1.0, -2.0], "adj_p_value": [0.0, 0.5]})
+    ax = pl.volcano(table.assign(log10_p_value=[-769.86, -0.3], p_value=[0.0, 0.5]))
+    assert points(ax)["up"][0].tolist() == [[1.0, 769.86]] and texts(ax) == ["a"]
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma])
+def test_the_smallest_p_values_among_the_significant_are_named(picture):
+    table = made_table(3000)
+    significant = table[table["adj_p_value"] <= 0.05].sort_values("log10_p_value")
+    assert set(texts(picture(table, labels=7))) == set(significant["variable"][:7])
+    assert set(texts(picture(table, labels=["g1", "g5"]))) == {"g1", "g5"}
+    assert texts(picture(table, labels="g5")) == ["g5"]
+    assert texts(picture(table, labels=0)) == []
+    assert not texts(picture(table, labels=["g0"]))  # without a test it has no place
+    with pytest.raises(ValueError, match=r"labels=nobody: no such feature"):
+        picture(table, labels=["g1", "nobody"])
+
+
+def test_no_more_labels_than_significant_features():
+    table = made_table(10)
+    assert len(texts(pl.volcano(table))) == (table["adj_p_value"] <= 0.05).sum() > 0
+
+
+@pytest.mark.parametrize("m", SIZES)
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma])
+def test_labels_do_not_hide_each_other(m, picture):
+    ax = picture(made_table(m))
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts if text.get_text()]
+    hidden = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.padded(-2).overlaps(b.padded(-2))]
+    assert boxes and not hidden
+
+
+def test_ma_needs_means():
+    with pytest.raises(ValueError, match="no mean expression"):
+        pl.ma(made_table(10, mean_expr=np.nan))
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.pvalue_hist, pl.qq])
+def test_title_and_legend_keep_within_the_figure(picture):
+    long = "cell_type[T.CD14+ Monocytes]:condition[T.stim] - cell_type[T.B cells]:condition[T.stim]"
+    ax = picture(made_table(30_000, contrast=long))
+    inside(ax)
+    assert ax.get_title("left").replace("\n", " ") == f"{long} (2 without a test)"
+
+
+def inside(ax):
+    ax.figure.canvas.draw()
+    figure, legend = ax.figure.bbox.padded(1), ax.get_legend().get_window_extent()
+    title = ax._left_title.get_window_extent()
+    assert legend.x0 >= figure.x0 and title.x1 <= figure.x1 and title.y1 <= figure.y1 and legend.x1 <= figure.x1
+    assert ax.get_window_extent().y1 <= legend.y0 + 1 and legend.y1 <= title.y0 + 1
+    assert ax.get_window_extent().width > 0.7 * figure.width  # nor do they take the room of the points
+
+
+# --- p-values -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_bars_count_the_p_values(m):
+    table = made_table(m)
+    ax = pl.pvalue_hist(table)
+    bars = ax.containers[0]
+    edges = np.linspace(0, 1, len(bars) + 1)
+    p = 10 ** table["log10_p_value"].dropna()
+    np.testing.assert_array_equal([bar.get_height() for bar in bars], np.histogram(p, edges)[0])
+    assert len(bars) == {10: 5, 30_000: 40}[m]
+
+
+def test_the_band_of_the_bars_holds_95_percent():
+    m, bins = 5000, 20
+    ax = pl.pvalue_hist(made_table(m), bins=bins)
+    low, middle, high = sorted(line.get_ydata()[0] for line in ax.lines)
+    null = stats.binom(m - 2, 1 / bins)
+    assert middle == pytest.approx((m - 2) / bins)
+    assert null.cdf(low - 1) < 0.025 <= null.cdf(low) and null.sf(high) <= 0.025 < null.sf(high - 1)
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_qq_holds_the_observed_against_the_expected(m):
+    table = made_table(m)
+    observed = np.sort(-table["log10_p_value"].dropna())[::-1]
+    t = m - 2
+    found = points(pl.qq(table))
+    (shown, *_, artist) = found[next(name for name in found if "lambda" in name)]
+    rank = np.rint((t + 1) * 10.0 ** -shown[:, 0]).astype(int)
+    np.testing.assert_allclose(shown[:, 1], observed[rank - 1])
+    np.testing.assert_array_equal(rank[: min(t, 100)], np.arange(1, min(t, 100) + 1))  # the smallest ones all
+    assert rank[-1] == t and len(rank) == t if m == 10 else len(rank) < 2000
+    assert np.abs(np.diff(shown[100:, 0])).max(initial=0) < 0.01  # what is thinned leaves no gap
+    assert not artist.get_rasterized()
+
+
+@pytest.mark.parametrize("m", SIZES)
+def test_the_band_is_of_beta_quantiles(m):
+    ax = pl.qq(made_table(m))
+    band = ax.collections[0].get_paths()[0].vertices
+    rank = np.rint((m - 1) * 10.0 ** -band[:, 0]).astype(int)  # m - 2 features have a test
+    assert rank.min() == 1 and rank.max() == m - 2
+    limits = [-np.log10(stats.beta.ppf(tail, rank, m - 1 - rank)) for tail in (0.025, 0.975)]
+    off = np.minimum(*[np.abs(band[:, 1] - limit) for limit in limits])
+    np.testing.assert_allclose(off, 0, atol=1e-8)
+    for limit in limits:
+        assert (np.abs(band[:, 1] - limit) < 1e-8).sum() >= min(m - 2, 100)
+
+
+def test_lambda_is_one_for_uniform_p_values_and_of_the_median_chi_squared():
+    p = (np.arange(999) + 0.5) / 999
+    table = pd.DataFrame({"contrast": "x", "log10_p_value": np.log10(p)})
+    assert "$\\lambda$ = 1.00" in legend(pl.qq(table))
+    chi2 = 1.7 * stats.chi2(1).isf(p)
+    inflated = table.assign(log10_p_value=stats.chi2(1).logsf(chi2) / np.log(10))
+    assert "$\\lambda$ = 1.70" in legend(pl.qq(inflated))
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma, pl.pvalue_hist, pl.qq])
+def test_nothing_is_drawn_of_no_p_values(picture):
+    with pytest.raises(ValueError, match="b - a: no feature has a p-value, so that there is nothing to show"):
+        picture(made_table(20).assign(log10_p_value=np.nan))
+    assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma])
+def test_long_names_lose_their_middle(picture):
+    table = made_table(10)
+    table["variable"] = [f"ENSG{i:011d}.12-ANTISENSE-OF-TSPAN6" for i in range(10)]
+    assert texts(picture(table)) == ["ENSG000000000…NSE-OF-TSPAN6"]
+
+
+def test_counts_are_whole():
+    ticks = pl.pvalue_hist(made_table(10)).get_yticks()
+    assert all(float(tick).is_integer() for tick in ticks)
+
+
+# --- which contrast -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("picture", [pl.volcano, pl.ma, pl.pvalue_hist, pl.qq])
+def test_one_contrast_is_shown(picture):
+    one, two = made_table(20), made_table(20, seed=2, contrast="c - a")
+    both = pd.concat([one, two], ignore_index=True)
+    same = [np.asarray(c.get_offsets()).tolist() for c in picture(two).collections]
+    assert [np.asarray(c.get_offsets()).tolist() for c in picture(both, "c - a").collections] == same
+    with pytest.raises(ValueError, match=r"2 contrasts; choose one with contrast=, of b - a, c - a"):
+        picture(both)
+    with pytest.raises(ValueError, match=r"contrast='d'; choose one"):
+        picture(both, "d")
+    assert picture(pd.concat([one.assign(contrast="Intercept"), two])).get_title("left").startswith("c - a")
+
+
+def test_what_is_no_table_is_refused(fit):
+    with pytest.raises(ValueError, match=r"got list; wanted a fit, or the table"):
+        pl.qq([1.0])
+    with pytest.raises(ValueError, match="the table has no log10_p_value"):
+        pl.qq(made_table(10).drop(columns="log10_p_value"))
+    joint = fit.test(joint=True)
+    with pytest.raises(ValueError, match=r"no log_fc: an F test has no direction"):
+        pl.volcano(joint)
+    assert pl.qq(joint) and pl.pvalue_hist(joint)
+
+
+def test_a_fit_is_tested_and_drawn_on_the_axes_given(fit):
+    _, ax = plt.subplots()
+    assert pl.volcano(fit, "arm[T.stim]", ax=ax, labels=0) is ax
+    table = fit.test("arm[T.stim]").dropna(subset="log_fc")
+    drawn = np.concatenate([offsets for offsets, *_ in points(ax).values()])
+    np.testing.assert_array_equal(np.sort(drawn[:, 0]), np.sort(table["log_fc"]))
+
+
+# --- of a fit -------------------------------------------------------------------------------------
+
+N, J, M = 160, 8, 6
+RNG = np.random.default_rng(4)
+DONOR = RNG.choice(J, N, p=np.arange(1, J + 1) / 36)
+BATCH = RNG.integers(0, 3, N)
+DEPTH = RNG.normal(size=N)
+Y = RNG.normal(size=(N, M)) + (RNG.normal(size=(J, M)) * np.linspace(0.1, 2, M))[DONOR] + 3
+Y[:, 2] = 0
+OBS = pd.DataFrame(
+    {
+        "donor": [f"D{d}" for d in DONOR],
+        "batch": [f"b{b}" for b in BATCH],
+        "arm": np.where(DONOR < 4, "ctrl", "stim"),
+        "depth": DEPTH,
+    }
+)
+FORMULA = "~ arm + depth + (1 | donor) + (1 | batch)"
+
+
+@pytest.fixture(scope="module")
+def fit():
+    with pytest.warns(UserWarning, match="no_variance|no variance|constant|zero"):
+        return lmm_gpu.fit((Y, OBS), FORMULA, progress=False)
+
+
+def test_bars_are_the_shares_sorted(fit):
+    ax = pl.variance(fit)
+    names = [text.get_text() for text in ax.get_xticklabels()]
+    shares = fit.variance_fractions()[names]
+    assert len(names) == M - 1 and shares.iloc[-1].is_monotonic_increasing
+    for component, bars in zip(shares.index, ax.containers, strict=True):
+        np.testing.assert_allclose([bar.get_height() for bar in bars], shares.loc[component])
+        assert bars.get_label() == component
+    ends = np.array([[bar.get_y(), bar.get_y() + bar.get_height()] for bars in ax.containers for bar in bars])
+    np.testing.assert_allclose(ends.max(), 1 - min(0, shares.where(shares < 0, 0).sum().min()))
+
+
+def many(fit, m, seed=0):
+    """The fit with its estimates drawn again and again."""
+    from dataclasses import replace
+
+    genes = np.random.default_rng(seed).choice([0, 1, 3, 4, 5], m)
+    estimates = {name: value[..., genes] for name, value in vars(fit.estimates).items()}
+    summary = replace(
+        fit.summary,
+        features=tuple(f"g{i}" for i in range(m)),
+        **{name: getattr(fit.summary, name)[..., genes] for name in ("XY", "ZY", "Ynorm", "Ysum")},
+    )
+    return replace(fit, estimates=replace(fit.estimates, **estimates), summary=summary)
+
+
+def test_violins_of_many_features_have_the_medians(fit):
+    crowd = many(fit, 30_000)
+    ax = pl.variance(crowd)
+    medians = [c.get_offsets()[0][1] for c in scattered(ax)]
+    np.testing.assert_allclose(medians, crowd.variance_fractions().median(axis=1))
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["donor", "batch", "residual"]
+    layers = pl.variance(crowd, kind="bars").collections  # one area per component, as so many bars have no room
+    assert len(layers) == 3 and all(layer.get_rasterized() for layer in layers)
+
+
+def test_equal_shares_have_no_density(fit):
+    alone = many(fit, 1)
+    assert len(pl.variance(alone, kind="violin").collections) == 2 * 3  # quartiles and median of three components
+
+
+def test_kinds_are_known(fit):
+    with pytest.raises(ValueError, match="kind='pie' is not known; use 'bars' or 'violin'"):
+        pl.variance(fit, kind="pie")
+
+
+@pytest.mark.parametrize("m", [None, 30_000])
+def test_convergence_counts_every_feature(fit, m):
+    shown = fit if m is None else many(fit, m)
+    ax = pl.convergence(shown)
+    assert sorted(legend(ax)) == sorted(f"{word} ({n:,})" for word, n in shown.status.value_counts().items())
+    counted = {}
+    for bar in ax.patches:
+        if np.isfinite(bar.get_x()):
+            at = round(bar.get_x() + bar.get_width() / 2)
+            counted[at] = counted.get(at, 0) + bar.get_height()
+    assert counted == shown.niter.dropna().astype(int).value_counts().to_dict()
+    assert ax.get_yscale() == ("linear" if m is None else "log")
+
+
+# --- one gene by donor ----------------------------------------------------------------------------
+
+
+def dense_group_means(fit, feature, level=0.95):
+    """n x n: fitted values are y - s_0 P y, and their error has the covariance s_0 I - s_0^2 P."""
+    i = fit.summary.features.index(feature)
+    X = np.column_stack([np.ones(N), DONOR >= 4, DEPTH])
+    s_donor, s_batch, s_0 = fit.theta[feature]
+    same = [np.equal.outer(groups, groups) for groups in (DONOR, BATCH)]
+    Vinv = np.linalg.inv(s_donor * same[0] + s_batch * same[1] + s_0 * np.eye(N))
+    P = Vinv - Vinv @ X @ np.linalg.solve(X.T @ Vinv @ X, X.T @ Vinv)
+    W = np.eye(J)[DONOR].T / np.bincount(DONOR)[:, None]
+    middle = W @ (Y[:, i] - s_0 * P @ Y[:, i])
+    se = np.sqrt(np.diagonal(W @ (s_0 * np.eye(N) - s_0**2 * P) @ W.T))
+    z = stats.norm.isf((1 - level) / 2)
+    return W @ Y[:, i], middle, middle - z * se, middle + z * se
+
+
+@pytest.mark.parametrize("level", [0.95, 0.5])
+@pytest.mark.parametrize("feature", ["Gene1", "Gene4", "Gene6"])
+def test_fitted_means_and_intervals_are_those_of_the_dense_model(fit, feature, level):
+    found = group_means(fit, feature, level=level).sort_index()
+    for name, wanted in zip(
+        ("mean", "fitted", "ci_low", "ci_high"), dense_group_means(fit, feature, level), strict=True
+    ):
+        np.testing.assert_allclose(found[name], wanted, rtol=1e-6, err_msg=name)
+    np.testing.assert_array_equal(found["cells"], np.bincount(DONOR))
+    np.testing.assert_array_equal(found["by"], np.arange(J) >= 4)
+
+
+def test_the_picture_of_a_gene_shows_its_group_means(fit):
+    means = group_means(fit, "Gene6")
+    assert means["by"].is_monotonic_increasing
+    assert means["fitted"][:4].is_monotonic_increasing and means["fitted"][4:].is_monotonic_increasing
+    ax = pl.gene(fit, "Gene6")
+    inside(ax)
+    assert [text.get_text() for text in ax.get_xticklabels()] == means.index.tolist()
+    found = points(ax)
+    fitted = np.concatenate([found[name][0] for name in ("not arm[T.stim]", "arm[T.stim]")])
+    np.testing.assert_allclose(fitted, np.column_stack([np.arange(J), means["fitted"]]))
+    assert found["arm[T.stim]"][1] == VERMILLION.lower() and found["not arm[T.stim]"][1] == BLUE.lower()
+    bars = np.concatenate([c.get_segments() for c in ax.collections if hasattr(c, "get_segments")])
+    np.testing.assert_allclose(np.sort(bars[:, :, 1], axis=1), means[["ci_low", "ci_high"]])
+    means_drawn = next(c for c in ax.collections if c.get_label().startswith("mean of"))
+    np.testing.assert_allclose(np.asarray(means_drawn.get_offsets())[:, 1], means["mean"])
+    assert np.array_equal(np.argsort(means_drawn.get_sizes(), kind="stable"), np.argsort(means["cells"], kind="stable"))
+
+
+@pytest.mark.parametrize("length", [4, 80])
+@pytest.mark.parametrize("picture", [pl.variance, lambda fit: pl.gene(fit, fit.summary.features[5])])
+def test_names_below_the_axis_leave_room_for_the_picture(fit, picture, length):
+    from dataclasses import replace
+
+    names = {
+        "features": tuple(f"{'x' * length}{i}" for i in range(M)),
+        "random_names": tuple(f"donor[{'y' * length}{i}]" for i in range(len(fit.summary.random_names))),
+    }
+    ax = picture(replace(fit, summary=replace(fit.summary, **names)))
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().height > 2.0 * ax.figure.dpi  # inches
+    assert max(len(text.get_text()) for text in ax.get_xticklabels()) <= 40
+
+
+def test_cells_lie_by_their_group(fit):
+    ax = pl.gene(fit, "Gene6", cells=pd.Series(Y[:, 5], OBS["donor"]))
+    drawn = np.asarray(ax.collections[0].get_offsets())
+    order = group_means(fit, "Gene6").index
+    np.testing.assert_array_equal(np.rint(drawn[:, 0]), [order.get_loc(name) for name in OBS["donor"]])
+    np.testing.assert_array_equal(drawn[:, 1], Y[:, 5])
+    with pytest.raises(ValueError, match="cells is indexed by D99: no group of donor"):
+        pl.gene(fit, "Gene6", cells=pd.Series([1.0], ["D99"]))
+
+
+def test_other_groups_and_no_groups(fit):
+    found = group_means(fit, "Gene6", component="batch")
+    assert sorted(found.index) == ["b0", "b1", "b2"] and found.attrs["by"] == ""
+    np.testing.assert_allclose(found.sort_index()["mean"], [Y[b == BATCH, 5].mean() for b in range(3)])
+    assert legend(pl.gene(fit, "Gene6", component="batch"))[0] == "fitted mean"
+    for wrong, message in [
+        ({"component": "cell"}, r"component='cell': the random effects that are groups: donor, batch"),
+        ({"by": "depth"}, r"by='depth': wanted a fixed effect that is 0 or 1 .* of donor: arm\[T.stim\]"),
+        ({"by": "age"}, "by='age'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            pl.gene(fit, "Gene6", **wrong)
+    with pytest.raises(ValueError, match="'Gene9' is not a feature of the fit; it has Gene1, Gene2"):
+        pl.gene(fit, "Gene9")
+
+
+def test_a_gene_without_an_estimate_has_its_means(fit):
+    found = group_means(fit, "Gene3")
+    assert (found["mean"] == 0).all() and found["fitted"].isna().all()
+    assert pl.gene(fit, "Gene3")
+
+
+# --- files and what is not installed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_saved_by_suffix_and_the_same_each_time(tmp_path, suffix, start):
+    table = made_table(3000)
+    paths = [tmp_path / f"{i}.{suffix}" for i in range(2)]
+    for path in paths:
+        pl.save(pl.volcano(table, labels=0), path, dpi=50)
+    one, two = (path.read_bytes() for path in paths)
+    assert one.startswith(start) and one == two
+    if suffix == "svg":
+        assert b"not significant (" in one and one.count(b"<image") >= 1  # text is text, crowds are a picture
+        assert len(one) < 100_000
+
+
+def test_another_suffix_is_refused_and_nothing_is_lost(tmp_path):
+    ax = pl.qq(made_table(10))
+    with pytest.raises(ValueError, match=r"wanted a name that ends in \.png, \.svg, \.pdf"):
+        pl.save(ax, tmp_path / "qq.gif")
+    (tmp_path / "qq.png").write_bytes(b"old")
+    ax.set_title("$\\broken$")
+    with pytest.raises(ValueError, match="broken"):
+        pl.save(ax, tmp_path / "qq.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["qq.png"] and (tmp_path / "qq.png").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("module", ["matplotlib", "adjustText"])
+def test_what_is_missing_is_said(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot" if module == "matplotlib" else module, None)
+    with pytest.raises(ValueError, match=rf'^the picture needs {module}: pip install "lmm-gpu\[plots\]"$'):
+        pl.volcano(made_table(10))
+
+
+def test_matplotlib_is_imported_when_a_picture_is_made():
+    code = "import lmm_gpu, sys; sys.exit('matplotlib' in sys.modules or 'adjustText' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

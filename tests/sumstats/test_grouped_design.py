@@ -1,0 +1,117 @@
+"""Sums over groups of cells are X'Y and Z'Y of any design: dense products are the judge."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import sparse
+
+from lmm_gpu.sumstats.grouped_design import _FEW_COLUMNS, _MOST_GROUPS, GroupedDesign, Grouping
+
+N, M = 60, 7
+RNG = np.random.default_rng(3)
+Y = sparse.csr_array(RNG.poisson(0.6, (N, M)) * RNG.normal(size=(N, M)))
+DONOR, TYPE = RNG.integers(0, 6, N), RNG.integers(0, 5, N)
+
+
+def one_hot(codes, width):
+    return np.eye(width)[codes]
+
+
+def products(X, Z, d, pieces=((0, N),), most=None):
+    """Sums over chunks of cells, and the design they were made with."""
+    design = GroupedDesign(X, sparse.csr_array(Z), d)
+    XY, ZY, Ysum = np.zeros((X.shape[1], M)), np.zeros((Z.shape[1], M)), np.zeros(M)
+    for lo, hi in pieces:
+        design.add_products(slice(lo, hi), Y[lo:hi], XY, ZY, most)
+        if not design.has_sums:
+            Ysum += Y[lo:hi].sum(axis=0)
+    design.derive(XY, ZY, Ysum)
+    return design, XY, ZY, Ysum
+
+
+def assert_products(X, Z, d, **how):
+    design, XY, ZY, Ysum = products(X, Z, d, **how)
+    dense = Y.toarray()
+    for found, wanted in ((XY, X.T @ dense), (ZY, Z.T @ dense), (Ysum, dense.sum(axis=0))):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    return design
+
+
+DONORS = one_hot(DONOR, 6)
+FIXED = {
+    "constant": np.ones((N, 1)),
+    "constant in donors": np.column_stack([np.ones(N), DONOR % 2, 0.1 * DONOR**2]),
+    "cell types": np.column_stack(
+        [np.ones(N), one_hot(TYPE, 5)[:, 1:], one_hot(TYPE, 5)[:, 1:] * (DONOR % 2)[:, None]]
+    ),
+    "continuous": np.column_stack([np.ones(N), RNG.normal(size=(N, 3))]),
+    "all": np.column_stack([np.ones(N), one_hot(TYPE, 5)[:, 1:], RNG.normal(size=N), DONOR % 3, -2.5 * (TYPE == 1)]),
+    "none": np.zeros((N, 0)),
+}
+RANDOM = {
+    "donor": (DONORS, (6,)),
+    "a level without cells": (np.column_stack([DONORS, np.zeros(N)]), (7,)),
+    "donor and type": (np.column_stack([DONORS, one_hot(TYPE, 5)]), (6, 5)),
+    "slope": (np.column_stack([DONORS, DONORS * RNG.normal(size=(N, 1))]), (6, 6)),
+    "slope alone": (DONORS * RNG.normal(size=(N, 1)), (6,)),
+    "cells outside": (DONORS * (TYPE > 1)[:, None], (6,)),
+    "not one value per cell": (RNG.normal(size=(N, 4)), (4,)),
+}
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+@pytest.mark.parametrize("random", RANDOM)
+@pytest.mark.parametrize("most", [None, 1, 2 * M])
+def test_any_design(fixed, random, most):
+    assert_products(FIXED[fixed], *RANDOM[random], most=most)
+
+
+@given(st.lists(st.integers(0, N), max_size=6))
+def test_any_split(cuts):
+    ends = sorted({0, N, *cuts})
+    assert_products(FIXED["all"], *RANDOM["slope"], pieces=list(pairwise(ends)))
+
+
+@given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 9))
+def test_any_columns(seed, p, levels):
+    rng = np.random.default_rng(seed)
+    X = np.where(rng.random((N, p)) < 0.5, rng.integers(0, levels, (N, p)), rng.choice([0, 0.3, 1e6], (N, p)))
+    assert_products(X, *RANDOM["donor"])
+
+
+def test_columns_go_where_they_cost_least():
+    design = assert_products(FIXED["all"], *RANDOM["donor"])
+    (_, donors), (types,) = design.random[0], design.fixed
+    assert isinstance(donors, Grouping) and list(donors.columns) == [0, 6]
+    assert list(types.columns) == [1, 2, 3, 4, 7] and len(types.values) == 5
+    assert design.rest == [5]
+
+
+def test_few_columns_are_multiplied():
+    X = np.column_stack([one_hot(TYPE, 5)[:, : _FEW_COLUMNS - 1]])
+    design = assert_products(X, *RANDOM["donor"])
+    assert not design.fixed and design.rest == list(range(_FEW_COLUMNS - 1))
+
+
+def test_groups_that_are_too_many_share_no_pass():
+    """Two factors of 20 levels each make 400 groups together: they are told apart by two passes."""
+    n, rng = 4000, np.random.default_rng(1)
+    a, b = rng.integers(0, 20, n), rng.integers(0, 20, n)
+    X = np.column_stack([one_hot(a, 20), one_hot(b, 20)[:, 1:]])
+    design = GroupedDesign(X, sparse.csr_array(one_hot(rng.integers(0, 3, n), 3)), (3,))
+    assert len(design.fixed) > 1 and all(len(part.values) <= _MOST_GROUPS for part in design.fixed)
+    wanted = sparse.csr_array(rng.poisson(1.0, (n, 4)).astype(float))
+    XY, ZY = np.zeros((39, 4)), np.zeros((3, 4))
+    design.add_products(slice(0, n), wanted, XY, ZY)
+    np.testing.assert_allclose(XY, X.T @ wanted.toarray(), rtol=1e-12)
+
+
+def test_the_cells_are_left_as_they_were():
+    before = Y.copy()
+    assert_products(FIXED["all"], *RANDOM["slope"])
+    assert (before != Y).nnz == 0
