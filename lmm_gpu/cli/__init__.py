@@ -1,4 +1,4 @@
-"""The command line `lmm-gpu`: commands, console output and records of runs.
+"""The command line `lmm-gpu`: commands, terminal output, folders of results and records of runs.
 
 Nothing outside this package imports it.
 """

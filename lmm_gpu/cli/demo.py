@@ -1,8 +1,7 @@
-"""The whole way on simulated cells, where it is known which genes changed."""
+"""The whole way from cells to tests on simulated cells, whose changed genes are known."""
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -10,9 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import scipy.sparse
 
+from ..backend.optional import require
+from ..io.files import replacing
 from ..simulation import SimulatedCounts, simuRNAseq
-from .run import Run, check_writable, fit_to_folder
+from .options import TABLE_FORMATS
+from .output_files import MARK, check_results_folder
+from .results_folder import FIT, RECORD, table_names
+from .run import Run, fit_to_folder
 
 DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam)"
 FDR = 0.05
@@ -20,7 +25,15 @@ FDR = 0.05
 
 @dataclass(frozen=True)
 class Truth:
-    """How the tests compare with the changes that were simulated."""
+    """Comparison of the tests with the simulated changes.
+
+    Attributes
+    ----------
+    changed, found, false : int
+        Genes that truly change, those of them that were called, and genes that were called wrongly.
+    seconds : float
+        Time to simulate and write the cells.
+    """
 
     changed: int
     found: int
@@ -28,7 +41,7 @@ class Truth:
     seconds: float
 
     def describe(self) -> str:
-        """Say it in one sentence."""
+        """Return the comparison in one sentence."""
         claimed = self.found + self.false
         share = f"{self.false / claimed:.1%}" if claimed else "none"
         return (
@@ -38,10 +51,11 @@ class Truth:
 
 
 def demonstrate(
-    folder: Path, *, seed: int, cells: int, genes: int, say: Callable[[str], object] = print
+    folder: Path, *, seed: int, cells: int, genes: int, force: bool = False, say: Callable[[str], object] = print
 ) -> tuple[Run, Truth]:
     """Simulate cells with known changes, write them as .h5ad and fit them as `fit_to_folder` does."""
-    check_writable(folder)
+    names = ("cells.h5ad", *table_names(TABLE_FORMATS[0]), FIT, RECORD)
+    check_results_folder(folder, names, force=force)
     started = time.perf_counter()
     say(f"simulating {cells:,} cells x {genes:,} genes of 24 donors and 4 cell types (seed {seed})")
     data = simuRNAseq(nGenes=genes, nCells=cells, nsam=24, ncls=4, ntrt=2, nDEgenes=genes // 10, seed=seed)
@@ -49,11 +63,11 @@ def demonstrate(
     _write_h5ad(data, path)
     simulated = time.perf_counter() - started
     say(f"wrote {path}; fitting {DEMO_FORMULA}")
-    names = {f"cell type {cls}": f"cls[{cls}]:trt[T.{data.treatment}]" for cls in sorted(data.metadata["cls"].unique())}
-    contrasts = [f"{name} = {column}" for name, column in names.items()]
+    types = sorted(data.metadata["cls"].unique())
+    contrasts = [f"cell type {cls} = cls[{cls}]:trt[T.{data.treatment}]" for cls in types]
     with warnings.catch_warnings():  # the simulated donors do not differ in how they respond
         warnings.filterwarnings("ignore", message=".* no random effect lets its effect differ")
-        run = fit_to_folder(path, DEMO_FORMULA, folder, contrasts)
+        run = fit_to_folder(path, DEMO_FORMULA, folder, contrasts, force=force)
     return run, _compare(run.table, data.DEgenes, simulated)
 
 
@@ -65,19 +79,12 @@ def _compare(table: pd.DataFrame, changed: pd.DataFrame, seconds: float) -> Trut
 
 
 def _write_h5ad(data: SimulatedCounts, path: Path) -> None:
-    try:
-        import anndata
-    except ImportError as error:
-        raise ValueError('writing .h5ad needs anndata: pip install "lmm-gpu[io]"') from error
-    import scipy.sparse
-
-    path.parent.mkdir(parents=True, exist_ok=True)
+    anndata = require("anndata", "writing .h5ad")
+    h5py = require("h5py", "writing .h5ad")
     counts = scipy.sparse.csr_matrix(data.counts.to_numpy().T)  # (cells, genes)
     metadata = data.metadata.astype(dict.fromkeys(("sam", "cls", "trt"), "category"))
     cells = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
-    part = path.with_name(f".{path.name}.part")
-    try:
+    with replacing(path) as part:
         cells.write_h5ad(part, compression="lzf")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        with h5py.File(part, "r+") as file:
+            file.attrs[MARK] = "lmm_gpu demo"

@@ -1,4 +1,4 @@
-"""Commands from cells to tests: `fit`, and `summarize`, `merge`, `test` for its steps."""
+"""Commands from cells to a fit: `fit`, and its steps `summarize` and `merge`."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from ..inference.pvalues import ALTERNATIVES
-from . import console
-from .options import CELLS, CONTRAST, FORMULA, Df, Json, Resume, computing, reading, takes
-from .run import fit_to_folder, merge_files, summarize_to_file, write_tests
-from .run_record import RECORD, TABLE_FORMATS, check_data, read_record
-
-Folder = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; made if it does not exist.")]
-Sums = Annotated[Path, typer.Option("--output", "-o", help="File for the statistics (HDF5), such as site.h5.")]
+from . import options as opt
+from .options import given
+from .output import Output, show_run
 
 
 def _repeated(context: typer.Context, path: Path | None) -> Path | None:
-    """Take what is not given on the command line from the run.json at `path`; its folder is written anew."""
+    """Take the options that are not on the command line from the run.json at `path`; the output is its folder."""
     if path is None:
         return None
+    from .results_folder import RECORD
+    from .run_record import read_record
+
     path = path / RECORD if path.is_dir() else path
     record = read_record(path)
-    known = {parameter.name for parameter in context.command.params} - {"data", "output", "config", "json", "resume"}
+    known = {one.name for one in context.command.params} - {"data", "output", "config", "json", "resume", "force"}
     unknown = sorted(set(record["options"]) - known)
     if unknown:
         raise ValueError(f"{path} has options that lmm-gpu fit does not know ({', '.join(unknown)}): remove them")
@@ -31,99 +29,150 @@ def _repeated(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
-@takes(reading, computing)
 def fit(
-    data: Annotated[Path, typer.Argument(help=f"What `summarize` or `merge` wrote, or {CELLS}.")],
-    output: Folder,
-    formula: Annotated[str | None, FORMULA] = None,
-    *,
-    reading: dict[str, Any],
-    resume: Resume = False,
-    contrast: Annotated[list[str] | None, CONTRAST] = None,
-    df: Df = "generalized",
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help=f"File that `summarize` or `merge` wrote, or {opt.CELLS}.")],
+    output: opt.Folder,
+    formula: opt.OptionalFormula = None,
+    obs: opt.Obs = None,
+    features: opt.Features = None,
+    layer: opt.Layer = None,
+    transform: opt.Transform = None,
+    is_counts: opt.IsCounts = None,
+    size_factors: opt.SizeFactors = None,
+    target: opt.Target = None,
+    cells: opt.Cells = None,
+    min_cells: opt.MinCells = None,
+    min_mean: opt.MinMean = None,
+    resume: opt.Resume = False,
+    contrast: opt.Contrasts = None,
+    df: opt.Df = "generalized",
     method: Annotated[str, typer.Option(help="REML or ML.")] = "REML",
-    bounds: Annotated[str, typer.Option(help="auto, nonnegative or none.")] = "auto",
-    computing: dict[str, Any],
-    table: Annotated[str, typer.Option(help=f"Ending of the tables: {' or '.join(TABLE_FORMATS)}.")] = "csv.gz",
+    bounds: Annotated[str, typer.Option(help="Variance components: auto, nonnegative or none.")] = "auto",
+    memory: opt.Memory = None,
+    device: opt.Device = "auto",
+    scheduler: opt.Scheduler = None,
+    table: Annotated[str, typer.Option(help=f"Format of the tables: {' or '.join(opt.TABLE_FORMATS)}.")] = "csv.gz",
     config: Annotated[
         Path | None,
         typer.Option(
-            help="Repeat a run from its folder or run.json; what else is given takes the place of what it says.",
+            help="Repeat a run from its folder or run.json; options on the command line take precedence.",
             callback=_repeated,
             is_eager=True,
         ),
     ] = None,
-    json: Json = False,
+    force: opt.Force = False,
+    json: opt.Json = False,
 ) -> None:
-    """Fit one mixed model per gene; write a table of tests, a summary, and the fit for `lmm-gpu test`.
+    """Fit one mixed model per gene; write a table of tests, a table of genes, and the fit for `lmm-gpu test`.
 
     Example: lmm-gpu fit cells.h5ad -f "~ condition + (1 | donor)" -c "condition[T.stim]" -o results
 
     Again: lmm-gpu fit --config results/run.json --df kenward-roger -o other
     """
+    from .run import fit_to_folder
+    from .run_record import check_data, read_record
+
     if config is not None:
         check_data(read_record(config), config, data)
-    checkpoint = {"checkpoint": output / "checkpoint.h5"} if resume else {}
-    options = {"method": method, "bounds": bounds, **computing}
-    run = fit_to_folder(
-        data, formula, output, contrast, df=df, table_format=table, reading=reading | checkpoint, **options
+    reading = given(
+        obs=obs,
+        features=features,
+        layer=layer,
+        transform=transform,
+        is_counts=is_counts,
+        size_factors=size_factors,
+        target=target,
+        cells=cells,
+        min_cells=min_cells,
+        min_mean=min_mean,
     )
-    console.show(run)
-    console.answer(run.record)
+    run = fit_to_folder(
+        data,
+        formula,
+        output,
+        contrast,
+        df=df,
+        table_format=table,
+        resume=resume,
+        force=force,
+        reading=reading,
+        method=method,
+        bounds=bounds,
+        memory=memory,
+        device=device,
+        scheduler=scheduler,
+    )
+    shell: Output = context.obj
+    show_run(shell, run)
+    shell.answer(run.record)
 
 
-@takes(reading, computing)
 def summarize(
-    data: Annotated[Path, typer.Argument(help=f"{CELLS[0].upper()}{CELLS[1:]}.")],
-    formula: Annotated[str, FORMULA],
-    output: Sums,
-    *,
-    reading: dict[str, Any],
-    resume: Resume = False,
-    computing: dict[str, Any],
-    json: Json = False,
+    context: typer.Context,
+    data: Annotated[Path, typer.Argument(help=f"{opt.CELLS[0].upper()}{opt.CELLS[1:]}.")],
+    formula: opt.Formula,
+    output: opt.Sums,
+    obs: opt.Obs = None,
+    features: opt.Features = None,
+    layer: opt.Layer = None,
+    transform: opt.Transform = None,
+    is_counts: opt.IsCounts = None,
+    size_factors: opt.SizeFactors = None,
+    target: opt.Target = None,
+    cells: opt.Cells = None,
+    min_cells: opt.MinCells = None,
+    min_mean: opt.MinMean = None,
+    resume: opt.Resume = False,
+    memory: opt.Memory = None,
+    device: opt.Device = "auto",
+    scheduler: opt.Scheduler = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
 ) -> None:
-    """Sum up cells for `lmm-gpu merge` and `lmm-gpu fit`, which need to know no more of them.
+    """Accumulate the summary statistics of cells for `lmm-gpu merge` and `lmm-gpu fit`, which need no cells.
 
     Example: lmm-gpu summarize cells.h5ad -f "~ condition + (1 | donor)" -o site1.h5
     """
-    checkpoint = {"checkpoint": output.with_name(f"{output.stem}.checkpoint.h5")} if resume else {}
-    _told(summarize_to_file(data, formula, output, **reading, **checkpoint, **computing))
+    from .file_tasks import summarize_to_file
+
+    reading = given(
+        obs=obs,
+        features=features,
+        layer=layer,
+        transform=transform,
+        is_counts=is_counts,
+        size_factors=size_factors,
+        target=target,
+        cells=cells,
+        min_cells=min_cells,
+        min_mean=min_mean,
+    )
+    computing = {"memory": memory, "device": device, "scheduler": scheduler}
+    record = summarize_to_file(data, formula, output, resume=resume, force=force, **reading, **computing)
+    _show_sums(context.obj, record)
 
 
 def merge(
-    files: Annotated[list[Path], typer.Argument(help="What `summarize` or `merge` wrote: other cells, one model.")],
-    output: Sums,
-    json: Json = False,
+    context: typer.Context,
+    files: Annotated[
+        list[Path], typer.Argument(help="Files that `summarize` or `merge` wrote, of other cells and the same model.")
+    ],
+    output: opt.Sums,
+    force: opt.Force = False,
+    json: opt.Json = False,
 ) -> None:
-    """Add the statistics of other cells: genes and random levels are aligned by name.
+    """Add the summary statistics of other cells; genes and random levels are aligned by name.
 
     Example: lmm-gpu merge site1.h5 site2.h5 -o all.h5
     """
-    _told(merge_files(files, output))
+    from .file_tasks import merge_files
+
+    _show_sums(context.obj, merge_files(files, output, force=force))
 
 
-def test(
-    fitted: Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `fit` wrote, or the fit.h5 in it.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Table: .parquet, .csv, .csv.gz or .tsv.")],
-    contrast: Annotated[list[str] | None, CONTRAST] = None,
-    df: Df = "generalized",
-    alternative: Annotated[str, typer.Option(help=f"{', '.join(ALTERNATIVES)}.")] = "two-sided",
-    level: Annotated[float, typer.Option(help="Coverage of the confidence intervals.")] = 0.95,
-    json: Json = False,
-) -> None:
-    """Test contrasts of a fit, without its cells; by default every coefficient.
-
-    Example: lmm-gpu test results -c "stim vs ctrl = condition[T.stim]" --df residual -o stim.csv
-    """
-    record = write_tests(fitted, contrast, output, df=df, alternative=alternative, level=level)
-    console.say(f"wrote {record['written'][0]}  ({record['tests']:,} tests: gene x contrast)")
-    console.answer(record)
-
-
-def _told(record: dict[str, Any]) -> None:
-    """Say what statistics were written."""
+def _show_sums(shell: Output, record: dict[str, Any]) -> None:
     effects = ", ".join(f"{name} ({width:,})" for name, width in record["random_effects"].items())
-    what = f"{record['cells']:,} cells, {record['genes']:,} genes, {len(record['fixed_effects'])} fixed effects"
-    console.say(f"wrote {record['written'][0]}  ({what}, random effects: {effects})")
-    console.answer(record)
+    size = f"{record['cells']:,} cells, {record['genes']:,} genes, {len(record['fixed_effects'])} fixed effects"
+    shell.say(f"wrote {record['written'][0]}  ({size}, random effects: {effects})")
+    shell.answer(record)

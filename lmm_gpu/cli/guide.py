@@ -1,49 +1,54 @@
-"""The guide: pages of Markdown beside this module, and the command that shows them."""
+"""The guide: pages of Markdown in the folder `guide` of the package, and the command that shows them."""
 
 from __future__ import annotations
 
 import difflib
-import sys
 from pathlib import Path
 from typing import Annotated
 
-try:
-    import typer
-    from rich.console import Console
-    from rich.markdown import Markdown
-    from rich.table import Table
-except ImportError:  # the console script exists without the extra too
-    sys.exit('the command line needs typer and rich: pip install "lmm-gpu[cli]"')
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .output import Output
+
 FOLDER = Path(__file__).parents[1] / "guide"
-#: In the order in which they are read.
+#: In reading order.
 TOPICS = ("start", "lme4", "flashmm", "scanpy", "df", "statuses", "memory", "sites", "gpu", "distributed")
-#: Columns of a page on a wide terminal: longer lines are hard to read, and code has no more.
+#: Widest layout of a page: longer lines are hard to read.
 _WIDTH = 120
 
 
 def guide(
-    topic: Annotated[str | None, typer.Argument(help=f"One of {', '.join(TOPICS)}; without it, what they are.")] = None,
+    context: typer.Context,
+    topic: Annotated[
+        str | None, typer.Argument(help=f"One of {', '.join(TOPICS)}; without it, the list of pages.")
+    ] = None,
 ) -> None:
-    """Show a page of the guide, as Markdown when it is piped into a file or a program.
+    """Show a page of the guide; piped into a file or a program, as Markdown.
 
     Example: lmm-gpu guide df
     """
-    console = Console()
+    shell: Output = context.obj
     if topic is None:
-        console.print(_contents())
-    elif console.is_terminal:
-        console.print(Markdown(page(topic)), width=min(console.width, _WIDTH))
+        shell.out.print(_contents())
+        return
+    text, console = page(topic), shell.out
+    if console.is_terminal:
+        from rich.markdown import Markdown
+
+        console.print(Markdown(text), width=min(console.width, _WIDTH))
     else:
-        print(page(topic), end="")
+        Console.out(console, text, end="", highlight=False)
 
 
 def page(topic: str) -> str:
-    """Text of a page, in Markdown.
+    """Return the text of a page, in Markdown.
 
     Raises
     ------
     ValueError
-        For an unknown topic, with the closest.
+        For an unknown topic, with the closest ones.
 
     Examples
     --------
@@ -58,7 +63,7 @@ def page(topic: str) -> str:
 
 
 def _contents() -> Table:
-    """One line per topic: the title of its page."""
+    """Return one line per topic: the title of its page."""
     table = Table("topic", "page", title="lmm-gpu guide TOPIC", title_justify="left")
     for topic in TOPICS:
         table.add_row(topic, page(topic).splitlines()[0].removeprefix("# "))

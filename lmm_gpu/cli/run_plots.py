@@ -1,4 +1,4 @@
-"""Pictures and the report of a folder of results."""
+"""Plots and the report of a folder of results."""
 
 from __future__ import annotations
 
@@ -10,23 +10,13 @@ from .. import pl
 from ..reporting.canvas import check_picture_path
 from ..reporting.report_page import report
 from ..reporting.report_parts import shown_contrasts
-from .run import check_writable
+from .output_files import check_output
+from .plot_kinds import KINDS
 from .run_record import command_of, load_run
 
-#: What `lmm-gpu plot` draws, and the options of each.
-KINDS = {
-    "volcano": ("contrast", "labels", "fdr", "min_change"),
-    "ma": ("contrast", "labels", "fdr", "min_change"),
-    "qq": ("contrast",),
-    "pvalue-hist": ("contrast",),
-    "variance": (),
-    "convergence": (),
-    "gene": ("gene", "by", "component"),
-}
 
-
-def draw_to_file(folder: Path, kind: str, path: Path, **options: Any) -> dict[str, Any]:
-    """Draw one picture of a run, and return what was drawn.
+def draw_to_file(folder: Path, kind: str, path: Path, *, force: bool = False, **options: Any) -> dict[str, Any]:
+    """Draw one plot of a run into a file, and return a description of it.
 
     Parameters
     ----------
@@ -36,6 +26,8 @@ def draw_to_file(folder: Path, kind: str, path: Path, **options: Any) -> dict[st
         One of `KINDS`.
     path : Path
         .png, .svg or .pdf.
+    force : bool
+        Replace a file that lmm-gpu did not write.
     **options
         As the function of `lmm_gpu.pl` takes them.
 
@@ -45,24 +37,26 @@ def draw_to_file(folder: Path, kind: str, path: Path, **options: Any) -> dict[st
         For anything that cannot be used; nothing is written then.
     """
     if kind not in KINDS:
-        raise ValueError(f"there is no picture called {kind!r}; there are {', '.join(KINDS)}")
+        raise ValueError(f"there is no plot called {kind!r}; there are {', '.join(KINDS)}")
     surplus = [f"--{name.replace('_', '-')}" for name in options if name not in KINDS[kind]]
     if surplus:
         raise ValueError(f"{', '.join(surplus)} is not for {kind}, which takes {_listed(kind)}: leave it out")
     if kind == "gene" and "gene" not in options:
-        raise ValueError("say which gene: lmm-gpu plot RUN gene --gene NAME")
+        raise ValueError("name the gene: lmm-gpu plot RUN gene --gene NAME")
     check_picture_path(path)
-    check_writable(path.parent, path)
+    check_output(path, [folder], force=force)
     fit, table, _ = load_run(folder)
     draw = getattr(pl, kind.replace("-", "_"))
     of_tests = "contrast" in KINDS[kind]
     ax = draw(table if of_tests else fit, *([options.pop("gene")] if kind == "gene" else []), **options)
     pl.save(ax, path)
-    return {"picture": kind, "written": [str(path)]}
+    return {"plot": kind, "written": [str(path)]}
 
 
-def report_to_file(folder: Path, path: Path, contrasts: Sequence[str] | None, *, fdr: float) -> dict[str, Any]:
-    """Write the report of a run, and return what it shows.
+def report_to_file(
+    folder: Path, path: Path, contrasts: Sequence[str] | None, *, fdr: float, force: bool = False
+) -> dict[str, Any]:
+    """Write the report of a run, and return a description of it.
 
     Raises
     ------
@@ -70,8 +64,8 @@ def report_to_file(folder: Path, path: Path, contrasts: Sequence[str] | None, *,
         For anything that cannot be used; nothing is written then.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"cannot write a report to {path}: wanted a name that ends in .html")
-    check_writable(path.parent, path)
+        raise ValueError(f"cannot write a report to {path}: expected a name that ends in .html")
+    check_output(path, [folder], force=force)
     fit, table, record = load_run(folder)
     known = list(dict.fromkeys(table["contrast"]))
     unknown = [name for name in contrasts or () if name not in known]

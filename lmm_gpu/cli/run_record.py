@@ -1,4 +1,4 @@
-"""A folder of results, from which a run is shown and repeated: run.json says what was run, on what, and how it went."""
+"""run.json: the data, options, timings and versions of a run, from which it is shown and repeated."""
 
 from __future__ import annotations
 
@@ -18,30 +18,29 @@ from ..backend.optional import require
 from ..results.lmm_fit import LMMFit
 from ..sumstats.checkpoint import file_identity
 from ..sumstats.summary_stats import SummaryStats
+from .options import TABLE_FORMATS
+from .results_folder import FIT, RECORD, check_files, table_names
 
-RECORD = "run.json"
 RECORD_FORMAT = "lmm_gpu run"
-RECORD_VERSION = 1
-#: What can be asked for with --table.
-TABLE_FORMATS = ("csv.gz", "parquet")
+RECORD_VERSION = 2  #: 2 has the digests of the other files
 _TEXTS = ("variable", "contrast", "status")
 
 
 def record_of(
     fit: LMMFit,
-    data: Any,
+    data: Path,
     contrasts: Sequence[str] | None,
     options: Mapping[str, Any],
     timings: Mapping[str, float],
     identity: str,
 ) -> dict[str, Any]:
-    """What run.json says of a run.
+    """Content of run.json, but for the digests of the files.
 
     Parameters
     ----------
     fit : LMMFit
-    data : path
-        What was fitted.
+    data : Path
+        The cells or summary statistics that were fitted.
     contrasts : sequence of str, optional
         As they were given.
     options : mapping
@@ -55,7 +54,7 @@ def record_of(
     return {
         "format": RECORD_FORMAT,
         "format_version": RECORD_VERSION,
-        "data": _plain(data if isinstance(data, Path) else str(data)),
+        "data": _plain(data),
         "data_identity": identity,
         **about(fit.summary),
         "contrasts": list(contrasts or fit.summary.fixed_names),
@@ -71,7 +70,7 @@ def record_of(
 
 
 def about(summary: SummaryStats) -> dict[str, Any]:
-    """Model and size of summary statistics."""
+    """Return the model and the size of summary statistics."""
     return {
         "formula": summary.formula,
         "transform": summary.transform,
@@ -82,13 +81,13 @@ def about(summary: SummaryStats) -> dict[str, Any]:
     }
 
 
-def data_identity(data: Any) -> str:
-    """Size and time of the last change of a file or folder: what tells another version of the data."""
+def data_identity(data: Path) -> str:
+    """Size and time of the last change of a file or folder, which differ for another version of the data."""
     return file_identity(str(data))
 
 
 def peak_memory() -> int | None:
-    """Most bytes that this process has held so far; None where the system does not tell (Windows).
+    """Peak resident memory of this process in bytes; None where the system does not report it (Windows).
 
     >>> peak_memory() is None or peak_memory() > 1e6
     True
@@ -119,19 +118,20 @@ def read_record(path: Path) -> dict[str, Any]:
     remedy = "pass the run.json of a folder that lmm-gpu fit wrote"
     try:
         record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"cannot read {path} as JSON ({error}): {remedy}") from None
     if not isinstance(record, dict) or record.get("format") != RECORD_FORMAT:
-        raise ValueError(f"{path} is no record of a run of this lmm_gpu: {remedy}")
+        raise ValueError(f"{path} is not the record of a run of lmm_gpu: {remedy}")
     if record.get("format_version") != RECORD_VERSION:
         found = record.get("format_version")
         raise ValueError(
             f"{path} has version {found} of the format, this lmm_gpu knows {RECORD_VERSION}: update lmm_gpu"
         )
-    wanted = {"data": str, "data_identity": str, "options": dict, "versions": dict, "df": str}
-    lacking = [name for name, of in wanted.items() if not isinstance(record.get(name), of)]
+    expected = {"data": str, "data_identity": str, "options": dict, "versions": dict, "df": str, "files": dict}
+    expected |= {"contrasts": list, "timings": dict}
+    lacking = [name for name, kind in expected.items() if not isinstance(record.get(name), kind)]
     if lacking:
-        raise ValueError(f"{path} lacks {', '.join(lacking)}, or has something else there: {remedy}")
+        raise ValueError(f"{path} has no valid {', '.join(lacking)}: {remedy}")
     version = record["versions"].get("lmm_gpu")
     if version != __version__:
         warnings.warn(f"{path} is of lmm_gpu {version}, this is {__version__}: numbers may differ", stacklevel=2)
@@ -139,7 +139,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def check_data(record: Mapping[str, Any], path: Path, data: Any) -> None:
-    """See whether `data` are those of a recorded run.
+    """Compare `data` with those of a recorded run.
 
     Raises
     ------
@@ -155,59 +155,81 @@ def check_data(record: Mapping[str, Any], path: Path, data: Any) -> None:
         return
     if not Path(data).exists():
         raise ValueError(
-            f"{data}, which {path} is of, is not there any more: say where, lmm-gpu fit DATA --config {path}"
+            f"{data}, which {path} describes, does not exist any more: name the data, lmm-gpu fit DATA --config {path}"
         )
     if data_identity(data) != record["data_identity"]:
-        warnings.warn(f"{data} was changed after the run that {path} is of: results may differ", stacklevel=2)
+        warnings.warn(f"{data} was changed after the run that {path} describes: results may differ", stacklevel=2)
 
 
 def load_run(folder: Path) -> tuple[LMMFit, pd.DataFrame, dict[str, Any]]:
-    """Fit, table of tests and record of a folder that `lmm-gpu fit` wrote.
+    """Return the fit, the table of tests and the record of a folder that `lmm-gpu fit` wrote.
 
     Raises
     ------
     ValueError, OSError
-        If it is no such folder.
+        If it is no such folder, incomplete, or a file in it is not the one that was written with the others.
     """
-    if not folder.is_dir():
-        kind = "a file" if folder.exists() else "not there"
-        raise ValueError(f"{folder} is {kind}: wanted the folder that lmm-gpu fit -o wrote")
-    missing = [name for name in (RECORD, "fit.h5") if not (folder / name).is_file()]
-    tables = [folder / f"results.{ending}" for ending in TABLE_FORMATS if (folder / f"results.{ending}").is_file()]
-    if missing or not tables:
-        lacks = ", ".join([*missing, *([] if tables else ["results.csv.gz"])])
-        raise ValueError(f"{folder} has no {lacks}: wanted the folder that lmm-gpu fit -o wrote")
-    fit, table = LMMFit.load(folder / "fit.h5"), read_results(tables[0])
+    record = _record_in(folder)
+    tables = [name for ending in TABLE_FORMATS if (name := table_names(ending)[0]) in record["files"]]
+    if not tables:
+        raise ValueError(f"{folder / RECORD} names no table of results: run lmm-gpu fit again")
+    check_files(folder, record, (FIT, tables[0]))
+    fit, table = LMMFit.load(folder / FIT), read_results(folder / tables[0])
     lacking = [name for name in (*_TEXTS, "log10_p_value") if name not in table]
     if lacking or not set(table["variable"]) <= set(fit.summary.features):
-        raise ValueError(f"{tables[0]} is not of the fit beside it: run lmm-gpu fit again")
-    return fit, table, read_record(folder / RECORD)
+        raise ValueError(f"{folder / tables[0]} does not belong to the fit beside it: run lmm-gpu fit again")
+    return fit, table, record
+
+
+def checked_fit(fitted: Path) -> LMMFit:
+    """Load a fit from a folder that `lmm-gpu fit` wrote, whose record must match it, or from a file.
+
+    Raises
+    ------
+    ValueError, OSError
+        As `load_run`.
+    """
+    if not fitted.is_dir():
+        return LMMFit.load(fitted)
+    check_files(fitted, _record_in(fitted), (FIT,))
+    return LMMFit.load(fitted / FIT)
+
+
+def _record_in(folder: Path) -> dict[str, Any]:
+    expected = "expected the folder that lmm-gpu fit -o wrote"
+    if not folder.is_dir():
+        raise ValueError(f"{folder} {'is a file' if folder.exists() else 'does not exist'}: {expected}")
+    if not (folder / RECORD).is_file():
+        if (folder / FIT).is_file():
+            raise ValueError(f"{folder} has no {RECORD}: the run was interrupted while it was written; repeat it")
+        raise ValueError(f"{folder} has no {RECORD}: {expected}")
+    return read_record(folder / RECORD)
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read a table of tests as it was written: a gene that is called NA or 007 keeps its name, numbers their digits."""
+    """Read a table of tests exactly as it was written: a gene called NA or 007 keeps its name, numbers their digits."""
     if path.suffix == ".parquet":
         require("pyarrow", "reading .parquet")
-        return pd.read_parquet(path)
+        return pd.DataFrame(pd.read_parquet(path))
     try:
         names = pd.read_csv(path, nrows=0).columns
         numbers = {name: ["", "nan"] for name in names if name not in _TEXTS}
         texts: Any = dict.fromkeys([name for name in _TEXTS if name in names], str)
         options: Any = {"keep_default_na": False, "na_values": numbers, "float_precision": "round_trip"}
-        return pd.read_csv(path, dtype=texts, **options)
+        return pd.DataFrame(pd.read_csv(path, dtype=texts, **options))
     except (EOFError, ValueError) as error:
         raise ValueError(f"cannot read {path} ({error}): run lmm-gpu fit again") from None
 
 
 def _plain(value: Any) -> Any:
-    # what JSON holds; paths such that they are found from anywhere
+    # values that JSON has; absolute paths, as another command may run elsewhere
     if isinstance(value, Path):
         return str(value.absolute())
     return list(value) if isinstance(value, tuple) else value
 
 
 def command_of(record: Mapping[str, Any]) -> str:
-    """Write the command that was run, as a shell takes it.
+    """Return the command line of a run, quoted for a shell.
 
     >>> command_of({"data": "/data/cells.h5ad", "options": {"formula": "~ a + (1 | b)", "is_counts": False}})
     "lmm-gpu fit /data/cells.h5ad --formula '~ a + (1 | b)' --no-counts"

@@ -21,7 +21,7 @@ pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"
 import lmm_gpu
 from lmm_gpu import simuRNAseq
 from lmm_gpu.backend import devices
-from lmm_gpu.cli import app, console, demo, run
+from lmm_gpu.cli import app, demo, output, run
 from lmm_gpu.cli.selftest import checks, runner
 from lmm_gpu.sumstats.accumulator import Accumulator
 
@@ -240,8 +240,9 @@ def test_contrasts_that_were_not_asked_for_are_warned_of(command, tmp_path):
 def test_warnings_are_single_lines(command, tmp_path):
     _, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
     lines = err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("warning: 1 of 6 features do not vary")
+    assert len(lines) == 2
+    assert lines[0].startswith("raw counts recognised")
+    assert lines[1].startswith("warning: 1 of 6 features do not vary")
 
 
 def test_only_an_intercept(command, tmp_path):
@@ -276,7 +277,7 @@ def test_reading_has_the_same_options_wherever_cells_are_read():
         for name in ("fit", "summarize")
     )
     taken = set(inspect.signature(lmm_gpu.summarize).parameters) - {"data", "progress", "checkpoint"}
-    assert taken <= fit & summarize and {"resume", "json", "help"} >= summarize - taken - {"data", "output"}
+    assert taken <= fit & summarize and {"resume", "force", "json", "help"} >= summarize - taken - {"data", "output"}
 
 
 @pytest.mark.parametrize(("typed", "completed"), [("lmm-gpu re", "report"), ("lmm-gpu fit --trans", "--transform")])
@@ -289,7 +290,7 @@ def test_completion(typed, completed):
 
 @pytest.mark.parametrize(("columns", "shown"), [(50, False), (80, True), (160, True)])
 def test_names_are_whole_in_a_terminal_of_any_width(command, tmp_path, monkeypatch, columns, shown):
-    monkeypatch.setattr(console.out, "_width", columns)
+    monkeypatch.setenv("COLUMNS", str(columns))
     code, out, _ = command("fit", *NPZ, "-f", "~ 0 + arm + (1 | donor)", "-c", "arm[stim]", "-o", tmp_path)
     rows = [line.split() for line in out.splitlines()]
     assert code == 0 and ["g,1", "arm[stim]"] in [row[:2] for row in rows]  # brackets are no markup
@@ -304,7 +305,7 @@ def test_version(command):
     ("log10_p", "text"), [(-769.86, "1e-770"), (-2.0, "0.01"), (-300.5, "1e-300"), (0.0, "1"), (np.nan, "nan")]
 )
 def test_p_values_are_printed_below_the_smallest_float(log10_p, text):
-    assert console.power(log10_p) == text
+    assert output.p_value_text(log10_p) == text
 
 
 # --- what is wrong --------------------------------------------------------------------------------
@@ -329,21 +330,21 @@ WRONG = {
         [*NPZ, "-c", "arm[T.Stim]"],
         "no column is called 'arm[T.Stim]'; the closest are ['arm[T.stim]']",
     ),
-    "name without spaces": ([*NPZ, "-c", "stim=arm[T.stim]"], "a name of your own stands before ' = '"),
+    "name without spaces": ([*NPZ, "-c", "stim=arm[T.stim]"], "a name is separated by ' = ', with spaces"),
     "empty contrast": ([*NPZ, "-c", ""], "it is empty"),
     "contrast twice": ([*NPZ, "-c", "a = Intercept", "-c", "a = arm[T.stim]"], "got 2 contrasts with 1 names"),
-    "df": ([*NPZ, "--df", "kr"], "df='kr' is not known; use one of generalized, satterthwaite"),
+    "df": ([*NPZ, "--df", "kr"], "--df 'kr' is not known; use one of generalized, satterthwaite"),
     "df of ML": ([*NPZ, "--df", "kenward-roger", "--method", "ML"], "derived for REML and this fit is by ML"),
-    "method": ([*NPZ, "--method", "reml"], "method='reml' is not known"),
-    "bounds": ([*NPZ, "--bounds", "no"], "bounds='no' is not known"),
-    "transform": ([*NPZ, "--transform", "log"], "transform='log' is not known"),
-    "size factors": ([*NPZ, "--size-factors", "depth"], "they are for transform='normalize' only"),
+    "method": ([*NPZ, "--method", "reml"], "--method 'reml' is not known"),
+    "bounds": ([*NPZ, "--bounds", "no"], "--bounds 'no' is not known"),
+    "transform": ([*NPZ, "--transform", "log"], "--transform 'log' is not known"),
+    "size factors": ([*NPZ, "--size-factors", "depth"], "they are for --transform 'normalize' only"),
     "unknown size factors": ([*NPZ, "--transform", "normalize", "--size-factors", "dp"], "obs has no column 'dp'"),
-    "query": ([*NPZ, "--cells", "depth >"], "cannot read cells='depth >' at 'the end': wanted a number"),
-    "no cells": ([*NPZ, "--cells", "depth > 99"], "cells='depth > 99' is met by none of"),
-    "negative filter": ([*NPZ, "--min-mean", "-1"], "min_mean=-1.0: wanted a number, 0 or more"),
-    "device": ([*NPZ, "--device", "cuda"], "device='cuda' cannot be used"),
-    "memory": ([*NPZ, "--memory", "lots"], "memory='lots' is not an amount of memory"),
+    "query": ([*NPZ, "--cells", "depth >"], "cannot read --cells 'depth >' at 'the end': wanted a number"),
+    "no cells": ([*NPZ, "--cells", "depth > 99"], "--cells 'depth > 99' is met by none of"),
+    "negative filter": ([*NPZ, "--min-mean", "-1"], "--min-mean -1.0: wanted a number, 0 or more"),
+    "device": ([*NPZ, "--device", "cuda"], "--device 'cuda' cannot be used"),
+    "memory": ([*NPZ, "--memory", "lots"], "--memory 'lots' is not an amount of memory"),
     "too little memory": ([*NPZ, "--memory", "9"], "a chunk needs 769 bytes, memory allows 9; raise memory"),
     "output is a file": ([*NPZ, "-o", "notes.txt"], "cannot write results to notes.txt: notes.txt is a file"),
     "output below a file": ([*NPZ, "-o", "notes.txt/results"], "cannot write results to notes.txt/results"),
@@ -419,7 +420,7 @@ def test_nothing_half_written_remains(command, tmp_path):
     (tmp_path / "results.csv.gz").unlink()
     (tmp_path / "results.csv.gz").mkdir()  # cannot be replaced by a file
     code, _, err = command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
-    assert code == 2 and "error: Is a directory" in err and "Traceback" not in err
+    assert code == 2 and "results.csv.gz: it is a folder" in err and "Traceback" not in err
     assert {path.name for path in tmp_path.iterdir()} == RESULTS
     assert old
 
@@ -513,7 +514,7 @@ def test_the_installed_script(script, folder, tmp_path):
     failed = subprocess.run(
         [script, *wanted, "--df", "kr"], cwd=folder, capture_output=True, text=True, encoding="utf-8"
     )
-    assert_refused((failed.returncode, failed.stdout, failed.stderr), "df='kr' is not known")
+    assert_refused((failed.returncode, failed.stdout, failed.stderr), "--df 'kr' is not known")
 
 
 # --- info -----------------------------------------------------------------------------------------
@@ -524,7 +525,7 @@ def test_info(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, printed, _ = command("info")
     assert code == 0
-    for told in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit takes cuda:0"):
+    for told in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit runs on cuda:0"):
         assert told in printed
     code, printed, _ = command("info", "--json")
     assert code == 0 and json.loads(printed)["device"] == "cuda:0"
@@ -536,7 +537,7 @@ def test_info_without_cuda(command, monkeypatch):
 
     monkeypatch.setattr(devices, "_cupy", missing)
     code, printed, _ = command("info")
-    assert code == 0 and "a fit takes cpu (not cuda: CuPy is not installed" in printed
+    assert code == 0 and "a fit runs on cpu (not cuda: CuPy is not installed" in printed
 
 
 # --- selftest -------------------------------------------------------------------------------------
@@ -579,4 +580,4 @@ def test_a_selftest_of_a_device_that_is_not_there(command, monkeypatch):
 
     monkeypatch.setattr(devices, "_cupy", missing)
     code, _, error = command("selftest", "--device", "cuda")
-    assert code == 2 and "device='cuda' cannot be used (CuPy is not installed" in error
+    assert code == 2 and "--device 'cuda' cannot be used (CuPy is not installed" in error

@@ -15,7 +15,7 @@ pytest.importorskip("jinja2", reason='the report needs: pip install ".[report]"'
 
 from lmm_gpu import pl
 from lmm_gpu.cli import app
-from lmm_gpu.cli.run_plots import KINDS
+from lmm_gpu.cli.plot_kinds import KINDS
 
 RNG = np.random.default_rng(9)
 N = 80
@@ -90,18 +90,21 @@ def test_report(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["plot", "run", "pie", "-o", "x.png"], "there is no picture called 'pie'; there are volcano, ma, qq"),
+        (["plot", "run", "pie", "-o", "x.png"], "there is no plot called 'pie'; there are volcano, ma, qq"),
         (["plot", "run", "volcano", "-o", "x.gif"], "wanted a name that ends in .png, .svg, .pdf"),
-        (["plot", "run", "volcano", "-o", "x.png"], "got 3 contrasts; choose one with contrast=, of Intercept, arm"),
-        (["plot", "run", "volcano", "-c", "arm", "-o", "x.png"], "got contrast='arm'; choose one"),
+        (["plot", "run", "volcano", "-o", "x.png"], "got 3 contrasts; choose one with --contrast, of Intercept, arm"),
+        (["plot", "run", "volcano", "-c", "arm", "-o", "x.png"], "got --contrast 'arm'; choose one"),
         (["plot", "run", "qq", "--gene", "g1", "-o", "x.png"], "--gene is not for qq, which takes --contrast"),
-        (["plot", "run", "gene", "-o", "x.png"], "say which gene: lmm-gpu plot RUN gene --gene NAME"),
+        (["plot", "run", "gene", "-o", "x.png"], "name the gene: lmm-gpu plot RUN gene --gene NAME"),
         (["plot", "run", "gene", "--gene", "TP53", "-o", "x.png"], "'TP53' is not a feature of the fit; it has g0, g1"),
-        (["plot", "nowhere", "qq", "-o", "x.png"], "nowhere is not there: wanted the folder that lmm-gpu fit -o wrote"),
-        (["plot", "cells.csv", "qq", "-o", "x.png"], "cells.csv is a file: wanted the folder"),
-        (["plot", "run", "variance", "-o", "obs.csv/x.png"], "obs.csv is a file, wanted a folder"),
-        (["report", ".", "-o", "x.html"], ". has no run.json, fit.h5, results.csv.gz: wanted the folder"),
-        (["report", "run", "-o", "x.pdf"], "cannot write a report to x.pdf: wanted a name that ends in .html"),
+        (
+            ["plot", "nowhere", "qq", "-o", "x.png"],
+            "nowhere does not exist: expected the folder that lmm-gpu fit -o wrote",
+        ),
+        (["plot", "cells.csv", "qq", "-o", "x.png"], "cells.csv is a file: expected the folder"),
+        (["plot", "run", "variance", "-o", "obs.csv/x.png"], "obs.csv is a file, expected a folder"),
+        (["report", ".", "-o", "x.html"], ". has no run.json: expected the folder"),
+        (["report", "run", "-o", "x.pdf"], "cannot write a report to x.pdf: expected a name that ends in .html"),
         (
             ["report", "run", "-c", "arm", "-o", "x.html"],
             "the run has no contrast 'arm'; it has Intercept, arm[T.stim]",

@@ -206,8 +206,7 @@ def test_summarize_goes_on_where_it_was(command, monkeypatch, tmp_path):
 @pytest.mark.parametrize("option", [["--cells", "age > 1"], ["--min-cells", "1"], ["--target", "9"]])
 def test_statistics_cannot_be_filtered(command, option):
     command("summarize", *of("oslo"), "-o", "oslo.h5")
-    name = option[0].removeprefix("--").replace("-", "_")
-    assert_refused(command("fit", "oslo.h5", "-o", "run", *option), f"leave out {name}")
+    assert_refused(command("fit", "oslo.h5", "-o", "run", *option), f"leave out {option[0]}")
 
 
 @pytest.fixture
@@ -229,8 +228,9 @@ def test_commands_give_the_pooled_fit(merged, tmp_path):
 
 def test_merging_a_merge(merged):
     assert merged("merge", "oslo.h5", "lima.h5", "-o", "two.h5")[0] == 0
-    assert merged("merge", "two.h5", "pune.h5", "-o", "two.h5")[0] == 0
-    one, other = (SummaryStats.load(name) for name in ("two.h5", "all.h5"))
+    assert_refused(merged("merge", "two.h5", "pune.h5", "-o", "two.h5"), "it is an input (two.h5)")
+    assert merged("merge", "two.h5", "pune.h5", "-o", "three.h5")[0] == 0
+    one, other = (SummaryStats.load(name) for name in ("three.h5", "all.h5"))
     assert one.n == other.n and one.random_names == other.random_names
     np.testing.assert_array_equal(one.ZY, other.ZY)
 
@@ -294,8 +294,9 @@ def test_mistakes_as_json(command, arguments):
 def test_warnings_as_json(command):
     sparse.save_npz("oslo.npz", sparse.csr_matrix(CELLS["oslo"][0] * (np.arange(8) > 0)))
     code, out, err = command("fit", *of("oslo"), "-o", "run", "--json")
-    first, *others = [json.loads(line) for line in err.splitlines()]
+    counts, first, *others = [json.loads(line) for line in err.splitlines()]
     assert code == 0 and json.loads(out)["status"]["no_variance"] == 1
+    assert counts["message"].startswith("raw counts recognised")
     assert first["level"] == "warning" and first["message"].startswith("1 of 8 features do not vary")
     assert all(other["level"] == "warning" for other in others)
 
@@ -316,7 +317,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["merge", "oslo.h5", "./oslo.h5", "-o", "x.h5"], "oslo.h5 is named twice: its cells would count twice"),
         (["merge", "oslo.h5", "copy.h5", "-o", "x.h5"], "copy.h5 is a copy of oslo.h5: its cells would count twice"),
         (["merge", "oslo.h5", "nowhere.h5", "-o", "x.h5"], "No such file or directory: nowhere.h5"),
-        (["merge", "oslo.h5", "lima.h5", "-o", "run"], "cannot write run: it is a folder, wanted the name of a file"),
+        (["merge", "oslo.h5", "lima.h5", "-o", "run"], "cannot write run: it is a folder, expected the name of a file"),
         (["merge", "oslo.h5", "lima.h5", "-o", "oslo.h5/x"], "cannot write oslo.h5/x: oslo.h5 is a file"),
         (["summarize", *of("oslo"), "-o", "run"], "cannot write run: it is a folder"),
         (["fit", "cut.h5", "-o", "x"], "cannot use cut.h5: "),
@@ -324,17 +325,17 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["fit", "oslo.npz", "-o", "x"], "oslo.npz needs a formula"),
         (
             ["fit", "all.h5", "-f", "~ arm + (1 | donor)", "-o", "x"],
-            "hold their model and values: leave out formula",
+            "has its model and values already: leave out --formula",
         ),
-        (["fit", "all.h5", "--transform", "log1p", "-o", "x"], "leave out transform"),
+        (["fit", "all.h5", "--transform", "log1p", "-o", "x"], "leave out --transform"),
         (["fit", "all.h5", "-c", "arm[stim]", "-o", "x"], "no column is called 'arm[stim]'"),
         (["test", "run", "-c", "arm[stim]", "-o", "x.csv"], "no column is called 'arm[stim]'"),
-        (["test", "run", "--df", "kr", "-o", "x.csv"], "df='kr' is not known"),
-        (["test", "run", "--alternative", "more", "-o", "x.csv"], "alternative='more' is not known"),
+        (["test", "run", "--df", "kr", "-o", "x.csv"], "--df 'kr' is not known"),
+        (["test", "run", "--alternative", "more", "-o", "x.csv"], "--alternative 'more' is not known"),
         (["test", "run", "--level", "95", "-o", "x.csv"], "must lie between 0 and 1"),
         (["test", "run", "-o", "x.xlsx"], "cannot tell from its ending what x.xlsx is"),
         (["test", "all.h5", "-o", "x.csv"], "it does not say that it holds lmm_gpu fit"),
-        (["test", ".", "-o", "x.csv"], "No such file or directory: fit.h5"),
+        (["test", ".", "-o", "x.csv"], ". has no run.json: expected the folder"),
         (["test", "nowhere", "-o", "x.csv"], "No such file or directory: nowhere"),
     ]:
         assert_refused(merged(*arguments), message)

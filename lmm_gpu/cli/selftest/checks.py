@@ -309,7 +309,8 @@ def _evaluate(summary: SummaryStats, theta: np.ndarray, put: Callable[[Any], Arr
     # the likelihood without tables, where `put` puts it
     likelihood: Any = MixedModel.build(summary.on(put)).likelihood
     plain = likelihood.untabulated() if hasattr(likelihood, "untabulated") else likelihood
-    return plain.evaluate(put(theta))
+    found: Evaluation = plain.evaluate(put(theta))
+    return found
 
 
 def _solved(A: Array) -> tuple[Array, Array]:

@@ -1,0 +1,130 @@
+"""Tasks from files to one file: `summarize`, `merge`, and the tables of a saved fit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..api import summarize
+from ..io.files import check_table_path, write_table
+from ..results.lmm_fit import LMMFit
+from ..sumstats.summary_stats import SummaryStats
+from .contrast_options import contrasts_of
+from .output_files import check_output
+from .results_folder import FIT, sha256
+from .run import tested
+from .run_record import about, checked_fit
+
+
+def summarize_to_file(
+    data: Path, formula: str, path: Path, *, resume: bool = False, force: bool = False, **options: Any
+) -> dict[str, Any]:
+    """Write the summary statistics of `data` to `path`; return their description. Options as `lmm_gpu.summarize`."""
+    check_output(path, [data, options.get("obs"), options.get("features")], force=force)
+    checkpoint = path.with_name(f"{path.stem}.checkpoint.h5") if resume else None
+    written = _save(summarize(data, formula, checkpoint=checkpoint, **options), path)
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return written
+
+
+def merge_files(files: Sequence[Path], path: Path, *, force: bool = False) -> dict[str, Any]:
+    """Add the summary statistics in `files` and write them to `path`; return their description.
+
+    Raises
+    ------
+    ValueError
+        If a file has other content, another model or other genes, is given twice, or is `path`.
+    """
+    check_output(path, files, force=force)
+    twice = [str(file) for file, times in Counter(file.resolve() for file in files).items() if times > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is named twice: its cells would count twice; name each file once")
+    total = SummaryStats.load(files[0])
+    known = {sha256(files[0]): files[0]}
+    for file in files[1:]:
+        part = SummaryStats.load(file)
+        if (content := sha256(file)) in known:
+            raise ValueError(
+                f"{file} is a copy of {known[content]}: its cells would count twice; leave one of them out"
+            )
+        known[content] = file
+        try:
+            total = total + part
+        except ValueError as error:
+            raise ValueError(f"{file} and the files before it: {error}") from None
+    return _save(total, path)
+
+
+def _save(summary: SummaryStats, path: Path) -> dict[str, Any]:
+    summary.save(path)
+    return about(summary) | {"fingerprint": summary.fingerprint, "written": [str(path)]}
+
+
+def write_tests(
+    fitted: Path,
+    contrasts: Sequence[str] | None,
+    path: Path,
+    *,
+    df: str,
+    alternative: str,
+    level: float,
+    force: bool = False,
+) -> dict[str, Any]:
+    """Write a table of tests of a saved fit; return a description of it.
+
+    Raises
+    ------
+    ValueError, OSError
+        For anything that cannot be used; nothing is written then.
+    """
+
+    def test(fit: LMMFit) -> pd.DataFrame:
+        matrix = contrasts_of(contrasts, fit.summary.fixed_names)
+        return tested(fit, matrix, df=df, alternative=alternative, level=level)
+
+    table = write_table_of_fit(fitted, path, test, force=force)
+    return {"tests": len(table), "contrasts": list(dict.fromkeys(table["contrast"])), "df": df, "written": [str(path)]}
+
+
+def write_table_of_fit(
+    fitted: Path, path: Path, make: Callable[[LMMFit], pd.DataFrame], *, force: bool = False
+) -> pd.DataFrame:
+    """Write the table that `make` makes of a saved fit, and return it.
+
+    Parameters
+    ----------
+    fitted : Path
+        Folder that `lmm-gpu fit` wrote, or a file with a fit.
+    path : Path
+        The table, .csv, .csv.gz, .tsv or .parquet.
+    make : callable
+    force : bool
+        Replace a file that lmm-gpu did not write.
+
+    Raises
+    ------
+    ValueError, OSError
+        For anything that cannot be used; nothing is written then.
+    """
+    check_table_path(path)
+    file = fitted / FIT if fitted.is_dir() else fitted
+    check_output(path, [file, fitted], force=force)
+    table = make(checked_fit(fitted))
+    write_table(table, path)
+    return table
+
+
+def variance_tests(fit: LMMFit, component: str | None, method: str | None) -> pd.DataFrame:
+    """Return the variance tests of one random effect, or of all of them."""
+    chosen = fit.summary.component_names if component is None else (component,)
+    return pd.concat([fit.variance_test(name, method=method) for name in chosen], ignore_index=True)
+
+
+def partition_table(fit: LMMFit) -> pd.DataFrame:
+    """Return fractions of the variance, one row per gene."""
+    return fit.variance_fractions().T.add_suffix("_fraction").rename_axis("variable")

@@ -1,0 +1,118 @@
+"""Commands that make a table of a saved fit: `test`, `anova`, `variance-test`, `ranef` and `partition`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from . import options as opt
+from .output import Output
+
+Component = Annotated[str | None, typer.Option(help="Name of one random effect; by default all of them.")]
+
+
+def test(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    contrast: opt.Contrasts = None,
+    df: opt.Df = "generalized",
+    alternative: Annotated[str, typer.Option(help=f"{', '.join(opt.ALTERNATIVES)}.")] = "two-sided",
+    level: Annotated[float, typer.Option(help="Coverage of the confidence intervals.")] = 0.95,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Test contrasts of a fit without its cells; by default every coefficient.
+
+    Example: lmm-gpu test results -c "stim vs ctrl = condition[T.stim]" --df residual -o stim.csv
+    """
+    from .file_tasks import write_tests
+
+    record = write_tests(fitted, contrast, output, df=df, alternative=alternative, level=level, force=force)
+    _show(context.obj, record, f"{record['tests']:,} tests: gene x contrast")
+
+
+def anova(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    df: opt.Df = "generalized",
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Test every term of the formula with one F test per gene, all other terms in the model (type III).
+
+    Example: lmm-gpu anova results -o terms.csv
+    """
+    from .file_tasks import write_table_of_fit
+
+    table = write_table_of_fit(fitted, output, lambda fit: fit.anova(df), force=force)
+    record = {"tests": len(table), "terms": list(dict.fromkeys(table["contrast"])), "df": df, "written": [str(output)]}
+    _show(context.obj, record, f"{len(table):,} F tests: gene x term")
+
+
+def variance_test(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    component: Component = None,
+    method: Annotated[
+        str | None, typer.Option(help="rlrt (exact; one random effect, REML), lrt or wald; by default rlrt or lrt.")
+    ] = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Test per gene whether the variance of a random effect is zero.
+
+    Example: lmm-gpu variance-test results --component donor -o donors.csv
+    """
+    from .file_tasks import variance_tests, write_table_of_fit
+
+    table = write_table_of_fit(fitted, output, lambda fit: variance_tests(fit, component, method), force=force)
+    components = list(dict.fromkeys(table["component"]))
+    record = {"tests": len(table), "components": components, "written": [str(output)]}
+    _show(context.obj, record, f"{len(table):,} tests: gene x random effect")
+
+
+def ranef(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    component: Component = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Predict the random effects (BLUPs) of every gene, with conditional standard deviations.
+
+    Example: lmm-gpu ranef results --component donor -o donors.parquet
+    """
+    from .file_tasks import write_table_of_fit
+
+    table = write_table_of_fit(fitted, output, lambda fit: fit.ranef(component), force=force)
+    record = {"rows": len(table), "components": list(dict.fromkeys(table["component"])), "written": [str(output)]}
+    _show(context.obj, record, f"{len(table):,} predictions: gene x level")
+
+
+def partition(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Partition the variance of every gene into fractions of the terms and the residual.
+
+    Example: lmm-gpu partition results -o fractions.csv
+    """
+    from .file_tasks import partition_table, write_table_of_fit
+
+    table = write_table_of_fit(fitted, output, partition_table, force=force)
+    names = [str(name) for name in table.columns]
+    record = {"genes": len(table), "fractions": names, "written": [str(output)]}
+    _show(context.obj, record, f"{len(table):,} genes x {', '.join(names)}")
+
+
+def _show(shell: Output, record: dict[str, Any], content: str) -> None:
+    shell.say(f"wrote {record['written'][0]}  ({content})")
+    shell.answer(record)
