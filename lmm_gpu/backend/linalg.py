@@ -298,3 +298,11 @@ def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
         return None, [i for i in range(p) if null[i] > 1e-4]
     Linv = xp.linalg.solve(xp.linalg.cholesky(scaled), identity(p, A))
     return (Linv.T @ Linv) * scale[:, None] * scale[None, :], []
+
+
+def orthonormal_columns(A: Array) -> Array:
+    """Matrix T (p, p) with T'A T = I and T T' = A^-1, for one symmetric positive definite matrix."""
+    xp = namespace(A)
+    scale = 1.0 / xp.sqrt(xp.linalg.diagonal(A))  # (p,)
+    L = xp.linalg.cholesky(A * scale[:, None] * scale[None, :])
+    return xp.matrix_transpose(xp.linalg.solve(L, identity(A.shape[0], A))) * scale[:, None]

@@ -48,6 +48,8 @@ class Design:
         One name per block: ``donor``, ``donor:cell_type``, ``age|donor``.
     terms
         Terms of the fixed part and the columns of `X` of each; ``1`` is the intercept.
+    random_terms
+        Grouping and effects of each random term, in the order of the blocks; effects of one term are correlated.
     """
 
     formula: str
@@ -58,6 +60,7 @@ class Design:
     random_names: tuple[str, ...] = field(repr=False)
     component_names: tuple[str, ...]
     terms: tuple[tuple[str, tuple[int, ...]], ...]
+    random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
 
     @property
     def n(self) -> int:
@@ -80,7 +83,7 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
 
     The fixed part follows formulaic. The random part may hold ``(1 | g)``, ``(1 | a:b)``, ``(1 | a/b)`` which is
     ``(1 | a) + (1 | a:b)``, ``(0 + x | g)`` for a slope alone, and ``(x || g)`` for an intercept and a slope without
-    correlation. Correlated effects, ``(x | g)``, are refused.
+    correlation. The effects of ``(x | g)`` are correlated.
 
     Parameters
     ----------
@@ -134,6 +137,7 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
         random_names=tuple(f"{block.name}[{level}]" for block in blocks for level in block.levels),
         component_names=tuple(block.name for block in blocks),
         terms=columns_of,
+        random_terms=tuple((term[0].group, tuple(block.effect for block in term)) for term in _correlated(blocks)),
     )
 
 
@@ -274,37 +278,45 @@ class _Block:
     codes: np.ndarray  # (n,)
     values: np.ndarray  # (n,)
     levels: list[str]
+    term: RandomTerm
+
+    @property
+    def group(self) -> str:
+        return ":".join(self.groups)
 
     @property
     def name(self) -> str:
-        group = ":".join(self.groups)
-        return group if self.effect == "Intercept" else f"{self.effect}|{group}"
+        if self.effect == "Intercept":
+            return self.group
+        return f"{self.effect}|{self.group}" if self.term.independent or self.alone else f"{self.group}.{self.effect}"
+
+    alone: bool = True  #: the only effect of its term
 
 
 def _blocks(term: RandomTerm, obs: pd.DataFrame) -> Iterator[_Block]:
     values, effects = _effects(term, obs)  # (n, effects)
     codes, levels = _groups(term, obs)  # (n,)
     for column, effect in enumerate(effects):
-        yield _Block(effect, term.groups, codes, values[:, column], levels)
+        yield _Block(effect, term.groups, codes, values[:, column], levels, term, alone=len(effects) == 1)
+
+
+def _correlated(blocks: Sequence[_Block]) -> list[list[_Block]]:
+    """Blocks term by term: those of one term are correlated, unless its bar was doubled."""
+    found: list[list[_Block]] = []
+    for block in blocks:
+        if found and found[-1][0].term is block.term and not block.term.independent:
+            found[-1].append(block)
+        else:
+            found.append([block])
+    return found
 
 
 def _effects(term: RandomTerm, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
     """Evaluate what stands left of the bar: a column of ones, numeric columns, or both."""
     model = _model_matrix(term.effects, obs, output="numpy")
     effects = model.model_spec.column_names
-    factors = [name for name, (kind, _) in model.model_spec.encoder_state.items() if kind.value == "categorical"]
-    if factors:
-        raise ValueError(
-            f"{term} has the factor {factors[0]} left of the bar, where numbers belong: for effects of its levels that "
-            f"differ between groups write (1 | {term.group}:{factors[0]}), or make 0/1 columns of it"
-        )
     if not effects:
         raise ValueError(f"{term} has no random effect: write (1 | {term.group}) or (0 + x | {term.group})")
-    if len(effects) > 1 and not term.independent:
-        raise ValueError(
-            f"{term} asks for correlated random effects, which are not available: write "
-            f"({term.effects} || {term.group}) for the same effects without their correlation"
-        )
     return np.asarray(model, dtype=np.float64), effects
 
 

@@ -42,7 +42,7 @@ def fit_genes_on_workers(
         model = MixedModel.decompose(summary, options.method, memory)  # refuses what cannot be fitted
     ranges = _ranges(summary, memory, sum(client.nthreads().values()))
     theta0 = start_values(options.theta0, model, summary.m)
-    estimates = Estimates.empty(summary.m, len(summary.fixed_names), len(summary.d) + 1)
+    estimates = Estimates.empty(summary.m, len(summary.fixed_names), summary.n_variances + 1)
     delayed = require("dask", "scheduler=", ADVICE).delayed
     design = delayed(summary.select(slice(0)), traverse=False)  # once for all blocks
     tasks = []

@@ -25,6 +25,7 @@ from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_wi
 from .estimates import Estimates
 from .fisher_scoring import Outcome, Rules, maximise
 from .fit_options import FitOptions
+from .grouped_effects import GroupedEffects
 from .mixed_model import Contrasts, MixedModel
 from .status import Status
 
@@ -57,7 +58,7 @@ def fit_genes(
     devices = resolve(options.device, summary.ZZ, summary.ZY)
     with quiet_blas(summary.ZZ.shape[0]):
         fitter = BlockFitter.build(summary, options, devices, memory)
-        estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], len(summary.d) + 1)
+        estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], summary.n_variances + 1)
         shape = Shape(fitter.model.XXinv.shape[0], summary.d)
         workers = threads_within(shape, memory)
         ranges = _ranges(summary.m, shape, options, devices, workers, memory)
@@ -95,7 +96,7 @@ class BlockFitter:
         """Estimate a range of genes; those without residual variance keep NaN."""
         design, coefficients = self.shared[device.name]
         block = design.with_genes(part)
-        estimates = Estimates.empty(part.m, design.XXinv.shape[0], len(part.d) + 1)
+        estimates = Estimates.empty(part.m, design.XXinv.shape[0], part.n_variances + 1)
         varying = flag_indices(block.has_residual_variance)
         estimates.ill_conditioned[:] = to_numpy(block.ill_conditioned)
         if varying.size == 0:
@@ -147,7 +148,7 @@ def estimate_block(model: MixedModel, start: Array | None, coefficients: Contras
         dlogL=to_numpy(at_theta.score),
         logLik=to_numpy(at_theta.value + 0.5 * (at_theta.yPy / theta[-1, :] - model.likelihood.n_effective)),
         niter=to_numpy(outcome.niter).astype(float),
-        status=_named(to_numpy(outcome.status), to_numpy(theta), options),
+        status=_named(to_numpy(outcome.status), _at_boundary(model, theta), options),
         coef=to_numpy(model.coefficients(theta, at_theta.v)),
         se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
     )
@@ -179,6 +180,8 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
     """Maximise where the likelihood is tabulated; genes that leave there, again without tables."""
+    if rules.nonnegative and isinstance(model.likelihood, GroupedEffects):
+        return model.likelihood.maximise_nonnegative(start, rules)
     outcome = maximise(model.likelihood, start, rules)
     left = np.flatnonzero(to_numpy(outcome.status) == Status.OUTSIDE_TABLE)
     if left.size == 0:
@@ -233,10 +236,16 @@ def _valid(model: MixedModel, theta: Array) -> np.ndarray:
     return valid
 
 
-def _named(status: np.ndarray, theta: np.ndarray, options: FitOptions) -> np.ndarray:
-    # a converged gene with a component at exactly zero is on the boundary; a start at zero moves at once
+def _at_boundary(model: MixedModel, theta: Array) -> np.ndarray:
+    # a component at exactly zero, or a singular covariance matrix (b,); a start at zero moves at once
+    if isinstance(model.likelihood, GroupedEffects):
+        return to_numpy(model.likelihood.at_boundary(theta))
+    return (to_numpy(theta)[:-1] == 0).any(axis=0)
+
+
+def _named(status: np.ndarray, held: np.ndarray, options: FitOptions) -> np.ndarray:
+    # a converged gene at the boundary
     good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
-    held = (theta[:-1] == 0).any(axis=0)
     return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
 
 

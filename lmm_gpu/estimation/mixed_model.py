@@ -16,6 +16,8 @@ from ..backend.blocks import blocks, ranges
 from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from ..sumstats.summary_stats import SummaryStats
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
+from .covariance_terms import terms_of
+from .grouped_effects import GroupedEffects
 from .likelihood import Likelihood
 from .many_components import MultiComponent
 from .one_component import SingleComponent
@@ -61,10 +63,25 @@ class MixedModel:
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
         """
+        if max(summary.term_sizes) > 1:
+            return cls.by_blocks(summary, method)
         projection, count = Projection.build(summary), summary.m if genes is None else genes
-        none = projection.genes(summary.select(slice(0)))
         likelihood = cls._likelihood(projection, summary.d, method, memory, count)
-        largest = _largest_eigenvalues(summary)
+        return cls._without_genes(summary, projection, likelihood, _largest_eigenvalues(summary))
+
+    @classmethod
+    def by_blocks(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
+        """Return the design for an elimination level by level: correlated effects, and groupings of any size."""
+        projection = Projection.build(summary, by_blocks=True)
+        terms = terms_of(summary.d, summary.term_sizes)
+        likelihood = GroupedEffects.decompose(projection, terms, method)
+        return cls._without_genes(summary, projection, likelihood, likelihood.scale[:, 0])
+
+    @classmethod
+    def _without_genes(
+        cls, summary: SummaryStats, projection: Projection, likelihood: Likelihood, largest: Array
+    ) -> MixedModel:
+        none = projection.genes(summary.select(slice(0)))
         return cls(projection, likelihood, largest, none.beta_ols, none.has_residual_variance, none.ill_conditioned)
 
     @staticmethod
@@ -181,6 +198,8 @@ class MixedModel:
     def may_be_indefinite(self, theta: Array) -> Array:
         """Whether negative components could make V indefinite (b,): cheap, and exact for one component."""
         xp = namespace(theta)
+        if isinstance(self.likelihood, GroupedEffects):
+            return self.likelihood.indefinite(theta)
         negative = xp.minimum(self.likelihood.ratios(theta), xp.zeros_like(theta[:1, :]))  # (k, b)
         return xp.sum(negative * self.largest[:, None], axis=0) <= -1.0
 

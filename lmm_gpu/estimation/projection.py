@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..backend.arrays import Array, namespace
-from ..backend.linalg import eps, inverse_spd
+from ..backend.linalg import eps, inverse_spd, orthonormal_columns
 from ..sumstats.summary_stats import SummaryStats
 
 #: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
@@ -35,6 +35,7 @@ class Projection:
     """What all genes share: the design with X projected out of the random effects."""
 
     n: int
+    XX: Array  #: (p, p)
     XXinv: Array  #: (p, p)
     xxz: Array  #: (p, q), XXinv X'Z
     S: Array  #: (q, q), Z'RZ
@@ -42,8 +43,10 @@ class Projection:
     ZZ: Array  #: (q, q)
 
     @classmethod
-    def build(cls, summary: SummaryStats) -> Projection:
-        """Project X out of Z.
+    def build(cls, summary: SummaryStats, by_blocks: bool = False) -> Projection:
+        """Project X out of Z; for an elimination `by_blocks` only make the columns of X orthonormal.
+
+        Then `xxz` (p, p) is T with X T orthonormal, in which contrasts are given, and S is never formed.
 
         Raises
         ------
@@ -63,8 +66,10 @@ class Projection:
                 f"X is rank deficient (not full column rank, XX is not positive definite): these columns are zero or "
                 f"linearly dependent: {names}; drop one of them, or the term that they repeat"
             )
+        if by_blocks:
+            return cls(ss.n, ss.XX, XXinv, xxz=orthonormal_columns(ss.XX), S=None, ZX=ss.ZX, ZZ=ss.ZZ)
         xxz = XXinv @ ss.ZX.T  # (p, q)
-        return cls(n=ss.n, XXinv=XXinv, xxz=xxz, S=ss.ZZ - ss.ZX @ xxz, ZX=ss.ZX, ZZ=ss.ZZ)
+        return cls(n=ss.n, XX=ss.XX, XXinv=XXinv, xxz=xxz, S=ss.ZZ - ss.ZX @ xxz, ZX=ss.ZX, ZZ=ss.ZZ)
 
     def genes(self, summary: SummaryStats) -> ProjectedGenes:
         """Project X out of the genes of `summary`, some or all of the design's.

@@ -65,7 +65,7 @@ def read_fit(path: str | Path) -> tuple[SummaryStats, Estimates, dict[str, Any]]
 
 
 def _shapes(summary: SummaryStats) -> dict[str, tuple[int, ...]]:
-    m, rows, p = summary.m, len(summary.d) + 1, len(summary.fixed_names)
+    m, rows, p = summary.m, summary.n_variances + 1, len(summary.fixed_names)
     by_component = dict.fromkeys(("theta", "se_theta", "dlogL"), (rows, m))
     return by_component | dict.fromkeys(("coef", "se"), (p, m)) | dict.fromkeys(("logLik", "niter", "status"), (m,))
 

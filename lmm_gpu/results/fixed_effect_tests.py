@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..backend.arrays import like, to_numpy
 from ..design.contrasts import contrast_rows
+from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.status import Status
 from ..inference.diagnostics import advise, advise_coding
 from ..inference.empirical_bayes import Prior, fit_prior
@@ -226,6 +227,7 @@ class FitTests(Fitted):
         (True, [[6.0, 6.0]])
         """
         check_df_method(method, self.method)
+        method = self._available(method)
         bound = binding_strata(self.summary, C)
         between_within = df_of_strata(bound, within_df(self.summary, self.model.likelihood.rank))
         bound = weighed_strata(self.summary, C, bound) if method == "generalized" else bound
@@ -271,6 +273,7 @@ class FitTests(Fitted):
         (True, 1)
         """
         check_df_method(method, self.method)
+        method = self._available(method)
         between_within = float(combine_df(between_within_directions(self.summary, C, self.model.likelihood.rank)))
         rows = RowSpace.of(C, to_numpy(self.model.XXinv))
         stratum = common_stratum(self.summary, C) if method == "generalized" else None
@@ -279,6 +282,12 @@ class FitTests(Fitted):
             statistic[genes], df[genes] = part.statistic, part.df
         statistic[self.estimates.status == Status.FAILED] = np.nan
         return FTest(statistic, rows.rank, df)
+
+    def _available(self, method: str) -> str:
+        # generalized p-values need the sums of squares between the levels of uncorrelated effects
+        if method != "generalized" or not isinstance(self.model.likelihood, GroupedEffects):
+            return method
+        return "kenward-roger" if self.method == "REML" else "satterthwaite"
 
     def _f_table(self, tests: Mapping[str, np.ndarray], df: str) -> pd.DataFrame:
         tested = [self.f_test(C, df) for C in tests.values()]

@@ -43,7 +43,7 @@ def aligned(a: Stats, b: Stats) -> tuple[Stats, Stats]:
     `a` and `b` are `SummaryStats`.
     """
     try:
-        for name in ("component_names", "fixed_names", "formula", "transform"):
+        for name in ("component_names", "random_terms", "fixed_names", "formula", "transform"):
             check_same(name, getattr(a, name), getattr(b, name))
         check_same_columns(a.formula)
         order = gene_order(a.features, b.features)
@@ -68,7 +68,7 @@ def aligned(a: Stats, b: Stats) -> tuple[Stats, Stats]:
 
 def check_same_cells(a: Any, b: Any) -> None:
     """Refuse statistics that are not of the same cells and model; XX, ZX and ZZ may differ by rounding."""
-    for name in ("component_names", "d", "fixed_names", "random_names", "formula", "transform", "n"):
+    for name in ("component_names", "random_terms", "d", "fixed_names", "random_names", "formula", "transform", "n"):
         check_same(name, getattr(a, name), getattr(b, name))
     for name in ("XX", "ZX", "ZZ"):
         ours, theirs = getattr(a, name), getattr(b, name)

@@ -126,6 +126,7 @@ def reduce_chunks(
         formula=design.formula,
         transform=transform.label,
         terms=design.terms,
+        random_terms=design.random_terms,
     )
     return genes.apply(summary, **seen) if seen else summary
 

@@ -107,6 +107,7 @@ def accumulate(
         formula=design.formula,
         transform=sums.values.transform.label,
         terms=design.terms,
+        random_terms=design.random_terms,
     )
     return summary if genes == NO_FILTER else genes.apply(summary, sums.sums["cells"], sums.sums["total"])
 

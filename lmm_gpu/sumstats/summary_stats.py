@@ -54,6 +54,9 @@ class SummaryStats:
         XY, ZY, Ynorm and Ysum of y - centre, where a gene lies far from zero for its spread: its digits are in these.
     terms : tuple of (str, tuple of int), optional
         Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
+    random_terms : tuple of (str, tuple of str), optional
+        Grouping and effects of each random term: the next components, one for each effect, have a covariance matrix.
+        None: every component is a term of its own.
 
     Examples
     --------
@@ -85,6 +88,7 @@ class SummaryStats:
     transform: str | None = field(default=None)
     centred: Centred | None = field(default=None, repr=False)
     terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", int(self.n))  # NumPy's scalars promote, or are refused, on other libraries
@@ -307,7 +311,8 @@ class SummaryStats:
             arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
         labels = {name: list(getattr(self, name)) for name in _LABELS}
         attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
-        return arrays, labels, attributes | {"terms": self.terms and json.dumps(self.terms)}
+        terms = {name: getattr(self, name) and json.dumps(getattr(self, name)) for name in ("terms", "random_terms")}
+        return arrays, labels, attributes | terms
 
     @classmethod
     def from_content(cls, content: Content) -> SummaryStats:
@@ -343,7 +348,10 @@ class SummaryStats:
         fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
         fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
         terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
-        return cls(**fields, terms=terms or None, centred=Centred(**centred) if centred else None)
+        random = tuple((name, tuple(effects)) for name, effects in json.loads(attributes.get("random_terms") or "[]"))
+        return cls(
+            **fields, terms=terms or None, random_terms=random or None, centred=Centred(**centred) if centred else None
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -419,14 +427,46 @@ class SummaryStats:
             random_names=tuple(self.random_names[i] for i in kept),
             component_names=tuple(self.component_names[i] for i in others),
             formula=None,
+            random_terms=self._terms_without(component),
             centred=centred,
         )
 
+    def _terms_without(self, component: int) -> tuple[tuple[str, tuple[str, ...]], ...] | None:
+        # random terms without one of their effects
+        if self.random_terms is None:
+            return None
+        owners = [(group, effect) for group, effects in self.random_terms for effect in effects]
+        sizes = [i for i, (_, effects) in enumerate(self.random_terms) for _ in effects]
+        kept = [i for i in range(len(owners)) if i != component]
+        terms = [
+            (group, tuple(owners[i][1] for i in kept if sizes[i] == term))
+            for term, (group, _) in enumerate(self.random_terms)
+        ]
+        return tuple(term for term in terms if term[1])
+
+    @property
+    def term_sizes(self) -> tuple[int, ...]:
+        """Number of correlated effects, which are components, of each random term."""
+        return tuple(1 for _ in self.d) if self.random_terms is None else tuple(len(e) for _, e in self.random_terms)
+
+    @property
+    def n_variances(self) -> int:
+        """Number of variances and covariances of the random effects; theta has one row more."""
+        return sum(k * (k + 1) // 2 for k in self.term_sizes)
+
     @property
     def variance_names(self) -> tuple[str, ...]:
-        """Labels of the rows of theta: the random effects, and the residual."""
+        """Labels of the rows of theta: variances, then covariances, of each random term, and the residual."""
         residual = "residual" if "residual" not in self.component_names else "residual_error"
-        return (*self.component_names, residual)
+        names: list[str] = []
+        at = 0
+        for term, size in enumerate(self.term_sizes):
+            names += self.component_names[at : at + size]
+            if self.random_terms is not None:
+                group, effects = self.random_terms[term]
+                names += [f"{group}.cov({effects[a]},{effects[b]})" for b in range(size) for a in range(b)]
+            at += size
+        return (*names, residual)
 
     def mean(self) -> Array | None:
         """Mean of each gene over the cells.
@@ -460,6 +500,8 @@ def _check_shapes(ss: SummaryStats) -> None:
     check_components(ss.d, q)
     if not {column for _, columns in ss.terms or () for column in columns} <= set(range(p)):
         raise ValueError(f"terms are {ss.terms}; wanted columns of X by position, from 0 to {p - 1}")
+    if sum(ss.term_sizes) != len(ss.d):
+        raise ValueError(f"random_terms are {ss.random_terms}; expected one effect for each of d = {ss.d}")
     if len(ss.component_names) != len(ss.d):
         raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
     _check_centred(ss)

@@ -42,6 +42,12 @@ ENGINE = [
     "estimation/one_component",
     "estimation/many_components",
     "estimation/mixed_model",
+    "estimation/covariance_terms",
+    "estimation/group_elimination",
+    "estimation/grouped_effects",
+    "estimation/grouped_forms",
+    "estimation/grouped_traces",
+    "estimation/semidefinite",
 ]
 STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 NAMES = ["one_nested", "two", "three_widest_inside"]
@@ -236,6 +242,28 @@ def test_whole_fit(name, method):
         ours, theirs = wanted.f_test(C[:2], ddf), found.f_test(C[:2], ddf)
         np.testing.assert_allclose(theirs.statistic, ours.statistic, rtol=1e-8)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-8)
+
+
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_whole_fit_of_correlated_effects(bounds, method):
+    rng, design = np.random.default_rng(3), dense.DESIGNS["slope"]
+    Z, d = np.hstack([design.Z, dense.one_hot(rng.integers(0, 4, design.n), 4)]), (9, 9, 4)
+    terms = (("donor", ("Intercept", "x")), ("batch", ("Intercept",)))
+    Y = design.X @ rng.normal(size=(3, 4)) + Z @ rng.normal(size=(22, 4)) + rng.normal(size=(design.n, 4))
+    ss = cross_products(design.X, Z, Y, d=d, random_terms=terms)
+    strict = SummaryStats(**vars(ss) | {key: on_device(getattr(ss, key)) for key in STATISTICS})
+    options = FitOptions(method=method, bounds=bounds)
+    wanted, found = fit_summary(ss, options), fit_summary(strict, options)
+    a, b = found.estimates, wanted.estimates
+    np.testing.assert_array_equal(a.status, b.status)
+    for key, scale in {"theta": b.theta[-1], "coef": b.se, "se": b.se}.items():
+        assert (np.abs(getattr(a, key) - getattr(b, key)) / scale).max() < 1e-8, key
+    C = np.eye(3)
+    for ddf in ("satterthwaite", "lmertest", *(["kenward-roger"] if method == "REML" else [])):
+        ours, theirs = wanted.contrast_test(C, ddf), found.contrast_test(C, ddf)
+        np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-7)
+        np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-6)
+    np.testing.assert_allclose(found.RE, wanted.RE, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", NAMES)

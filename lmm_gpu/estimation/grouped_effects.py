@@ -1,0 +1,269 @@
+"""Correlated random effects and groupings of any size: the likelihood of covariance matrices by block elimination.
+
+The term with the most columns is eliminated level by level, the others border the fixed columns (`group_elimination`).
+The variance parameters are variances and covariances (`covariance_terms`); V is linear in them. Contrasts are in
+coordinates in which X'X is the identity: their loadings `a` are (p, c), and y enters as Ry, of which X'Ry = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..backend.arrays import Array, like, namespace, zeros
+from .covariance_terms import Term, by_pairs, orders
+from .fisher_scoring import Outcome, Rules
+from .group_elimination import Elimination, GroupedDesign, eliminate, rotated, times_vectors, transposed_times
+from .grouped_forms import GroupedForms
+from .grouped_traces import design_traces
+from .likelihood import Traces
+from .projection import Projection
+from .semidefinite import maximise_semidefinite, smallest_eigenvalues
+
+#: A covariance matrix whose smallest eigenvalue is less than this share of s_0 per unit of effect is singular.
+SINGULAR = 1e-10
+
+
+@dataclass(frozen=True)
+class GroupedEffects(GroupedForms):
+    """Likelihood of (sigma_1 .. sigma_L, s_0) for b genes."""
+
+    terms: tuple[Term, ...]
+    widest: int  #: the term that is eliminated
+    design: GroupedDesign
+    bases: Array  #: (L_R, q_R, q_R), E_l of the parameters of the crossed terms
+    scale: Array  #: (L, 1), mean squares of the effects of each variance, in the average row
+    y: Array  #: (b, k G), Q_g'Ry
+    within_y: Array  #: (b, q_R), Z_R'Ry less the part of the eliminated effects
+    zry: Array  #: (q, b), Z'Ry
+    yry: Array  #: (b,)
+    n_effective: int
+    residual_df: int
+    rank: int
+    n_components: int
+    reml: bool
+
+    @classmethod
+    def decompose(cls, projection: Projection, terms: Sequence[Term], method: str) -> GroupedEffects:
+        """Eliminate the widest term of the design; no genes yet. `projection.xxz` makes columns of X orthonormal."""
+        xp, T, p = namespace(projection.ZX), projection.xxz, projection.xxz.shape[0]
+        widest = max(range(len(terms)), key=lambda t: terms[t].size)
+        term = terms[widest]
+        lo, hi = term.first, term.first + term.size
+        ZZ, ZX = projection.ZZ, projection.ZX @ T  # (q, q), (q, p)
+        within = xp.matmul(T.T, xp.matmul(projection.XX, T))
+        Z_e = xp.concat([ZZ[lo:hi, :lo], ZZ[lo:hi, hi:]], axis=1)  # (k G, q_R)
+        rest = _without(_without(ZZ, lo, hi, 0), lo, hi, 1)  # (q_R, q_R)
+        ZX_R = _without(ZX, lo, hi, 0)
+        XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, rest], axis=1)], axis=0)
+        blocks_of = [
+            [_diagonal(ZZ, term.rows(a), term.rows(b)) for b in range(term.effects)] for a in range(term.effects)
+        ]
+        ZZ_g = xp.stack([xp.stack(row, axis=0) for row in blocks_of], axis=0)[:, :, None, :]  # (k, k, 1, G)
+        design = GroupedDesign.build(ZZ_g, xp.concat([ZX[lo:hi, :], Z_e], axis=1)[None, ...], XX[None, ...], p)
+        squares = [xp.sum(_diagonal(ZZ, t.rows(a), t.rows(a))) / projection.n for t in terms for a in range(t.effects)]
+        return cls(
+            terms=tuple(terms),
+            widest=widest,
+            design=design,
+            bases=_bases(terms, widest, rest),
+            scale=_scales(terms, squares),
+            y=zeros((0, term.size), ZX),
+            within_y=zeros((0, rest.shape[0]), ZX),
+            zry=zeros((ZZ.shape[0], 0), ZX),
+            yry=zeros((0,), ZX),
+            n_effective=projection.n - (p if method == "REML" else 0),
+            residual_df=projection.n - p,
+            rank=design.rank - p,
+            n_components=sum(len(t.parameters) for t in terms),
+            reml=method == "REML",
+        )
+
+    # --- genes ---
+
+    def with_genes(self, zry: Array, yry: Array) -> GroupedEffects:
+        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+        xp, term = namespace(zry), self.terms[self.widest]
+        eliminated, rest = self._split(xp.permute_dims(zry, (1, 0)))  # (b, k G), (b, q_R)
+        y = rotated(self.design.root, eliminated[:, :, None])[:, :, 0]
+        loads = self.design.loads[:, :, self.design.n_fixed :]  # (1 or b, k G, q_R)
+        assert term.size == y.shape[1]
+        return replace(self, y=y, within_y=rest - transposed_times(loads, y), zry=zry, yry=yry)
+
+    def select(self, index: Array) -> GroupedEffects:
+        """Return the same likelihood for the genes at `index` (integers) only."""
+        xp = namespace(index)
+        return replace(
+            self,
+            design=self.design.take(index),
+            y=xp.take(self.y, index, axis=0),
+            within_y=xp.take(self.within_y, index, axis=0),
+            zry=xp.take(self.zry, index, axis=1),
+            yry=xp.take(self.yry, index, axis=0),
+        )
+
+    def _part(self, lo: int, hi: int) -> GroupedEffects:
+        # a range of genes; of a design without genes, itself
+        if self.yry.shape[0] == 0:
+            return self
+        genes = {"y": self.y[lo:hi, :], "within_y": self.within_y[lo:hi, :], "zry": self.zry[:, lo:hi]}
+        return replace(self, design=self.design.part(lo, hi), yry=self.yry[lo:hi], **genes)
+
+    # --- the likelihood ---
+
+    def traces(self, g: Array) -> Traces:
+        """Reduce the data at the parameters over s_0, `g` (L, b)."""
+        L, p = self.n_components, self.design.n_fixed
+        found = self._pieces(lambda part, g: _packed(part._traces(g)), g)
+        return _unpacked(found, L, p)
+
+    def design_traces(self, g: Array) -> tuple[Array, Array]:
+        """T (L, b) and B (L, L, b) of `traces`."""
+        xp, L = namespace(g), self.n_components
+
+        def rows(part: GroupedEffects, g: Array) -> Array:
+            T, B = design_traces(part._trace_elimination(g, None), part.terms, part.widest)
+            return xp.concat([T, xp.reshape(B, (L * L, -1))], axis=0)
+
+        found = self._pieces(rows, g)
+        return found[:L, :], xp.reshape(found[L:, :], (L, L, g.shape[1]))
+
+    def traces_at_zero(self) -> Traces:
+        """Reduce the data without random effects."""
+        return self.traces(zeros((self.n_components, self.yry.shape[0]), self.yry))
+
+    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+        """Not available: a covariance matrix has no single ratio."""
+        raise NotImplementedError("sums of squares between the levels of correlated effects are not available")
+
+    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
+        """Not available, as `between`."""
+        raise NotImplementedError("weights of the levels of correlated effects are not available")
+
+    def _eliminated(self, g: Array) -> Elimination:
+        return eliminate(self.design, self.terms[self.widest].matrix(g), self._crossed_covariance(g))
+
+    def _trace_elimination(self, g: Array, full: Elimination | None) -> Elimination:
+        # the elimination whose traces enter: with the fixed columns for REML, without them for ML
+        if self.reml:
+            return full or self._eliminated(g)
+        return replace(self, design=self.design.without_fixed())._eliminated(g)
+
+    def _crossed_covariance(self, g: Array) -> Array:
+        # D_R (b, q_R, q_R)
+        xp = namespace(g)
+        rows = [row for t, term in enumerate(self.terms) if t != self.widest for row in term.parameters]
+        shape = (g.shape[1], self.bases.shape[1], self.bases.shape[1])
+        if not rows:
+            return zeros(shape, g)
+        chosen = xp.stack([g[row, :] for row in rows], axis=1)  # (b, L_R)
+        return xp.reshape(chosen @ xp.reshape(self.bases, (len(rows), -1)), shape)
+
+    def _traces(self, g: Array) -> Traces:
+        xp = namespace(g)
+        at = self._eliminated(g)
+        traced = self._trace_elimination(g, at)
+        T, B = design_traces(traced, self.terms, self.widest)
+        e, beta = self._residual_effects(at)
+        E = [by_pairs(e, e, term, a, b) for term in self.terms for a, b in term.pairs]
+        z = [by_pairs(xp.permute_dims(self.zry, (1, 0)), e, term, a, b) for term in self.terms for a, b in term.pairs]
+        return Traces(
+            T=T,
+            B=B,
+            E=xp.stack(E, axis=0),
+            z=xp.stack(z, axis=0),
+            logdet=traced.logdet,
+            ok=at.ok & traced.ok,
+            condition=xp.ones_like(g[0, :]),
+            v=xp.permute_dims(beta, (1, 0)),
+        )
+
+    def _residual_effects(self, at: Elimination) -> tuple[Array, Array]:
+        """Z'P0y (b, q), in the order of Z, and the fixed effects of Ry (b, p)."""
+        xp, p = namespace(self.y), self.design.n_fixed
+        Ky = times_vectors(at.K, self.y)  # (b, k G)
+        taken = transposed_times(self.design.loads[:, :, :p], Ky - self.y)  # (b, p): X'Ry itself is zero
+        Ay = xp.concat([taken, self.within_y + transposed_times(self.design.loads[:, :, p:], Ky)], axis=1)
+        beta = xp.matmul(at.W, Ay[:, :, None])[:, :, 0]
+        e = times_vectors(at.moved, self.y) - xp.matmul(at.C, beta[:, :, None])[:, :, 0]
+        h = Ay[:, p:] - transposed_times(at.J, Ay[:, :p])  # (b, q_R)
+        return self._joined(e, transposed_times(at.K_R, h)), beta[:, :p]
+
+    # --- covariance matrices that are to be positive semi-definite ---
+
+    def maximise_nonnegative(self, start: Array | None, rules: Rules) -> Outcome:
+        """Maximise over positive semi-definite covariance matrices."""
+        return maximise_semidefinite(self, start, rules)
+
+    def indefinite(self, theta: Array) -> Array:
+        """Whether a covariance matrix has a negative eigenvalue (b,)."""
+        return smallest_eigenvalues(self, theta) < -SINGULAR
+
+    def at_boundary(self, theta: Array) -> Array:
+        """Whether a covariance matrix is singular (b,)."""
+        return namespace(theta).abs(smallest_eigenvalues(self, theta)) <= SINGULAR
+
+
+def _packed(t: Traces) -> Array:
+    # traces as rows (..., b), to be concatenated over genes
+    xp = namespace(t.T)
+    L = t.T.shape[0]
+    rows = [t.T, xp.reshape(t.B, (L * L, -1)), t.E, t.z, t.logdet[None, :], t.condition[None, :]]
+    ok = xp.where(t.ok, 1.0, 0.0)[None, :]
+    return xp.concat([*rows, ok, t.v], axis=0)
+
+
+def _unpacked(rows: Array, L: int, p: int) -> Traces:
+    xp, at = namespace(rows), L + L * L
+    return Traces(
+        T=rows[:L, :],
+        B=xp.reshape(rows[L:at, :], (L, L, rows.shape[1])),
+        E=rows[at : at + L, :],
+        z=rows[at + L : at + 2 * L, :],
+        logdet=rows[at + 2 * L, :],
+        condition=rows[at + 2 * L + 1, :],
+        ok=rows[at + 2 * L + 2, :] > 0.5,
+        v=rows[at + 2 * L + 3 :, :],
+    )
+
+
+def _without(A: Array, lo: int, hi: int, axis: int) -> Array:
+    # the rows (axis 0) or columns (axis 1) outside of a range
+    xp = namespace(A)
+    if axis == 0:
+        return xp.concat([A[:lo, :], A[hi:, :]], axis=0)
+    return xp.concat([A[:, :lo], A[:, hi:]], axis=1)
+
+
+def _diagonal(A: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
+    return namespace(A).linalg.diagonal(A[rows[0] : rows[1], columns[0] : columns[1]])
+
+
+def _bases(terms: Sequence[Term], widest: int, reference: Array) -> Array:
+    # E_l (L_R, q_R, q_R) of the parameters of all terms but the widest
+    xp, size = namespace(reference), reference.shape[0]
+    found, at = [], 0
+    for t, term in enumerate(terms):
+        if t == widest:
+            continue
+        unit = like(xp.eye(size), reference)
+        for a, b in term.pairs:
+            ones = zeros((size, size), reference)
+            for i, j in orders(a, b):
+                shift = like(xp.eye(size, k=(j - i) * term.levels), reference)
+                first = at + i * term.levels
+                inside = xp.sum(unit[:, first : first + term.levels], axis=1)  # (q_R,), rows of effect i
+                ones = ones + shift * inside[:, None]
+            found.append(ones)
+        at += term.size
+    return xp.stack(found, axis=0) if found else zeros((0, size, size), reference)
+
+
+def _scales(terms: Sequence[Term], squares: Sequence[Array]) -> Array:
+    # mean squares of the effects (L, 1), of a covariance the geometric mean of its two
+    xp, found, at = namespace(squares[0]), [], 0
+    for term in terms:
+        own = squares[at : at + term.effects]
+        found += [xp.sqrt(own[a] * own[b]) for a, b in term.pairs]
+        at += term.effects
+    return xp.stack(found, axis=0)[:, None]
