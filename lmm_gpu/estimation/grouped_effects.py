@@ -209,7 +209,7 @@ def _packed(t: Traces) -> Array:
     xp = namespace(t.T)
     L = t.T.shape[0]
     rows = [t.T, xp.reshape(t.B, (L * L, -1)), t.E, t.z, t.logdet[None, :], t.condition[None, :]]
-    ok = xp.where(t.ok, 1.0, 0.0)[None, :]
+    ok = xp.astype(t.ok, t.T.dtype)[None, :]
     return xp.concat([*rows, ok, t.v], axis=0)
 
 
