@@ -1,4 +1,4 @@
-"""What callers of the R face bring: matrices of any library with or without labels, and the widths of Z."""
+"""Arguments of the FLASHMM API: matrices of any library with or without labels, widths of Z, and contrasts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import scipy.sparse
 
 from .backend.arrays import is_sparse_on_device, to_numpy
 from .backend.sparse import on_device
+from .design.contrasts import contrast_rows
 from .io.readers import as_csr
 from .sumstats.alignment import default_names
 from .sumstats.summary_stats import SummaryStats, check_components
@@ -26,7 +28,8 @@ def read_matrix(
 ) -> tuple[Any, list[str] | None, list[str] | None]:
     """Read an array, sparse matrix or DataFrame; return it and the labels of its rows and columns, if any.
 
-    On the host, unless it may stay `anywhere`: a matrix on a device is returned as it is.
+    The matrix is copied to the host, unless `anywhere` lets a matrix on a device stay there. With `one_row` a vector
+    is a row, else a column.
     """
     if anywhere and on_device(A) and len(A.shape) == 2:
         return as_csr(A), None, None
@@ -36,11 +39,11 @@ def read_matrix(
         A = _frame_values(A, name)
     A = _on_host(A, name)
     if A.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds values of type {A.dtype}; wanted a matrix of numbers")
+        raise ValueError(f"{name} holds values of type {A.dtype}; expected a matrix of numbers")
     if A.ndim == 1:
         A = A.reshape((1, -1) if one_row else (-1, 1))
     if A.ndim != 2:
-        raise ValueError(f"{name} has {A.ndim} dimensions; wanted a matrix")
+        raise ValueError(f"{name} has {A.ndim} dimensions; expected a matrix")
     # sums over SciPy's older spmatrix are np.matrix: arrays only from here on
     return scipy.sparse.csr_array(A) if scipy.sparse.issparse(A) else A, rows, columns
 
@@ -69,15 +72,15 @@ def check_same_cells(labels: Mapping[str, list[str] | None]) -> None:
 def choose_labels(
     given: Sequence[str] | None, found: Sequence[str] | None, count: int, prefix: str, what: str
 ) -> tuple[str, ...]:
-    """Labels given by the caller, else those found on the data, else numbered ones; refused if not unique."""
+    """Return the labels given by the caller, else those of the data, else generated ones; refuse duplicates."""
     chosen = found if given is None else given
     if chosen is None:
         return default_names(prefix, count)
     if isinstance(chosen, str):
-        raise ValueError(f"{what} is the text {chosen!r}; wanted a sequence of {count} names")
+        raise ValueError(f"{what} is the text {chosen!r}; expected a sequence of {count} names")
     names = tuple(str(name) for name in chosen)
     if len(names) != count:
-        raise ValueError(f"{what} has {len(names)} names, wanted {count}")
+        raise ValueError(f"{what} has {len(names)} names, expected {count}")
     twice = [name for name, times in Counter(names).items() if times > 1]
     if twice:
         raise ValueError(f"{what}: duplicate names {', '.join(twice[:5])}; make them unique")
@@ -88,7 +91,7 @@ def component_widths(d: int | Sequence[int] | None, q: int) -> tuple[int, ...]:
     """Columns of Z per random effect, from an integer, a sequence, or None for one effect."""
     values = np.atleast_1d(np.asarray(q if d is None else d))
     if values.ndim != 1 or values.dtype.kind not in "iuf" or (values % 1 != 0).any():
-        raise ValueError(f"d={d!r}: wanted whole numbers, the columns of Z per random effect; they add up to {q}")
+        raise ValueError(f"d={d!r}: expected whole numbers, the columns of Z per random effect; they add up to {q}")
     widths = tuple(int(width) for width in values)
     check_components(widths, q)
     return widths
@@ -134,7 +137,7 @@ def relabelled(
     Y_names: Sequence[str] | None,
     X_names: Sequence[str] | None,
 ) -> SummaryStats:
-    """`summary` with other widths of its random effects or other labels, where given."""
+    """Return `summary` with the given widths of its random effects and labels."""
     widths = summary.d if d is None else component_widths(d, sum(summary.d))
     return replace(
         summary,
@@ -145,13 +148,56 @@ def relabelled(
     )
 
 
+def coefficient_rows(index: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Rows (c, p) of an identity matrix for chosen fixed effects, and their names."""
+    if index is None:
+        return contrast_rows(None, names)
+    wanted = [index] if np.ndim(index) == 0 else list(index)
+    positions = {i: i % len(names) for i in range(-len(names), len(names))} | {name: i for i, name in enumerate(names)}
+    known = [isinstance(i, (str, Integral)) and not isinstance(i, bool) and i in positions for i in wanted]
+    if not (wanted and all(known)):
+        choice = f"0 to {len(names) - 1} or {', '.join(names)}"
+        raise ValueError(f"index={index!r}: expected fixed effects by position or name, {choice}")
+    found = [positions[i] for i in wanted]
+    return np.eye(len(names))[found], [names[i] for i in found]
+
+
+def contrasts_in_columns(contrast: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """Rows (c, p) of contrasts as R has them, in the columns of a matrix whose rows need no names, and their labels."""
+    unnamed = isinstance(contrast, pd.DataFrame) and isinstance(contrast.index, pd.RangeIndex)
+    if unnamed and len(contrast) == len(names):
+        contrast = contrast.set_axis(names)
+    if isinstance(contrast, (str, Mapping, pd.DataFrame, pd.Series)) or np.asarray(contrast).dtype.kind in "UO":
+        return contrast_rows(contrast, names)
+    columns = np.asarray(contrast)
+    columns = columns[:, None] if columns.ndim == 1 else columns
+    if columns.ndim != 2 or len(columns) != len(names):
+        wanted = f"{len(names)} rows, one per fixed effect: {', '.join(names)}"
+        raise ValueError(f"contrast has shape {columns.shape}; expected contrasts in columns and {wanted}")
+    return contrast_rows(columns.T, names)
+
+
+def check_shapes(X: Any, Y: Any, Z: Any) -> None:
+    """Refuse matrices that are not of the same cells, and empty ones."""
+    n = X.shape[0]
+    if Z.shape[0] != n or Y.shape[1] != n:
+        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
+        raise ValueError(
+            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
+            f"all three must be the number of cells{turn}"
+        )
+    if 0 in X.shape or 0 in Y.shape:
+        raise ValueError(f"nothing to fit: X has shape {X.shape}, Y has shape {Y.shape}; expected at least one of each")
+
+
 def dense(A: Any) -> np.ndarray:
-    """`A` as a dense array."""
-    return A.toarray() if scipy.sparse.issparse(A) else A
+    """Return `A` as a dense array."""
+    values: np.ndarray = A.toarray() if scipy.sparse.issparse(A) else A
+    return values
 
 
 def rows_of(Y: Any, lo: int, hi: int) -> Any:
-    """Rows lo to hi of `Y`, without a copy if that is all of it."""
+    """Return rows lo to hi of `Y`, without a copy if these are all."""
     return Y if (lo, hi) == (0, Y.shape[0]) else Y[lo:hi, :]
 
 
@@ -161,13 +207,13 @@ def _frame_values(frame: pd.DataFrame, name: str) -> Any:
     if texts:
         raise ValueError(f"{name} has columns that are not numbers ({', '.join(texts[:5])}): encode or drop them")
     if types and all(isinstance(dtype, pd.SparseDtype) and dtype.fill_value == 0 for dtype in types):
-        return frame.sparse.to_coo()
+        return frame.sparse.to_coo()  # type: ignore[attr-defined]
     values = frame.to_numpy()
     return values if values.dtype.kind != "O" else frame.to_numpy(float, na_value=np.nan)  # of several types
 
 
 def _on_host(A: Any, name: str) -> Any:
-    """`A` as a NumPy array or a SciPy sparse matrix, whatever library and device it comes from."""
+    """Return `A`, of any library and device, as a NumPy array or a SciPy sparse matrix."""
     if isinstance(A, np.ma.MaskedArray):
         return np.ma.filled(A.astype(float), np.nan)
     if is_sparse_on_device(A):
@@ -178,11 +224,11 @@ def _on_host(A: Any, name: str) -> Any:
     try:
         return A if scipy.sparse.issparse(A) else np.asarray(A)
     except ValueError as error:  # lists of unequal length, AnnData
-        raise ValueError(f"{name} is of type {type(A).__name__}; wanted a matrix of numbers ({error})") from error
+        raise ValueError(f"{name} is of type {type(A).__name__}; expected a matrix of numbers ({error})") from error
 
 
 def _whole_number(n: Any) -> int:
     values = np.asarray(n).reshape(-1)
     if values.size != 1 or values.dtype.kind not in "iuf" or values[0] % 1 != 0:
-        raise ValueError(f"n={n!r}: wanted the number of cells, a whole number")
+        raise ValueError(f"n={n!r}: expected the number of cells, a whole number")
     return int(values[0])

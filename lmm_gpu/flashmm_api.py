@@ -1,4 +1,4 @@
-"""FLASHMM's functions: R's names with dots as underscores, R's shapes. No numerics here.
+"""FLASHMM's functions under R's names, with underscores for dots, and in R's shapes; no numerics here.
 
 Features are the ROWS of Y and the COLUMNS of every result.
 """
@@ -6,7 +6,7 @@ Features are the ROWS of Y and the COLUMNS of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from numbers import Integral
 from typing import Any
@@ -19,8 +19,11 @@ from tqdm.auto import tqdm
 from ._flashmm_inputs import (
     axis_labels,
     check_same_cells,
+    check_shapes,
     choose_labels,
+    coefficient_rows,
     component_widths,
+    contrasts_in_columns,
     dense,
     read_matrix,
     read_statistics,
@@ -33,7 +36,6 @@ from .backend.devices import Device, resolve
 from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
 from .backend.sparse import is_sparse, stored_values
-from .design.contrasts import contrast_rows
 from .design.design import fixed_design, random_columns
 from .design.formula import r_names
 from .estimation.fit_options import FitOptions
@@ -71,15 +73,15 @@ def sslmm(
     Z : array, SciPy sparse matrix or DataFrame (n, q)
         Design matrix of the random effects, Z = [Z1, .., Zk].
     nBlocks : int, optional
-        Split the features into so many blocks. The result does not depend on it.
+        Number of blocks of features. The result does not depend on it.
     d : int or sequence of int, optional
         Columns of Z per random effect; one effect by default.
     is_counts : bool, optional
-        Fit log2(1 + Y). By default Y that holds nothing but non-negative integers is taken as raw counts.
+        Fit log2(1 + Y). By default Y is taken as raw counts if all its values are non-negative integers.
     Y_names, X_names : sequence of str, optional
         Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
     device : str, or list of str
-        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
+        "auto" (the device of the arrays, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", or several.
     memory : int or str, optional
         Budget for temporaries, in bytes or as "2GB".
 
@@ -104,7 +106,7 @@ def sslmm(
     X, x_cells, x_labels = read_matrix(X, "X")
     Z, z_cells, z_labels = read_matrix(Z, "Z")
     Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
-    _check_shapes(X, Y, Z)
+    check_shapes(X, Y, Z)
     check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
     n, m = X.shape[0], Y.shape[0]
     widths = component_widths(d, Z.shape[1])
@@ -140,7 +142,6 @@ def lmm(
     d: int | Sequence[int] | None = None,
     method: str = "REML",
     theta0: Any = None,
-    nBlocks: int | None = None,
     max_iter: int = 50,
     epsilon: float = 1e-5,
     output_cov: bool = True,
@@ -149,6 +150,7 @@ def lmm(
     output_SS: bool = False,
     verbose: bool = False,
     *,
+    nBlocks: int | None = None,
     Y_names: Sequence[str] | None = None,
     X_names: Sequence[str] | None = None,
     bounds: str = "auto",
@@ -161,7 +163,7 @@ def lmm(
     Parameters
     ----------
     XX : array (p, p), or SummaryStats
-        X'X; or all summary statistics in one, as ``lmm(sslmm(X, Y, Z), d=d)``.
+        X'X; or all summary statistics in one object, as in ``lmm(sslmm(X, Y, Z), d=d)``.
     XY, ZX, ZY, ZZ : array (p, m), (q, p), (q, m), (q, q)
         X'Y', Z'X, Z'Y' and Z'Z for Y of features x cells.
     Ynorm : array (m,)
@@ -172,22 +174,24 @@ def lmm(
         Columns of Z per random effect; one effect by default.
     method : {"REML", "ML"}
     theta0 : array (k+1,) or (k+1, m), optional
-        Start of the variance components, residual last; by default (0, .., 0, residual variance of least squares).
-    nBlocks : int, optional
-        Split the features into so many blocks; by default the block size follows `memory`.
+        Starting values of the variance components, residual last; by default zeros and the residual variance of least
+        squares.
     max_iter : int
+        Largest number of iterations.
     epsilon : float
         Converged when every partial derivative of the log-likelihood is at most this.
     output_cov, output_FIM, output_RE, output_SS : bool
-        Whether the fit shows `cov`; `FIM_beta` and `FIM_theta`; `RE`; `summary_data`.
+        Make `cov`; `FIM_beta` and `FIM_theta`; `RE`; `summary_data` available in the fit. Others are None.
     verbose : bool
-        Print how many features did not converge.
+        Print the number of features that did not converge.
+    nBlocks : int, optional
+        Number of blocks of features; by default the block size follows `memory`. R's `lmm` has no such argument.
     Y_names, X_names : sequence of str, optional
     bounds : {"auto", "nonnegative", "none"}
-        "auto": components may be negative as long as V is positive definite, and are held at or above zero for
-        a feature that has no such optimum. "nonnegative": never negative. "none": no fallback.
+        "auto": components may be negative as long as V is positive definite, and are constrained to be non-negative
+        for a feature without such an optimum. "nonnegative": never negative. "none": no fallback.
     device : str, or list of str
-        "auto" (where the arrays are, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", several of them.
+        "auto" (the device of the arrays, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", or several.
     memory : int or str, optional
         Budget for a block of features.
     progress : bool
@@ -200,7 +204,7 @@ def lmm(
     Raises
     ------
     ValueError
-        For arguments that do not fit each other, and a rank-deficient X. A feature's own trouble is a status.
+        For inconsistent arguments and a rank-deficient X. Failures of single features are reported in `status`.
 
     References
     ----------
@@ -342,7 +346,7 @@ def flashmm(
     metadata : DataFrame (n rows)
         One row per cell, in the order of the columns of Y.
     is_counts : bool or None
-        Whether Y holds raw counts, to be fitted as log2(1 + Y); None finds out.
+        True: raw counts, fitted as log2(1 + Y). None: auto-detected.
     **options
         The options of `lmmfit`, from `method` on.
 
@@ -365,18 +369,18 @@ def flashmm(
     ['trtA', 'trtB']
     """
     if not isinstance(metadata, pd.DataFrame):
-        raise ValueError(f"metadata is of type {type(metadata).__name__}; wanted a DataFrame with one row per cell")
+        raise ValueError(f"metadata is of type {type(metadata).__name__}; expected a DataFrame with one row per cell")
     if isinstance(Y, pd.DataFrame):
         check_same_cells({"Y": axis_labels(Y.columns), "metadata": axis_labels(metadata.index)})
     formulas = [random] if isinstance(random, str) else list(random or ())
     if not formulas or not all(isinstance(formula, str) for formula in (fixed, *formulas)):
         raise ValueError(
-            f"got fixed={fixed!r}, random={random!r}; wanted one formula, such as '~ 0 + trt', and one or a list of "
+            f"got fixed={fixed!r}, random={random!r}; expected one formula, such as '~ 0 + trt', and one or a list of "
             "formulas, such as '~ 0 + sample'"
         )
     X, x_names = fixed_design(fixed, metadata)
     parts = [random_columns(formula, metadata) for formula in formulas]
-    Z = pd.DataFrame.sparse.from_spmatrix(
+    Z = pd.DataFrame.sparse.from_spmatrix(  # type: ignore[attr-defined]
         scipy.sparse.hstack([part for part, _ in parts], format="csr"),
         columns=r_names([name for _, names in parts for name in names]),
     )
@@ -399,13 +403,14 @@ def lmmtest(
     ----------
     fit : LMMFit
     index : int, str or sequence of them, optional
-        Which fixed effects, by position (from 0, as everywhere in Python) or name; all by default. Ignored if
-        `contrast` is given.
+        Fixed effects, by position (from 0, as everywhere in Python) or name; by default all. Ignored if `contrast`
+        is given.
     contrast : DataFrame or array (p, c), dict, str or list of str, optional
-        Contrasts in columns, as `contrast_matrix` makes them, or what it takes, or {name: weight}.
+        Contrasts in columns, as `contrast_matrix` returns them; its arguments; or {name: weight}.
     alternative : {"two.sided", "less", "greater"}
     ddf : {"residual", "generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within"}
-        Degrees of freedom: n - p as FLASHMM has it, or honest ones. "kenward-roger" adjusts the standard errors too.
+        Degrees of freedom: n - p as in FLASHMM, or methods that are valid with few donors, as in `LMMFit.test`.
+        "kenward-roger" adjusts the standard errors, too.
 
     Returns
     -------
@@ -427,7 +432,7 @@ def lmmtest(
     ['B-A_coef', 'B-A_t', 'B-A_p']
     """
     names = list(fit.summary.fixed_names)
-    rows, labels = _coefficient_rows(index, names) if contrast is None else _contrast_rows(contrast, names)
+    rows, labels = coefficient_rows(index, names) if contrast is None else contrasts_in_columns(contrast, names)
     tested = fit.contrast_test(rows, ddf)
     p = t_pvalue(tested.t, tested.df, {"two.sided": "two-sided"}.get(alternative, alternative))
     columns = [f"{label}_{what}" for what in ("coef", "t", "p") for label in labels]
@@ -435,49 +440,9 @@ def lmmtest(
     return pd.DataFrame(values, index=list(fit.summary.features), columns=columns)
 
 
-def _coefficient_rows(index: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    if index is None:
-        return contrast_rows(None, names)
-    wanted = [index] if np.ndim(index) == 0 else list(index)
-    positions = {i: i % len(names) for i in range(-len(names), len(names))} | {name: i for i, name in enumerate(names)}
-    known = [isinstance(i, (str, Integral)) and not isinstance(i, bool) and i in positions for i in wanted]
-    if not (wanted and all(known)):
-        choice = f"0 to {len(names) - 1} or {', '.join(names)}"
-        raise ValueError(f"index={index!r}: wanted fixed effects by position or name, {choice}")
-    found = [positions[i] for i in wanted]
-    return np.eye(len(names))[found], [names[i] for i in found]
-
-
-def _contrast_rows(contrast: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    # R has contrasts in the columns of a matrix, whose rows need no names
-    unnamed = isinstance(contrast, pd.DataFrame) and isinstance(contrast.index, pd.RangeIndex)
-    if unnamed and len(contrast) == len(names):
-        contrast = contrast.set_axis(names)
-    if isinstance(contrast, (str, Mapping, pd.DataFrame, pd.Series)) or np.asarray(contrast).dtype.kind in "UO":
-        return contrast_rows(contrast, names)
-    columns = np.asarray(contrast)
-    columns = columns[:, None] if columns.ndim == 1 else columns
-    if columns.ndim != 2 or len(columns) != len(names):
-        wanted = f"{len(names)} rows, one per fixed effect: {', '.join(names)}"
-        raise ValueError(f"contrast has shape {columns.shape}; wanted contrasts in columns and {wanted}")
-    return contrast_rows(columns.T, names)
-
-
-def _check_shapes(X: Any, Y: Any, Z: Any) -> None:
-    n = X.shape[0]
-    if Z.shape[0] != n or Y.shape[1] != n:
-        turn = "; Y has cells in its rows: pass Y.T" if Y.shape[0] == n != Y.shape[1] else ""
-        raise ValueError(
-            f"the cells do not match: X has {n} rows, Z has {Z.shape[0]} rows, Y has {Y.shape[1]} columns; "
-            f"all three must be the number of cells{turn}"
-        )
-    if 0 in X.shape or 0 in Y.shape:
-        raise ValueError(f"nothing to fit: X has shape {X.shape}, Y has shape {Y.shape}; wanted at least one of each")
-
-
 def _check_blocks(nBlocks: int) -> int:
     if not isinstance(nBlocks, Integral) or nBlocks < 1:
-        raise ValueError(f"nBlocks={nBlocks!r}: wanted a whole number, at least one block")
+        raise ValueError(f"nBlocks={nBlocks!r}: expected a whole number, at least one block")
     return int(nBlocks)
 
 

@@ -18,7 +18,7 @@ _GENES_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class SimulatedCounts:
-    """What `simuRNAseq` returns; its parts are attributes, and items as of an R list.
+    """Result of `simuRNAseq`; its parts are attributes, and items as in an R list.
 
     Attributes
     ----------
@@ -29,7 +29,7 @@ class SimulatedCounts:
     counts : DataFrame of int32, genes x cells
         The simulated counts.
     DEgenes : DataFrame, differentially expressed genes x (gene, beta, cluster)
-        Indexed by the rows of `counts` where the genes stand; beta is the log-fold change in that cell type.
+        Indexed by the rows of the genes in `counts`; beta is the log-fold change in that cell type.
     treatment : str
         The condition that is treated.
     """
@@ -49,7 +49,7 @@ class SimulatedCounts:
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.keys():
-            raise KeyError(f"got {name!r}, wanted one of {self.keys()}")
+            raise KeyError(f"got {name!r}, expected one of {self.keys()}")
         return getattr(self, name)
 
 
@@ -85,14 +85,14 @@ def simuRNAseq(
     counts : DataFrame, array or sparse matrix, genes x cells, optional
         Reference counts. By default they are drawn: negative binomial, mean and dispersion 1 + Poisson(1) by gene.
     nGenes, nCells : int, optional
-        How many to simulate: by default each gene of the reference whose variance exceeds its mean, and each cell.
-        Another number is sampled from those, with replacement where it is larger. `nGenes` is needed without
+        Numbers to simulate: by default each gene of the reference whose variance exceeds its mean, and each cell.
+        Another number is sampled from those, with replacement if it is larger. `nGenes` is needed without
         `counts`, and `nCells` too without `metadata`.
     metadata : DataFrame, cells x (sam, cls, trt), optional
         Sample, cell type (cluster) and treatment of the reference cells; by default drawn uniformly. A fourth column,
-        libsize, is used as the library size where it is given; by default that is the cell's total in the reference.
+        libsize, gives the library sizes; by default they are the totals of the cells in the reference.
     samples_nested : bool
-        Whether each drawn sample belongs to one treatment. Every treatment gets one sample, then the others by chance.
+        Assign each drawn sample to one treatment: one sample per treatment, and the others at random.
     nsam, ncls, ntrt : int
         Number of samples, cell types and treatments to draw when there is no `metadata`.
     trt : str, optional
@@ -100,13 +100,13 @@ def simuRNAseq(
     nDEgenes : int, optional
         Number of DE genes; by default as many as cell types. They are the last genes.
     nDEgenesType : dict or sequence of int, optional
-        Number of DE genes of each cell type, by name or in sorted order; it overrules `nDEgenes`. By default drawn.
+        Number of DE genes of each cell type, by name or in sorted order; overrides `nDEgenes`. By default drawn.
     pDEgenesType : dict or sequence of float, optional
         Proportion of the DE genes in each cell type for that draw; by default equal.
     adjust_library_size : bool
         False gives every cell the mean library size.
     direction : {"both", "up", "down"}
-        Sign of the effects; "both" flips each drawn effect by chance.
+        Sign of the effects; "both" flips each drawn effect with probability one half.
     minbeta, maxbeta : float
         Bounds of the uniform log-fold changes: of one sign for "both", positive for "up", negative for "down".
     var_randomeffects : float
@@ -117,7 +117,7 @@ def simuRNAseq(
     Returns
     -------
     SimulatedCounts
-        With the parts ref_mean_dispersion, metadata, counts, DEgenes and treatment.
+        Its parts are ref_mean_dispersion, metadata, counts, DEgenes and treatment.
 
     Raises
     ------
@@ -154,38 +154,38 @@ def simuRNAseq(
 
 def _check_effects(direction: str, minbeta: float, maxbeta: float, var_randomeffects: float) -> None:
     rules = {
-        "both": (minbeta * maxbeta > 0, "both of one sign (direction='both' flips the drawn effects by chance)"),
+        "both": (minbeta * maxbeta > 0, "both of one sign (direction='both' flips the drawn effects at random)"),
         "up": (minbeta > 0, "minbeta > 0 (direction='up')"),
         "down": (maxbeta < 0, "maxbeta < 0 (direction='down')"),
     }
     if direction not in rules:
-        raise ValueError(f"got direction={direction!r}, wanted 'both', 'up' or 'down'")
-    for holds, wanted in ((minbeta < maxbeta, "minbeta < maxbeta"), rules[direction]):
-        if not holds:
-            raise ValueError(f"got minbeta={minbeta} and maxbeta={maxbeta}, wanted {wanted}")
+        raise ValueError(f"got direction={direction!r}, expected 'both', 'up' or 'down'")
+    for met, rule in ((minbeta < maxbeta, "minbeta < maxbeta"), rules[direction]):
+        if not met:
+            raise ValueError(f"got minbeta={minbeta} and maxbeta={maxbeta}, expected {rule}")
     if not 0 <= var_randomeffects < np.inf:
-        raise ValueError(f"got var_randomeffects={var_randomeffects}, wanted a variance: zero or more")
+        raise ValueError(f"got var_randomeffects={var_randomeffects}, expected a variance: zero or more")
 
 
 def _check_whole(at_least: int, **numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and (not isinstance(number, (int, np.integer)) or number < at_least):
-            raise ValueError(f"got {name}={number}, wanted a whole number of at least {at_least}")
+            raise ValueError(f"got {name}={number}, expected a whole number of at least {at_least}")
 
 
 def _reference(
     counts: Any, metadata: pd.DataFrame | None, nGenes: int | None, nCells: int | None, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Label the given counts, or draw some."""
+    """Return the given counts, labelled, or draw reference counts."""
     if counts is None:
         n_cells = nCells if metadata is None else len(metadata)
         if nGenes is None or n_cells is None:
-            raise ValueError(f"got no counts, nGenes={nGenes} and nCells={nCells}: give both numbers, or the counts")
+            raise ValueError(f"got no counts, nGenes={nGenes} and nCells={nCells}: pass both numbers, or the counts")
         counts = _drawn_reference(nGenes, n_cells, rng)
     if hasattr(counts, "toarray"):
         counts = counts.toarray()
     if np.ndim(counts) != 2 or np.shape(counts)[0] < 1 or np.shape(counts)[1] < 2:
-        raise ValueError(f"got reference counts of shape {np.shape(counts)}, wanted genes x cells, at least 1 x 2")
+        raise ValueError(f"got reference counts of shape {np.shape(counts)}, expected genes x cells, at least 1 x 2")
     if isinstance(counts, pd.DataFrame):
         return counts.set_axis(counts.index.astype(str)).set_axis(counts.columns.astype(str), axis=1)
     n_genes, n_cells = np.shape(counts)
@@ -196,13 +196,13 @@ def _reference(
 
 
 def _drawn_reference(n_genes: int, n_cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw counts of mean and dispersion 1 + Poisson(1), a whole gene at a time.
+    """Draw counts of mean and dispersion 1 + Poisson(1), gene by gene.
 
-    All cells of a gene are alike here, so the numbers of cells that hold 0, 1, 2, ... are one multinomial draw, to be
-    shuffled over the cells: exact, and three times as fast as a draw for every cell.
+    All cells of a gene have the same distribution, so the numbers of cells with 0, 1, 2, ... counts are one multinomial
+    draw, shuffled over the cells: exact, and three times as fast as one draw per cell.
     """
     means, dispersions = 1 + rng.poisson(1.0, (2, n_genes))
-    values = np.arange(1024, dtype=np.int32)  # beyond it lies less than rounding error
+    values = np.arange(1024, dtype=np.int32)  # larger counts have probabilities below rounding error
     counts = np.empty((n_genes, n_cells), np.int32)
     for gene, (mean, dispersion) in enumerate(zip(means, dispersions, strict=True)):
         zero = dispersion / (dispersion + mean)
@@ -213,41 +213,45 @@ def _drawn_reference(n_genes: int, n_cells: int, rng: np.random.Generator) -> np
 
 
 def _moments(reference: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    """Take the mean and dispersion of each gene, by the method of moments, and the total of each cell."""
+    """Return the mean and dispersion of each gene, by the method of moments, and the total of each cell."""
     values = reference.to_numpy()
     means, variances, totals = np.empty(len(values)), np.empty(len(values)), np.zeros(values.shape[1])
     for start in range(0, len(values), _GENES_AT_ONCE):
         genes = slice(start, start + _GENES_AT_ONCE)
         block = values[genes].astype(np.float64)
         if not (np.isfinite(block).all() and block.min() >= 0):
-            raise ValueError("got reference counts that are negative, NaN or infinite, wanted counts: raw, not scaled")
+            raise ValueError(
+                "got reference counts that are negative, NaN or infinite, expected counts: raw, not scaled"
+            )
         means[genes], variances[genes] = block.mean(axis=1), block.var(axis=1, ddof=1)
         totals += block.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):  # genes without overdispersion are left out later
+    with np.errstate(divide="ignore", invalid="ignore"):  # genes without overdispersion are removed later
         dispersions = means**2 / (variances - means)
     return pd.DataFrame({"mu": means, "dispersion": dispersions}, index=reference.index), totals
 
 
 def _overdispersed(moments: pd.DataFrame) -> pd.DataFrame:
-    """Keep the genes that a negative binomial can have: of a positive mean, and a variance above it."""
+    """Return the genes that a negative binomial can describe: a positive mean, and a variance above it."""
     expressed = moments["mu"] > 0
     possible = expressed & (moments["dispersion"] > 0) & np.isfinite(moments["dispersion"])
     if not possible.any():
-        raise ValueError(f"none of {len(moments)} reference genes varies more than its mean: give more cells or genes")
+        raise ValueError(
+            f"none of {len(moments)} reference genes has a variance above its mean: pass more cells or genes"
+        )
     if not expressed.all():
         logger.info("removing %d gene(s) of zero mean", (~expressed).sum())
     if possible.sum() < expressed.sum():
         logger.info("removing %d gene(s) whose variance is not above the mean", expressed.sum() - possible.sum())
-    return moments[possible]
+    return moments.loc[possible]
 
 
 def _drawn_metadata(
     cells: pd.Index, samples_nested: bool, nsam: int, ncls: int, ntrt: int, rng: np.random.Generator
 ) -> pd.DataFrame:
     if ntrt > len(string.ascii_uppercase):
-        raise ValueError(f"got ntrt={ntrt}, wanted at most 26: treatments are called A to Z")
+        raise ValueError(f"got ntrt={ntrt}, expected at most 26: treatments are called A to Z")
     if samples_nested and nsam < ntrt:
-        raise ValueError(f"got nsam={nsam} and ntrt={ntrt}, wanted a sample per treatment, or samples_nested=False")
+        raise ValueError(f"got nsam={nsam} and ntrt={ntrt}, expected a sample per treatment, or samples_nested=False")
     treatment = rng.integers(ntrt, size=len(cells))
     letter = np.array(list(string.ascii_uppercase))[treatment]
     n_samples, prefix = np.full(ntrt, nsam), np.full(len(cells), "S")
@@ -260,16 +264,17 @@ def _drawn_metadata(
 
 def _checked_metadata(metadata: pd.DataFrame, cells: pd.Index) -> pd.DataFrame:
     if lacking := [name for name in ("sam", "cls", "trt") if name not in metadata.columns]:
-        raise ValueError(f"got metadata with the columns {list(metadata.columns)}, wanted {lacking} too: add them")
+        raise ValueError(f"got metadata with the columns {list(metadata.columns)}, expected {lacking} too: add them")
     if not metadata.index.astype(str).equals(cells):
         raise ValueError(
-            f"got metadata of {len(metadata)} cells for counts of {len(cells)} cells, wanted the same cells in the "
+            f"got metadata of {len(metadata)} cells for counts of {len(cells)} cells, expected the same cells in the "
             "same order: try metadata.loc[counts.columns]"
         )
     labels = metadata[["sam", "cls", "trt"]]
     if missing := labels.isna().to_numpy().sum():
-        raise ValueError(f"got metadata with {missing} missing labels, wanted none: drop those cells")
-    return metadata.assign(**labels.astype(str)).set_axis(cells)
+        raise ValueError(f"got metadata with {missing} missing labels, expected none: drop those cells")
+    checked: pd.DataFrame = metadata.assign(**labels.astype(str)).set_axis(cells)
+    return checked
 
 
 def _with_library_size(metadata: pd.DataFrame, totals: np.ndarray, adjust_library_size: bool) -> pd.DataFrame:
@@ -278,7 +283,7 @@ def _with_library_size(metadata: pd.DataFrame, totals: np.ndarray, adjust_librar
             logger.info("%d cell(s) without counts get the library size 1", empty)
         metadata = metadata.assign(libsize=np.maximum(totals, 1))
     elif not ((metadata["libsize"] > 0) & np.isfinite(metadata["libsize"])).all():
-        raise ValueError("got metadata with a libsize that is not a positive number, wanted totals: drop empty cells")
+        raise ValueError("got metadata with a libsize that is not a positive number, expected totals: drop empty cells")
     return metadata if adjust_library_size else metadata.assign(libsize=metadata["libsize"].mean())
 
 
@@ -286,21 +291,21 @@ def _treatment(conditions: pd.Series, trt: str | None) -> str:
     known = sorted(conditions.unique())
     treatment = known[-1] if trt is None else str(trt)
     if treatment not in known:
-        raise ValueError(f"got trt={trt!r}, wanted one of the conditions in the metadata: {known}")
+        raise ValueError(f"got trt={trt!r}, expected one of the conditions in the metadata: {known}")
     if len(known) == 1:
-        logger.info("there is only one condition, so nothing is left untreated")
+        logger.info("there is only one condition, so all cells are treated")
     elif len(known) > 2:
-        logger.info("there are %d conditions, and only one of them is treated", len(known))
+        logger.info("there are %d conditions, of which one is treated", len(known))
     logger.info("the condition %s is treated", treatment)
     return treatment
 
 
 def _sampled(rows: pd.DataFrame, size: int | None, rng: np.random.Generator) -> pd.DataFrame:
-    """Take the rows as they are, or that many of them by chance, with replacement if they do not suffice."""
+    """Return the rows, or a random sample of them, with replacement if `size` is larger than their number."""
     if size is not None and size != len(rows):
         rows = rows.iloc[rng.choice(len(rows), size, replace=size > len(rows))]
     labels = rows.index
-    while labels.has_duplicates:  # again, because a gene may already be called like the first copy of another
+    while labels.has_duplicates:  # repeated, as a gene may already have the name of a copy
         copy = labels.to_series().groupby(labels).cumcount().to_numpy()
         labels = labels.where(copy == 0, labels + "." + copy.astype(str))
     return rows.set_axis(labels)
@@ -309,19 +314,19 @@ def _sampled(rows: pd.DataFrame, size: int | None, rng: np.random.Generator) -> 
 def _DE_genes_per_type(
     clusters: pd.Series, nDEgenes: int | None, nDEgenesType: Any, pDEgenesType: Any, rng: np.random.Generator
 ) -> pd.Series:
-    """Settle the number of DE genes of each cell type."""
+    """Return the number of DE genes of each cell type."""
     names = sorted(clusters.unique())
     if nDEgenesType is None:
         shares = np.ones(len(names)) if pDEgenesType is None else _per_type(pDEgenesType, names, "pDEgenesType")
         if not shares.any():
-            raise ValueError("got a pDEgenesType of zeros, wanted a share for at least one cell type")
+            raise ValueError("got a pDEgenesType of zeros, expected a share for at least one cell type")
         total = len(names) if nDEgenes is None else nDEgenes
         return pd.Series(rng.multinomial(total, shares / shares.sum()), index=names)
     if not isinstance(nDEgenesType, (Mapping, pd.Series)):
         logger.info("nDEgenesType is taken in the order of the cell types: %s", names)
     numbers = _per_type(nDEgenesType, names, "nDEgenesType")
     if (numbers % 1).any():
-        raise ValueError(f"got nDEgenesType={numbers.tolist()}, wanted whole numbers")
+        raise ValueError(f"got nDEgenesType={numbers.tolist()}, expected whole numbers")
     per_type = pd.Series(numbers.astype(int), index=names)
     if nDEgenes is not None and nDEgenes != per_type.sum():
         logger.info("the number of DE genes is changed to %d, the sum of nDEgenesType", per_type.sum())
@@ -329,27 +334,27 @@ def _DE_genes_per_type(
 
 
 def _per_type(values: Any, names: list[str], what: str) -> np.ndarray:
-    """Order one number per cell type as `names`."""
+    """Return one number per cell type in the order of `names`."""
     if isinstance(values, (Mapping, pd.Series)):
         by_name = {str(name): value for name, value in values.items()}
         if by_name.keys() != set(names):
-            raise ValueError(f"got {what} for the cell types {list(by_name)}, wanted one for each of {names}")
+            raise ValueError(f"got {what} for the cell types {list(by_name)}, expected one for each of {names}")
         values = [by_name[name] for name in names]
     numbers = np.asarray(values, dtype=np.float64)
     if numbers.shape != (len(names),):
-        raise ValueError(f"got {what} of shape {numbers.shape}, wanted {(len(names),)}: one for each of {names}")
+        raise ValueError(f"got {what} of shape {numbers.shape}, expected {(len(names),)}: one for each of {names}")
     if not (np.isfinite(numbers) & (numbers >= 0)).all():
-        raise ValueError(f"got {what}={numbers.tolist()}, wanted numbers of zero or more")
+        raise ValueError(f"got {what}={numbers.tolist()}, expected numbers of zero or more")
     return numbers
 
 
 def _DE_genes(
     genes: pd.Index, per_type: pd.Series, direction: str, minbeta: float, maxbeta: float, rng: np.random.Generator
 ) -> pd.DataFrame:
-    """Give the last genes an effect each, one cell type after the other."""
+    """Return the effects of the DE genes: the last genes, one cell type after the other."""
     total = int(per_type.sum())
     if total > len(genes):
-        raise ValueError(f"got {total} DE genes for {len(genes)} genes, wanted at most as many: raise nGenes")
+        raise ValueError(f"got {total} DE genes for {len(genes)} genes, expected at most as many: raise nGenes")
     beta = rng.uniform(minbeta, maxbeta, total)  # (nDEgenes,)
     if direction == "both":
         beta *= rng.choice([-1.0, 1.0], total)
@@ -366,13 +371,13 @@ def _draw_counts(
     var_randomeffects: float,
     rng: np.random.Generator,
 ) -> pd.DataFrame:
-    """Draw a Poisson around a gamma, one gene after the other: nothing but the result is of genes x cells."""
+    """Draw gamma-Poisson counts gene by gene, so that only the result has genes x cells elements."""
     log_libsize = np.log(cells["libsize"].to_numpy(np.float64))
     library = np.exp(log_libsize - log_libsize.mean())  # (n,)
     sample, samples = pd.factorize(cells["sam"])
     types = pd.Index(cells["cls"].unique())
-    treated_type = types.get_indexer(pd.Index(cells["cls"].where(cells["trt"] == treatment)))  # -1 if untreated
-    folds = np.ones((len(genes), len(types) + 1))  # the last, at -1, for the untreated
+    treated_type = types.get_indexer(pd.Index(cells["cls"].where(cells["trt"] == treatment)))  # -1: untreated
+    folds = np.ones((len(genes), len(types) + 1))  # the last column, index -1, is for untreated cells
     folds[DEgenes.index, types.get_indexer(pd.Index(DEgenes["cluster"]))] = np.exp(DEgenes["beta"])
     counts = np.empty((len(genes), len(cells)), np.int32)
     for gene, (mu, dispersion) in enumerate(genes[["mu", "dispersion"]].to_numpy()):
@@ -380,6 +385,6 @@ def _draw_counts(
         mean = of_sample[sample] * folds[gene, treated_type] * library  # (n,)
         rate = rng.standard_gamma(dispersion, len(cells)) * (mean / dispersion)  # (n,)
         if not rate.max() < _LARGEST_RATE:
-            raise ValueError(f"got a mean of {mean.max():g} counts, wanted fewer: lower maxbeta or var_randomeffects")
+            raise ValueError(f"got a mean of {mean.max():g} counts, expected fewer: lower maxbeta or var_randomeffects")
         counts[gene] = rng.poisson(rate)
     return pd.DataFrame(counts, genes.index, cells.index)

@@ -43,7 +43,7 @@ def test_parts_and_labels(reference):
     assert reference.keys() == ["ref_mean_dispersion", "metadata", "counts", "DEgenes", "treatment"]
     assert all(reference[name] is getattr(reference, name) for name in reference)
     assert dict(reference)["treatment"] == "B"
-    with pytest.raises(KeyError, match=r"got 'count', wanted one of \['ref_mean"):
+    with pytest.raises(KeyError, match=r"got 'count', expected one of \['ref_mean"):
         reference["count"]
     assert reference.counts.shape == (60, 3000)
     assert set(reference.counts.dtypes) == {np.dtype(np.int32)}
@@ -275,30 +275,30 @@ def test_an_empty_cell_has_the_library_size_one(reference):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"nGenes": None}, "got no counts, nGenes=None and nCells=400: give both"),
-        ({"nCells": None}, "nCells=None: give both"),
-        ({"nGenes": 0}, "got nGenes=0, wanted a whole number of at least 1"),
-        ({"nCells": 10.5}, "got nCells=10.5, wanted a whole number"),
-        ({"nCells": 1}, r"got reference counts of shape \(30, 1\), wanted genes x cells"),
+        ({"nGenes": None}, "got no counts, nGenes=None and nCells=400: pass both"),
+        ({"nCells": None}, "nCells=None: pass both"),
+        ({"nGenes": 0}, "got nGenes=0, expected a whole number of at least 1"),
+        ({"nCells": 10.5}, "got nCells=10.5, expected a whole number"),
+        ({"nCells": 1}, r"got reference counts of shape \(30, 1\), expected genes x cells"),
         ({"nsam": 0}, "got nsam=0"),
-        ({"ntrt": 27, "nsam": 30}, "got ntrt=27, wanted at most 26"),
-        ({"nsam": 1}, "got nsam=1 and ntrt=2, wanted a sample per treatment"),
-        ({"nDEgenes": -1}, "got nDEgenes=-1, wanted a whole number of at least 0"),
-        ({"nDEgenes": 31}, "got 31 DE genes for 30 genes, wanted at most as many"),
-        ({"nDEgenesType": [1, 2]}, r"got nDEgenesType of shape \(2,\), wanted \(3,\)"),
-        ({"nDEgenesType": [1, 2, -1]}, r"got nDEgenesType=\[1.0, 2.0, -1.0\], wanted numbers of zero or more"),
-        ({"nDEgenesType": [1, 2, 0.5]}, "wanted whole numbers"),
-        ({"nDEgenesType": {"1": 1, "2": 1, "T": 1}}, r"cell types \['1', '2', 'T'\], wanted one for each of"),
-        ({"pDEgenesType": [0.5, 0.5]}, r"got pDEgenesType of shape \(2,\), wanted \(3,\)"),
+        ({"ntrt": 27, "nsam": 30}, "got ntrt=27, expected at most 26"),
+        ({"nsam": 1}, "got nsam=1 and ntrt=2, expected a sample per treatment"),
+        ({"nDEgenes": -1}, "got nDEgenes=-1, expected a whole number of at least 0"),
+        ({"nDEgenes": 31}, "got 31 DE genes for 30 genes, expected at most as many"),
+        ({"nDEgenesType": [1, 2]}, r"got nDEgenesType of shape \(2,\), expected \(3,\)"),
+        ({"nDEgenesType": [1, 2, -1]}, r"got nDEgenesType=\[1.0, 2.0, -1.0\], expected numbers of zero or more"),
+        ({"nDEgenesType": [1, 2, 0.5]}, "expected whole numbers"),
+        ({"nDEgenesType": {"1": 1, "2": 1, "T": 1}}, r"cell types \['1', '2', 'T'\], expected one for each of"),
+        ({"pDEgenesType": [0.5, 0.5]}, r"got pDEgenesType of shape \(2,\), expected \(3,\)"),
         ({"pDEgenesType": [0, 0, 0]}, "got a pDEgenesType of zeros"),
-        ({"trt": "C"}, r"got trt='C', wanted one of the conditions in the metadata: \['A', 'B'\]"),
-        ({"direction": "left"}, "got direction='left', wanted 'both', 'up' or 'down'"),
-        ({"minbeta": 1, "maxbeta": 1}, "got minbeta=1 and maxbeta=1, wanted minbeta < maxbeta"),
-        ({"minbeta": -1}, "got minbeta=-1 and maxbeta=1.0, wanted both of one sign"),
-        ({"minbeta": 0, "direction": "up"}, "wanted minbeta > 0"),
-        ({"direction": "down"}, "wanted maxbeta < 0"),
-        ({"var_randomeffects": -0.1}, "got var_randomeffects=-0.1, wanted a variance"),
-        ({"minbeta": 30, "maxbeta": 31, "direction": "up"}, "wanted fewer: lower maxbeta or var_randomeffects"),
+        ({"trt": "C"}, r"got trt='C', expected one of the conditions in the metadata: \['A', 'B'\]"),
+        ({"direction": "left"}, "got direction='left', expected 'both', 'up' or 'down'"),
+        ({"minbeta": 1, "maxbeta": 1}, "got minbeta=1 and maxbeta=1, expected minbeta < maxbeta"),
+        ({"minbeta": -1}, "got minbeta=-1 and maxbeta=1.0, expected both of one sign"),
+        ({"minbeta": 0, "direction": "up"}, "expected minbeta > 0"),
+        ({"direction": "down"}, "expected maxbeta < 0"),
+        ({"var_randomeffects": -0.1}, "got var_randomeffects=-0.1, expected a variance"),
+        ({"minbeta": 30, "maxbeta": 31, "direction": "up"}, "expected fewer: lower maxbeta or var_randomeffects"),
     ],
 )
 def test_impossible_numbers_are_refused(wrong, message):
@@ -309,16 +309,19 @@ def test_impossible_numbers_are_refused(wrong, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda counts, metadata: (counts, metadata.drop(columns="cls")), r"wanted \['cls'\] too: add them"),
+        (lambda counts, metadata: (counts, metadata.drop(columns="cls")), r"expected \['cls'\] too: add them"),
         (lambda counts, metadata: (counts, metadata[::-1]), r"same order: try metadata.loc\[counts.columns\]"),
         (lambda counts, metadata: (counts, metadata[:-1]), "got metadata of 2999 cells for counts of 3000 cells"),
         (lambda counts, metadata: (counts.to_numpy(), metadata[:-1]), "got metadata of 2999 cells for counts of 3000"),
-        (lambda counts, metadata: (counts, metadata.replace({"sam": "A1"}, None)), "missing labels, wanted none"),
+        (lambda counts, metadata: (counts, metadata.replace({"sam": "A1"}, None)), "missing labels, expected none"),
         (lambda counts, metadata: (counts, metadata.assign(libsize=0)), "a libsize that is not a positive number"),
         (lambda counts, metadata: (counts - 1, metadata), "counts that are negative, NaN or infinite"),
         (lambda counts, metadata: (counts * np.nan, metadata), "counts that are negative, NaN or infinite"),
-        (lambda counts, metadata: (counts * 0 + 3, metadata), "none of 60 reference genes varies more than its mean"),
-        (lambda counts, metadata: (counts.iloc[0], None), r"shape \(3000,\), wanted genes x cells"),
+        (
+            lambda counts, metadata: (counts * 0 + 3, metadata),
+            "none of 60 reference genes has a variance above its mean",
+        ),
+        (lambda counts, metadata: (counts.iloc[0], None), r"shape \(3000,\), expected genes x cells"),
     ],
 )
 def test_an_impossible_reference_is_refused(reference, change, message):
