@@ -242,7 +242,8 @@ def _overdispersed(moments: pd.DataFrame) -> pd.DataFrame:
         logger.info("removing %d gene(s) of zero mean", (~expressed).sum())
     if possible.sum() < expressed.sum():
         logger.info("removing %d gene(s) whose variance is not above the mean", expressed.sum() - possible.sum())
-    return moments.loc[possible]
+    kept: pd.DataFrame = moments[possible]
+    return kept
 
 
 def _drawn_metadata(
