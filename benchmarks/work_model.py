@@ -1,7 +1,7 @@
 """How long work takes that is counted and not run: a model, from operations, bytes and rates.
 
-The work of a fit is counted on `tests/cupy_like.py`, an imitation of CuPy 14 that computes with NumPy, for a few tens
-of genes; bytes and floating point operations are scaled to all genes, calls are not: they do not depend on genes. With
+The work of a fit is counted on `tests/support/cupy_like.py`, an imitation of CuPy 14 that computes with NumPy, for a
+few tens of genes; bytes and floating point operations are scaled to all genes, calls do not depend on genes. With
 `on_the_host` the same engine is counted as it runs on NumPy: nothing fused, whether genes are done read every time.
 """
 
@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 import cupy_like
 from operation_counts import Work, counted
 

@@ -1,10 +1,23 @@
-"""Pictures, as scanpy has them: `lmm_gpu.pl.volcano(fit)`.
+"""Plots of tests and fits, in scanpy's style: `lmm_gpu.pl.volcano(fit)`.
 
-Each draws on the matplotlib axes `ax`, by default those of a new figure, and returns them; `save` writes the figure.
+Every function draws on the matplotlib axes `ax` (by default those of a new figure) and returns them; `save` writes the
+figure to a file.
 """
 
 from .reporting.canvas import save
 from .reporting.contrast_plots import ma, pvalue_hist, qq, volcano
-from .reporting.fit_plots import convergence, gene, variance
+from .reporting.fit_plots import convergence, variance, variance_bars, variance_partition
+from .reporting.gene_plots import gene
 
-__all__ = ["convergence", "gene", "ma", "pvalue_hist", "qq", "save", "variance", "volcano"]
+__all__ = [
+    "convergence",
+    "gene",
+    "ma",
+    "pvalue_hist",
+    "qq",
+    "save",
+    "variance",
+    "variance_bars",
+    "variance_partition",
+    "volcano",
+]

@@ -6,6 +6,7 @@ KINDS = {
     "qq": ("contrast",),
     "pvalue-hist": ("contrast",),
     "variance": (),
+    "variance-partition": (),
     "convergence": (),
-    "gene": ("gene", "by", "component"),
+    "gene": ("gene", "by", "facet", "component"),
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import pl
-from ..reporting.canvas import check_picture_path
+from ..reporting.canvas import check_plot_path
 from ..reporting.report_page import report
 from ..reporting.report_parts import shown_contrasts
 from .output_files import check_output
@@ -43,7 +43,7 @@ def draw_to_file(folder: Path, kind: str, path: Path, *, force: bool = False, **
         raise ValueError(f"{', '.join(surplus)} is not for {kind}, which takes {_listed(kind)}: leave it out")
     if kind == "gene" and "gene" not in options:
         raise ValueError("name the gene: lmm-gpu plot RUN gene --gene NAME")
-    check_picture_path(path)
+    check_plot_path(path)
     check_output(path, [folder], force=force)
     fit, table, _ = load_run(folder)
     draw = getattr(pl, kind.replace("-", "_"))

@@ -22,7 +22,10 @@ def plot(
         str | None, typer.Option("--contrast", "-c", help="Contrast to show, if the run has several.")
     ] = None,
     gene: Annotated[str | None, typer.Option(help="For `gene`: name of the gene.")] = None,
-    by: Annotated[str | None, typer.Option(help="For `gene`: fixed effect that colours the groups.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="For `gene`: factor of the x axis (paired plot), or fixed effect for the colours.")
+    ] = None,
+    facet: Annotated[str | None, typer.Option(help="For `gene` with --by: factor with one panel per level.")] = None,
     component: Annotated[str | None, typer.Option(help="For `gene`: random effect with the groups.")] = None,
     labels: Annotated[int | None, typer.Option(help="For `volcano` and `ma`: number of genes to label.")] = None,
     fdr: Annotated[
@@ -43,7 +46,14 @@ def plot(
     from .run_plots import draw_to_file
 
     options = given(
-        contrast=contrast, gene=gene, by=by, component=component, labels=labels, fdr=fdr, min_change=min_change
+        contrast=contrast,
+        gene=gene,
+        by=by,
+        facet=facet,
+        component=component,
+        labels=labels,
+        fdr=fdr,
+        min_change=min_change,
     )
     record = draw_to_file(folder, kind, output, force=force, **options)
     shell: Output = context.obj

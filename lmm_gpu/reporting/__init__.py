@@ -1,6 +1,6 @@
 """Plots, the description of a model in words, and the HTML report.
 
-Everything here reads a fit and its tables; nothing is estimated or tested.
+Everything here reads a fit and its tables; nothing is estimated here.
 """
 
 import lazy_loader as _lazy

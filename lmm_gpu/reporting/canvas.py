@@ -1,4 +1,4 @@
-"""What the pictures share: matplotlib when it is needed, colours that all eyes tell apart, labels, and files."""
+"""Shared parts of all plots: lazy matplotlib, colour-blind-safe colours, titles and legends, labels, and files."""
 
 from __future__ import annotations
 
@@ -6,34 +6,39 @@ import base64
 import io
 import logging
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backend.optional import need
+from ..backend.optional import require
 from ..io.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-#: Okabe and Ito's colours, which those who confuse red and green tell apart.
+#: Colours of Okabe and Ito, which are distinguishable with red-green colour blindness.
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PINK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 GREY, DARK = "#B0B0B0", "#444444"
 PALETTE = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILLION)
-#: From so many points on, SVG and PDF hold a picture of the points in place of each.
+#: With more points than this, SVG and PDF files hold a bitmap of the points instead of one shape per point.
 DENSE = 2000
-#: Points that labels keep away from, at most.
+#: Maximum number of points that labels avoid.
 _AVOIDED = 60
-#: Inches: a character of a legend and of a title, and what a legend has before and after each text.
+#: Widths in inches: one character of a legend, one of a title, and the legend's handle with its padding.
 _CHARACTER, _TITLE_CHARACTER, _HANDLE = 0.06, 0.08, 0.35
-#: Characters of a name on an axis, at most.
+#: Maximum number of characters of a tick label.
 _LONGEST = 40
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
+def need(module: str) -> Any:
+    """Import a module of the extra `plots`; raise ValueError with the install command if it is missing."""
+    return require(module, "plotting", 'pip install "lmm-gpu[plots]"')
+
+
 def axes(ax: Axes | None, width: float = 5.0, height: float = 4.2) -> Axes:
-    """Return `ax`, or the axes of a new figure of so many inches, without its upper and right spine."""
+    """Return `ax`, or the axes of a new figure (sizes in inches), without the top and right spines."""
     if ax is None:
         _, ax = need("matplotlib.pyplot").subplots(figsize=(width, height), layout="constrained")
     assert ax is not None
@@ -43,7 +48,7 @@ def axes(ax: Axes | None, width: float = 5.0, height: float = 4.2) -> Axes:
 
 
 def head(ax: Axes, title: str, ncols: int = 3) -> None:
-    """Put the title above the axes, and the legend in rows between them, where neither hides a point."""
+    """Put the title above the axes and the legend in rows below the title, where neither covers a point."""
     handles, labels = ax.get_legend_handles_labels()
     width = ax.get_window_extent().width / ax.figure.dpi
     ncols = _columns_that_fit(labels, ncols, width)
@@ -54,14 +59,14 @@ def head(ax: Axes, title: str, ncols: int = 3) -> None:
         spacing = {"borderaxespad": 0.2, "borderpad": 0.2, "handletextpad": 0.3, "columnspacing": 1.2}
         style: dict[str, Any] = {"ncols": ncols, "frameon": False, "fontsize": "small"} | spacing
         legend = ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), **style)
-        legend.set_in_layout(False)  # the title keeps its place; its width would take that of the axes
+        legend.set_in_layout(False)  # otherwise a wide legend would shrink the axes
         for handle in legend.legend_handles:
-            if handle is not None and hasattr(handle, "set_sizes"):  # points are seen there, however small
+            if handle is not None and hasattr(handle, "set_sizes"):  # keep small points visible in the legend
                 handle.set_sizes([25.0])
 
 
 def _columns_that_fit(labels: Sequence[str], most: int, width: float) -> int:
-    """Columns of a legend, filled one after the other, within so many inches."""
+    """Return the number of legend columns, at most `most`, that fit `width` inches."""
     for ncols in range(min(most, len(labels)), 1, -1):
         columns = np.array_split([len(label) for label in labels], ncols)
         if sum(max(column) * _CHARACTER + _HANDLE for column in columns) <= width:
@@ -70,7 +75,7 @@ def _columns_that_fit(labels: Sequence[str], most: int, width: float) -> int:
 
 
 def shortened(name: str, most: int = 28) -> str:
-    """Leave out the middle of a name that is longer than `most`.
+    """Shorten a name of more than `most` characters by leaving out its middle.
 
     >>> shortened("ENSG00000000003.12-TSPAN6", 15)
     'ENSG000…-TSPAN6'
@@ -79,13 +84,13 @@ def shortened(name: str, most: int = 28) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
-def room_for(names: Sequence[str]) -> float:
-    """Inches that upright names below an axis take, beyond those of short ones."""
+def room_for(names: Iterable[str]) -> float:
+    """Return the extra height in inches that vertical tick labels need, compared with short ones."""
     return _CHARACTER * max(max(len(_on_axis(name)) for name in names) - 6, 0)
 
 
 def name_places(ax: Axes, names: Sequence[str]) -> None:
-    """Write names upright below 0, 1, ... of the x axis."""
+    """Write `names` as vertical tick labels at 0, 1, ... of the x axis."""
     ax.set_xticks(range(len(names)), [_on_axis(name) for name in names], rotation=90, fontsize="small")
 
 
@@ -94,24 +99,41 @@ def _on_axis(name: str) -> str:
 
 
 def whole_numbers() -> Any:
-    """Where ticks of counts are."""
+    """Return a tick locator for counts."""
     return need("matplotlib.ticker").MaxNLocator(integer=True, min_n_ticks=1)
 
 
+#: Axis label of an effect by the transform of the values.
+_EFFECTS = {
+    "log2p1": "log2 fold change",
+    "log1p": "log fold change (natural log)",
+    "normalize": "log fold change (natural log)",
+}
+
+
+def effect_label(transform: str | None) -> str:
+    """Return the axis label of an effect, with its unit, for values transformed as `Transform.label` says.
+
+    >>> effect_label("log2p1"), effect_label("normalize to 10000.0"), effect_label(None)
+    ('log2 fold change', 'log fold change (natural log)', 'effect (unit of the fitted values)')
+    """
+    return _EFFECTS.get((transform or "").partition(" to ")[0], "effect (unit of the fitted values)")
+
+
 def point_size(m: int) -> float:
-    """Area in square points that shows 10 points and does not smear 30,000."""
+    """Return a marker area in square points that suits `m` points, from 10 to 30,000."""
     return float(np.interp(np.log10(max(m, 1)), [1.0, 4.5], [40.0, 6.0]))
 
 
 def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], others: np.ndarray) -> None:
-    """Write `names` at `x`, `y` (l,), moved by adjustText off each other and off `others` (points, 2).
+    """Write `names` at `x`, `y` (l,); adjustText moves them so that they overlap neither each other nor `others`.
 
-    To be called when all else is drawn: what moves a label is the size of the text on the page.
+    `others` has shape (points, 2). Call this after everything else is drawn: the positions depend on the final layout.
     """
     if not len(names):
         return
     adjust_text = need("adjustText").adjust_text
-    logging.getLogger("adjustText").setLevel(logging.ERROR)  # it tells each time that a name is long
+    logging.getLogger("adjustText").setLevel(logging.ERROR)  # it logs every label that it cannot place perfectly
     halo = [need("matplotlib.patheffects").withStroke(linewidth=2, foreground="white")]
     style: dict[str, Any] = {"fontsize": "small", "path_effects": halo, "zorder": 4}
     texts = [ax.text(u, v, shortened(name), **style) for u, v, name in zip(x, y, names, strict=True)]
@@ -122,23 +144,24 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str], o
 
 
 def save(ax: Axes, path: str | Path, dpi: int = 200) -> None:
-    """Write the figure of `ax` as .png, .svg or .pdf, replacing the file only once all of it is written.
+    """Save the figure of `ax` as .png, .svg or .pdf.
 
-    Text stays text in .svg and .pdf, and the same picture is the same file.
+    An existing file is replaced only after the new one is complete. Text stays text in .svg and .pdf, and the output
+    is reproducible: the same plot gives the same bytes.
 
     Parameters
     ----------
     ax : matplotlib axes
-        As every picture returns them.
+        As returned by every plot function.
     path : str or Path
-        Folders on the way are made.
+        Missing parent folders are created.
     dpi : int
-        Dots per inch of .png, and of the points of crowded pictures in the others.
+        Dots per inch of .png, and of the points of dense plots in .svg and .pdf.
 
     Raises
     ------
     ValueError
-        For another suffix.
+        For another file extension.
 
     Examples
     --------
@@ -150,15 +173,15 @@ def save(ax: Axes, path: str | Path, dpi: int = 200) -> None:
     ...     Path(folder, "qq.svg").read_text().startswith("<?xml")
     True
     """
-    suffix = check_picture_path(path)
+    suffix = check_plot_path(path)
     with replacing(path) as part:
         _write(ax, part, suffix, dpi)
 
 
 def as_address(ax: Axes, most: int = 60_000, dpi: int = 144) -> tuple[str, float]:
-    """Picture as a data: address for a page, and its width in inches; the figure of `ax` is closed.
+    """Return the plot as a data: URL and its width in inches, and close the figure of `ax`.
 
-    On a transparent ground, as SVG, or as PNG where that would take over `most` bytes.
+    The background is transparent. The format is SVG, or PNG if the SVG has more than `most` bytes.
     """
     figure: Any = ax.figure.canvas.figure
     kind, drawn = "svg+xml", io.BytesIO()
@@ -170,17 +193,25 @@ def as_address(ax: Axes, most: int = 60_000, dpi: int = 144) -> tuple[str, float
     return f"data:image/{kind};base64,{base64.b64encode(drawn.getvalue()).decode()}", float(figure.get_figwidth())
 
 
+#: Metadata of each format: no dates, so that files are reproducible.
+_METADATA: dict[str, dict[str, str | None]] = {
+    ".png": {"Software": "lmm_gpu"},
+    ".svg": {"Creator": "lmm_gpu", "Date": None},
+    ".pdf": {"Creator": "lmm_gpu", "CreationDate": None},
+}
+
+
 def _write(ax: Axes, target: Any, suffix: str, dpi: int, transparent: bool = False) -> None:
-    metadata: dict[str, Any] = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     text = {"svg.fonttype": "none", "svg.hashsalt": "lmm_gpu", "pdf.fonttype": 42}
+    metadata: Any = _METADATA[suffix]
     with need("matplotlib").rc_context(text):
-        figure: Any = ax.figure.canvas.figure  # of a subfigure, all of it
+        figure: Any = ax.figure.canvas.figure  # the whole figure, also for a subfigure
         figure.savefig(target, format=suffix[1:], dpi=dpi, metadata=metadata, transparent=transparent)
 
 
-def check_picture_path(path: str | Path) -> str:
-    """Return the ending of a picture to be written, refused if it is unknown."""
+def check_plot_path(path: str | Path) -> str:
+    """Return the file extension of `path`; raise ValueError if plots cannot be written in that format."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"cannot write a picture to {path}: wanted a name that ends in {', '.join(SUFFIXES)}")
+        raise ValueError(f"cannot write a plot to {path}: the file name must end in {', '.join(SUFFIXES)}")
     return suffix

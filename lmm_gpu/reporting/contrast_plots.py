@@ -1,4 +1,4 @@
-"""Pictures of a table of tests: volcano, MA, and how the p-values are spread."""
+"""Plots of a table of tests: volcano, MA, p-value histogram and QQ plot."""
 
 from __future__ import annotations
 
@@ -10,41 +10,48 @@ import pandas as pd
 from scipy import special, stats
 
 from ..results.lmm_fit import LMMFit
-from .canvas import BLUE, DARK, DENSE, GREY, VERMILLION, axes, head, label_points, point_size, whole_numbers
+from ..sumstats.transform import scale_of
+from .canvas import (
+    BLUE,
+    DARK,
+    DENSE,
+    GREY,
+    VERMILLION,
+    axes,
+    effect_label,
+    head,
+    label_points,
+    point_size,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 #: Median of chi-squared on one degree of freedom.
 _MEDIAN_CHI2 = float(special.chdtri(1, 0.5))
-#: How a limit is drawn.
+#: Line style of a threshold.
 _LIMIT: dict[str, Any] = {"color": DARK, "lw": 0.8, "ls": "--", "zorder": 0}
-#: Points of a QQ plot, at most; more would fall on each other.
+#: Maximum number of points of a QQ plot; more would overlap.
 _QQ_POINTS = 2000
 
 
 def one_contrast(data: Any, contrast: Any = None, columns: Sequence[str] = ()) -> tuple[pd.DataFrame, str]:
-    """Rows of one contrast of a table of tests, or of a fit that is tested for it, and its name.
+    """Return the rows of one contrast of a table of tests, or of a fit that is tested for it, and its name.
 
-    Without `contrast` the only one there is, the intercept aside.
-
-    Returns
-    -------
-    matplotlib Axes
+    `contrast` may be left out if the table has a single contrast besides the intercept.
 
     Raises
     ------
     ValueError
-        If there are several, none of that name, `columns` that the table lacks, or no p-value at all.
+        If the contrast is ambiguous or unknown, if the table lacks `columns`, or if no gene has a p-value.
     """
     table = data.test(contrast) if isinstance(data, LMMFit) else data
     if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"got {type(data).__name__}; wanted a fit, or the table of its tests, fit.test(...)")
+        raise ValueError(f"got {type(data).__name__}; expected a fit, or a table of its tests: fit.test(...)")
     lacking = [name for name in ("contrast", "log10_p_value", *columns) if name not in table]
     if lacking:
-        advice = (
-            "an F test has no direction, show it with qq or pvalue_hist" if "df1" in table else "pass fit.test(...)"
-        )
-        raise ValueError(f"the table has no {', '.join(lacking)}: {advice}")
+        remedy = "F tests have no direction, use qq or pvalue_hist" if "df1" in table else "pass fit.test(...)"
+        raise ValueError(f"the table has no column {', '.join(lacking)}: {remedy}")
     known = list(dict.fromkeys(table["contrast"]))
     if contrast is not None and not isinstance(data, LMMFit):
         chosen = [contrast] if contrast in known else []
@@ -52,10 +59,10 @@ def one_contrast(data: Any, contrast: Any = None, columns: Sequence[str] = ()) -
         chosen = [name for name in known if name != "Intercept"] or known
     if len(chosen) != 1:
         got = f"contrast={contrast!r}" if contrast is not None else f"{len(known)} contrasts"
-        raise ValueError(f"got {got}; choose one with contrast=, of {', '.join(map(str, known))}")
+        raise ValueError(f"got {got}; choose one with contrast=: {', '.join(map(str, known))}")
     rows = table[table["contrast"] == chosen[0]]
     if not np.isfinite(rows["log10_p_value"].to_numpy(float)).any():
-        raise ValueError(f"{chosen[0]}: no feature has a p-value, so that there is nothing to show")
+        raise ValueError(f"{chosen[0]}: no gene has a p-value, there is nothing to plot")
     return rows, str(chosen[0])
 
 
@@ -68,22 +75,23 @@ def volcano(
     labels: int | Sequence[str] = 10,
     ax: Axes | None = None,
 ) -> Axes:
-    """Effects against -log10 p-values, one point per feature, coloured by what is significant.
+    """Volcano plot: effects against -log10 p-values, one point per gene, significant genes in colour.
 
     Parameters
     ----------
     data : DataFrame or LMMFit
-        Table of `LMMFit.test`, or a fit to be tested.
+        Table made by `LMMFit.test`, or a fit to be tested.
     contrast : optional
-        Which one of the table; of a fit, what `LMMFit.test` takes. May be left out if there is one, the intercept
-        aside.
+        Name of a contrast in the table; for a fit, anything that `LMMFit.test` accepts. May be left out if there is
+        only one contrast besides the intercept.
     fdr : float
-        Significant is an adjusted p-value of at most this; a dashed line parts these from the others.
+        Genes with an adjusted p-value of at most `fdr` are significant; a dashed line marks the threshold.
     min_change : float
-        And an effect of at least this size.
+        Smallest absolute effect of a significant gene.
     labels : int or sequence of str
-        So many of the significant features get their name, smallest p-value first; or those named.
+        Number of significant genes to label, smallest p-value first, or the names of the genes to label.
     ax : matplotlib axes, optional
+        Axes to draw on; by default those of a new figure.
 
     Returns
     -------
@@ -92,7 +100,7 @@ def volcano(
     Raises
     ------
     ValueError
-        For several contrasts or an unknown one, a joint test, unknown names, or if matplotlib is missing.
+        If the contrast is ambiguous or unknown, for an F test, for unknown gene names, or if matplotlib is missing.
 
     Examples
     --------
@@ -111,7 +119,7 @@ def volcano(
         ax.axhline(cut, **_LIMIT)
     for at in (-min_change, min_change) if min_change else ():
         ax.axvline(at, **_LIMIT)
-    ax.set(xlabel="log fold change", ylabel="$-\\log_{10}$ p")
+    ax.set(xlabel=effect_label(table.attrs.get("transform")), ylabel="$-\\log_{10}$ p-value")
     return _effects(ax, table, name, x, y, _called(table, fdr, min_change), labels)
 
 
@@ -124,7 +132,7 @@ def ma(
     labels: int | Sequence[str] = 10,
     ax: Axes | None = None,
 ) -> Axes:
-    """Effects against mean expression, one point per feature, coloured by what is significant.
+    """MA plot: effects against mean expression, one point per gene, significant genes in colour.
 
     Parameters
     ----------
@@ -138,7 +146,7 @@ def ma(
     Raises
     ------
     ValueError
-        As `volcano`, and if the statistics were made without sums of the values.
+        As `volcano`, and if the summary statistics do not include the sums of the values.
 
     Examples
     --------
@@ -151,17 +159,21 @@ def ma(
     table, name = one_contrast(data, contrast, ("variable", "log_fc", "adj_p_value", "mean_expr"))
     x, y = table["mean_expr"].to_numpy(float), table["log_fc"].to_numpy(float)
     if np.isnan(x).all() and len(x):
-        raise ValueError("the statistics hold no sums of the values, so that there is no mean expression to show")
+        raise ValueError(
+            "mean expression is not available: the summary statistics do not include the sums of the values (Ysum)"
+        )
     ax = axes(ax)
     ax.axhline(0.0, color=DARK, lw=0.8, zorder=0)
     for at in (-min_change, min_change) if min_change else ():
         ax.axhline(at, **_LIMIT)
-    ax.set(xlabel="mean expression", ylabel="log fold change")
+    transform = table.attrs.get("transform")
+    unit = f", {scale_of(transform)}" if transform else ""
+    ax.set(xlabel=f"mean expression{unit}", ylabel=effect_label(transform))
     return _effects(ax, table, name, x, y, _called(table, fdr, min_change), labels)
 
 
 def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax: Axes | None = None) -> Axes:
-    """Histogram of p-values, with the band that 95 % of the bars keep to if no feature has an effect.
+    """Histogram of p-values, with the band that holds 95 % of the bars if no gene has an effect.
 
     Parameters
     ----------
@@ -194,24 +206,24 @@ def pvalue_hist(data: Any, contrast: Any = None, *, bins: int | None = None, ax:
     low, high = (stats.binom(p.size, 1.0 / bins).ppf(tail) for tail in (0.025, 0.975))
     ax = axes(ax)
     count, *_ = ax.hist(p, bins=bins, range=(0.0, 1.0), color=BLUE, edgecolor="white", lw=0.5)
-    ax.axhspan(low, high, color=GREY, alpha=0.5, lw=0, zorder=0, label="95 % of bars without any effect")
+    ax.axhspan(low, high, color=GREY, alpha=0.5, lw=0, zorder=0, label="95 % of bars if no gene has an effect")
     for at, style in ((low, ":"), (p.size / bins, "--"), (high, ":")):
         ax.axhline(at, color=DARK, lw=0.8, ls=style)
     ax.yaxis.set_major_locator(whole_numbers())
-    ax.set(xlabel="p", ylabel="features", xlim=(0.0, 1.0), ylim=(0.0, 1.06 * max(high, *np.ravel(count))))
+    ax.set(xlabel="p-value", ylabel="genes", xlim=(0.0, 1.0), ylim=(0.0, 1.06 * max(high, *np.ravel(count))))
     head(ax, name + _untested(~np.isfinite(log10_p)))
     return ax
 
 
 def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
-    """Observed against expected -log10 p-values, with the band that each keeps to in 95 % if nothing has an effect.
+    """QQ plot: observed against expected -log10 p-values, with pointwise 95 % limits under the null hypothesis.
 
-    The legend has lambda, the median chi-squared over its expectation: 1 for tests that keep their level.
+    The legend reports lambda, the median chi-squared statistic over its expectation: 1 for calibrated tests.
 
     Parameters
     ----------
     data, contrast, ax
-        As in `volcano`; joint F tests too. Of many features those with large p-values are thinned.
+        As in `volcano`; F tests are accepted as well. With many genes, those with large p-values are thinned out.
 
     Returns
     -------
@@ -239,17 +251,17 @@ def qq(data: Any, contrast: Any = None, *, ax: Axes | None = None) -> Axes:
     low, high = (-np.log10(special.betaincinv(rank, t - rank + 1, tail)) for tail in (0.975, 0.025))
     inflation = special.chdtri(1, 10.0 ** np.median(observed)) / _MEDIAN_CHI2
     ax = axes(ax)
-    ax.fill_between(expected, low, high, color=GREY, alpha=0.5, lw=0, label="95 % without any effect")
+    ax.fill_between(expected, low, high, color=GREY, alpha=0.5, lw=0, label="95 % limits if no gene has an effect")
     ax.plot([0, expected[0]], [0, expected[0]], color=DARK, lw=0.8, ls="--")
     shown: dict[str, Any] = {"s": point_size(rank.size), "color": BLUE, "lw": 0, "rasterized": rank.size > DENSE}
     ax.scatter(expected, -observed[rank - 1], label=f"$\\lambda$ = {inflation:.2f}", **shown)
-    ax.set(xlabel="expected $-\\log_{10}$ p", ylabel="observed $-\\log_{10}$ p")
+    ax.set(xlabel="expected $-\\log_{10}$ p-value", ylabel="observed $-\\log_{10}$ p-value")
     head(ax, name + _untested(~np.isfinite(log10_p)))
     return ax
 
 
 def _called(table: pd.DataFrame, fdr: float, min_change: float) -> dict[str, np.ndarray]:
-    """Which rows are up, down, or neither, among those with a test."""
+    """Masks (m,) of the tested rows: not significant, down, up."""
     change = table["log_fc"].to_numpy(float)
     significant = (table["adj_p_value"].to_numpy(float) <= fdr) & (np.abs(change) >= min_change)
     tested = np.isfinite(change) & np.isfinite(table["log10_p_value"].to_numpy(float))
@@ -261,12 +273,12 @@ def _called(table: pd.DataFrame, fdr: float, min_change: float) -> dict[str, np.
 
 
 def _cut(y: np.ndarray, adjusted: np.ndarray, fdr: float) -> float | None:
-    """Where -log10 p (m,) becomes significant: Benjamini and Hochberg's critical value of the last that is."""
+    """Return the threshold of -log10 p (m,): the Benjamini-Hochberg critical value of the last significant gene."""
     significant, others = y[adjusted <= fdr], y[adjusted > fdr]
     if not significant.size:
         return None
     critical = -np.log10(fdr * significant.size / (significant.size + others.size))
-    return float(np.clip(critical, others.max(initial=-np.inf), significant.min()))  # of other adjustments too
+    return float(np.clip(critical, others.max(initial=-np.inf), significant.min()))  # clip: valid for other adjustments
 
 
 def _effects(
@@ -278,7 +290,7 @@ def _effects(
     called: dict[str, np.ndarray],
     labels: int | Sequence[str],
 ) -> Axes:
-    """Points, title and names on axes that have all else."""
+    """Draw the points, the title and the gene labels; everything else is already on the axes."""
     colours = {"not significant": GREY, "down": BLUE, "up": VERMILLION}
     for call, rows in called.items():
         ax.margins(0.14, 0.08)  # room for labels
@@ -304,7 +316,7 @@ def _label(
     called: dict[str, np.ndarray],
     labels: int | Sequence[str],
 ) -> None:
-    """Name the strongest significant rows, or those given, clear of the strongest points."""
+    """Label the significant genes of smallest p-value, or the given genes, away from the strongest points."""
     names = table["variable"].astype(str).to_numpy()
     drawn = np.any(list(called.values()), axis=0) & np.isfinite(x) & np.isfinite(y)
     order = np.lexsort((-np.abs(table["log_fc"]), table["log10_p_value"]))
@@ -315,11 +327,11 @@ def _label(
         wanted = [labels] if isinstance(labels, str) else list(labels)
         unknown = [name for name in wanted if name not in set(names)]
         if unknown:
-            raise ValueError(f"labels={', '.join(unknown)}: no such feature in the table")
+            raise ValueError(f"labels={', '.join(unknown)}: the table has no such gene")
         chosen = np.flatnonzero(np.isin(names, wanted) & drawn)
     label_points(ax, x[chosen], y[chosen], names[chosen], np.column_stack([x, y])[strongest])
 
 
 def _untested(lost: np.ndarray) -> str:
-    # what the picture leaves out (m,)
+    """Mention in the title how many genes (mask `lost`, (m,)) the plot leaves out."""
     return f" ({np.count_nonzero(lost):,} without a test)" if lost.any() else ""

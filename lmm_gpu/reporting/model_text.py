@@ -1,4 +1,4 @@
-"""A model in words, and its design as tables of cells: read off the summary statistics, never the cells."""
+"""Description of a model in words and of its design in tables, from the summary statistics."""
 
 from __future__ import annotations
 
@@ -7,42 +7,45 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._version import __version__
 from ..backend.arrays import to_numpy
 from ..inference.group_levels import Grouping, groupings, level_name
 from ..results.lmm_fit import LMMFit
 from ..sumstats.summary_stats import SummaryStats
 from ..sumstats.transform import scale_of
 
-#: A table of levels shows so many of its rows and columns at most.
+#: Maximum number of rows and columns of a table of levels.
 MOST_LEVELS, MOST_COLUMNS = 400, 12
 _BOUNDS = {
-    "auto": "Components may be negative as long as the covariance matrix of the cells stays positive definite; a gene "
-    "without such an optimum is fitted again with components held at zero or above (status boundary).",
-    "nonnegative": "Components are held at zero or above; a gene with one at zero has the status boundary.",
-    "none": "Components may be negative as long as the covariance matrix of the cells stays positive definite.",
+    "auto": "Variance components may be negative as long as the covariance matrix of the cells is positive definite; "
+    "genes without such an optimum are refitted with nonnegative components (status boundary).",
+    "nonnegative": "Variance components are nonnegative; genes with a component at zero have the status boundary.",
+    "none": "Variance components may be negative as long as the covariance matrix of the cells is positive definite.",
 }
 _DF = {
-    "generalized": "for effects between groups, such as treatments of donors, standard errors and degrees of freedom "
-    "weigh how uncertain the variance between the groups is (generalized p-values; with groups of one size the t test "
-    "of their means); for other effects Satterthwaite's approximation by the expected information",
-    "satterthwaite": "Satterthwaite's approximation by the expected information, and at most the between-within "
-    "degrees of freedom, which also apply where a component is held at zero",
-    "kenward-roger": "Kenward and Roger's, with standard errors adjusted for few groups",
-    "lmertest": "Satterthwaite's approximation by the observed information, as lmerTest has it",
-    "between-within": "between-within: groups less what the fixed effects take of them, for effects between groups",
-    "residual": "n - p, cells less fixed effects, as FLASHMM has it; for effects between few groups p-values are too "
-    "small",
+    "generalized": "For effects between groups, such as treatments of donors, standard errors and degrees of freedom "
+    "average over the uncertainty of the variance between groups (generalized p-values; with groups of equal size the "
+    "t test of the group means). For other effects, degrees of freedom are Satterthwaite's, from the expected "
+    "information.",
+    "satterthwaite": "Degrees of freedom are Satterthwaite's, from the expected information, limited to the "
+    "between-within degrees of freedom, which are also used if a component is held at zero.",
+    "kenward-roger": "Degrees of freedom and standard errors are those of Kenward and Roger.",
+    "lmertest": "Degrees of freedom are Satterthwaite's, from the observed information, as in lmerTest.",
+    "between-within": "Degrees of freedom are between-within: for effects between groups, the number of groups minus "
+    "the number of fixed effects between them.",
+    "residual": "Degrees of freedom are n - p, as in FLASHMM; for effects between few groups the p-values are too "
+    "small.",
 }
 
 
 def in_words(fit: LMMFit, df: str | None = None) -> dict[str, str]:
-    """Sentences on a model, by what they are about.
+    """Describe a model in sentences, by topic.
 
     Parameters
     ----------
     fit : LMMFit
     df : str, optional
-        Method of the degrees of freedom of the tests.
+        Degrees-of-freedom method of the tests.
 
     Examples
     --------
@@ -50,7 +53,7 @@ def in_words(fit: LMMFit, df: str | None = None) -> dict[str, str]:
     >>> obs = pd.DataFrame({"arm": np.repeat(["a", "b"], 30), "donor": np.repeat(list("uvwxyz"), 10)})
     >>> Y = np.random.default_rng(1).normal(size=(60, 3))
     >>> in_words(lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)"))["Random effects"]
-    'donor: a shift of its own for each of 6 levels (10 cells each).'
+    'donor: random intercept with 6 levels (10 cells each).'
     """
     summary = fit.summary
     said = {
@@ -61,8 +64,9 @@ def in_words(fit: LMMFit, df: str | None = None) -> dict[str, str]:
     }
     if df in _DF:
         said["Tests"] = (
-            "t = effect / standard error, contrast by contrast, or F for several at once. Degrees of freedom are "
-            f"{_DF[df]}. p-values are adjusted by Benjamini and Hochberg (FDR) over the genes of each contrast."
+            "t = effect / standard error for single contrasts, F for joint tests. "
+            f"{_DF[df]} P-values are adjusted over the genes of each contrast by the method of Benjamini and Hochberg "
+            "(FDR)."
         )
     return said
 
@@ -70,8 +74,8 @@ def in_words(fit: LMMFit, df: str | None = None) -> dict[str, str]:
 def _values(summary: SummaryStats) -> str:
     target = (summary.transform or "").partition(" to ")[2]
     scaled = f", with total counts over {float(target):,.6g} as size factors" if target else ""
-    said = scale_of(summary.transform) + scaled if summary.transform else "the values as they are in the data"
-    return f"What is fitted is {said}. An effect is a difference on this scale."
+    said = scale_of(summary.transform) + scaled if summary.transform else "as stored in the data"
+    return f"The fitted values are {said}. Effects are differences on this scale."
 
 
 def _fixed(summary: SummaryStats) -> str:
@@ -82,7 +86,7 @@ def _fixed(summary: SummaryStats) -> str:
         "an intercept" if term == "1" else f"{term} ({_listed([names[i] for i in columns])})"
         for term, columns in summary.terms
     ]
-    return f"The same for all cells that agree in them: {'; '.join(parts)}."
+    return f"{'; '.join(parts)}."
 
 
 def _random(summary: SummaryStats) -> Iterator[str]:
@@ -92,29 +96,55 @@ def _random(summary: SummaryStats) -> Iterator[str]:
             counts = grouped[name].counts
             few, many = int(counts.min()), int(counts.max())
             cells = f"{few:,} cells each" if few == many else f"{few:,} to {many:,} cells each"
-            yield f"{name}: a shift of its own for each of {width:,} levels ({cells})."
+            yield f"{name}: random intercept with {width:,} levels ({cells})."
         else:
             yield f"{name}: {width:,} random coefficients."
 
 
 def _estimation(fit: LMMFit) -> str:
     how = {
-        "REML": "restricted maximum likelihood (REML), which allows for the fixed effects that are estimated as well",
-        "ML": "maximum likelihood (ML), which does not allow for the fixed effects and is too small for few groups",
+        "REML": "restricted maximum likelihood (REML)",
+        "ML": "maximum likelihood (ML), which underestimates variances with few groups",
     }[fit.method]
     return (
-        f"Variance components by {how}, each gene on its own: Fisher scoring until no partial derivative of the "
-        f"log-likelihood exceeds {fit.epsilon:g}, at most {fit.max_iter} iterations. {_BOUNDS[fit.bounds]}"
+        f"Variance components are estimated by {how}, separately for each gene: Fisher scoring until every partial "
+        f"derivative of the log-likelihood is at most {fit.epsilon:g} in absolute value. {_BOUNDS[fit.bounds]}"
     )
 
 
-#: What the words of `LMMFit.status` mean.
+def methods_paragraph(fit: LMMFit, df: str | None, fdr: float) -> str:
+    """Describe the analysis in a paragraph for the methods section of a paper.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, lmm_gpu
+    >>> obs = pd.DataFrame({"arm": np.repeat(["a", "b"], 30), "donor": np.repeat(list("uvwxyz"), 10)})
+    >>> fit = lmm_gpu.fit((np.random.default_rng(1).normal(size=(60, 3)), obs), "~ arm + (1 | donor)")
+    >>> methods_paragraph(fit, "residual", 0.05).split(". ")[0][:58]
+    'Differential expression was tested with one linear mixed m'
+    """
+    summary = fit.summary
+    values = f"{scale_of(summary.transform)} values" if summary.transform else "the expression values"
+    formula = f" with the formula {summary.formula}" if summary.formula else ""
+    effects = ", ".join(f"{name} ({d:,} levels)" for name, d in zip(summary.component_names, summary.d, strict=True))
+    tests = f" {_DF[df]}" if df in _DF else ""
+    return (
+        f"Differential expression was tested with one linear mixed model per gene{formula}, fitted to {values} of "
+        f"{summary.n:,} cells and {summary.m:,} genes with lmm_gpu {__version__}, an implementation of FLASH-MM (Xu et "
+        f"al. 2026, doi:10.1038/s41467-026-69063-2). The random effects were {effects}. Variance components were "
+        f"estimated by {fit.method}.{tests} P-values were adjusted over the genes by the method of Benjamini and "
+        f"Hochberg (1995); genes with an adjusted p-value of at most {fdr:g} were considered significant."
+    )
+
+
+#: Meaning of the words of `LMMFit.status`.
 STATUSES = {
-    "converged": "every partial derivative of the log-likelihood is small enough",
-    "converged_at_rounding": "no step changes the log-likelihood beyond rounding",
-    "boundary": "converged with a variance component held at zero",
-    "max_iter": "stopped by the number of iterations: raise max_iter",
-    "no_variance": "all zero, or constant once the fixed effects are taken out: no numbers",
+    "converged": "the gradient of the log-likelihood is within the tolerance",
+    "converged_at_rounding": "no step changes the log-likelihood by more than rounding error",
+    "boundary": "converged with a variance component at zero",
+    "max_iter": "not converged within the maximum number of iterations: raise max_iter",
+    "no_variance": "constant, or constant given the fixed effects: no estimate",
+    "ill_conditioned": "nearly constant within groups: too few significant digits for a p-value",
     "failed": "no valid estimate",
 }
 
@@ -125,14 +155,14 @@ class FixedEffect:
 
     name: str
     kind: str  #: "intercept", "group of cells" or "number"
-    cells: int | None  #: of the group
-    mean: float | None  #: of the number
-    levels: str  #: in how many levels of the first grouping the group has cells
+    cells: int | None  #: number of cells of a group
+    mean: float | None  #: mean of a number
+    levels: str  #: levels of the first grouping that have cells of the group, "3 of 6"
 
 
 @dataclass(frozen=True)
 class LevelTable:
-    """Cells of each level of a random effect, in all and in each group of cells that the fixed effects know."""
+    """Number of cells of each level of a random effect, in total and by group of cells in the fixed effects."""
 
     name: str
     levels: list[str]
@@ -142,12 +172,12 @@ class LevelTable:
 
     @property
     def most(self) -> float:
-        """Cells of the largest level."""
+        """Number of cells of the largest level."""
         return max(float(self.cells.max()), 1.0)
 
 
 def fixed_effects(summary: SummaryStats) -> list[FixedEffect]:
-    """Describe the columns of X by what the sums say of them.
+    """Describe the columns of X.
 
     Examples
     --------
@@ -175,7 +205,7 @@ def fixed_effects(summary: SummaryStats) -> list[FixedEffect]:
 
 
 def level_tables(summary: SummaryStats) -> list[LevelTable]:
-    """Cells by level and group, one table for each random effect that is a grouping."""
+    """Number of cells by level and group, one table per random effect that is a grouping."""
     tables, at = [], dict(zip(summary.component_names, np.cumsum([0, *summary.d[:-1]]), strict=True))
     for group in groupings(summary):
         names, cells = _groups_of_cells(summary.fixed_names, group)
@@ -189,7 +219,7 @@ def level_tables(summary: SummaryStats) -> list[LevelTable]:
 
 
 def _groups_of_cells(names: Sequence[str], group: Grouping) -> tuple[list[str], list[np.ndarray]]:
-    """Columns of X that are groups of cells, before them the reference level of treatment-coded factors."""
+    """Columns of X that are groups of cells, each treatment-coded factor preceded by its reference level."""
     found: dict[str, np.ndarray] = {}
     for i in np.flatnonzero(group.indicators).tolist():
         name, cells = names[i], group.sums[:, i]

@@ -1,4 +1,4 @@
-"""A fit and its tests as one HTML page: complete in itself, without a network, for any browser and for print."""
+"""HTML report of a fit and its tests: a single self-contained file for any browser, and for print."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ..design.contrasts import parse_contrast
 from ..inference.diagnostics import advise
 from ..io.files import replacing
 from ..results.lmm_fit import LMMFit
-from .model_text import STATUSES, fixed_effects, in_words, level_tables
-from .report_parts import MOST_DRAWN, Numbers, contrast_parts, fit_pictures, shown_contrasts
+from .model_text import STATUSES, fixed_effects, in_words, level_tables, methods_paragraph
+from .report_parts import MOST_DRAWN, Numbers, contrast_parts, fit_plots, shown_contrasts
 
 CITE = (
     "Xu, Pouyabahar, Voisin et al. (2026). FLASH-MM. Nature Communications 17, 2384.",
@@ -36,31 +36,32 @@ def report(
     command: str = "",
     progress: bool = True,
 ) -> None:
-    """Write a page on a fit and its tests: model, design, statuses, pictures, and a table to sort and search.
+    """Write an HTML report: model, design, statuses, plots, and a table of genes to sort and search.
 
     Parameters
     ----------
     fit : LMMFit
     table : DataFrame, optional
-        Of `fit.test`; by default every coefficient is tested. The intercept is left out if there is anything else.
+        Table made by `fit.test`; by default every coefficient is tested. The intercept is left out unless it is the
+        only contrast.
     path : str or Path
-        The page, such as "report.html". A file there is replaced once all of it is written.
+        File to write, such as "report.html". An existing file is replaced only after the new one is complete.
     df : str, optional
-        Method of degrees of freedom that the table was made with, to be said in words; of a table that is made here,
-        the method to use.
+        Degrees-of-freedom method of the table, for the description of the model; if `table` is None, the method to
+        use.
     fdr : float
-        Significant is an adjusted p-value of at most this.
+        Genes with an adjusted p-value of at most `fdr` are significant.
     record : mapping, optional
-        What `lmm-gpu fit` left in run.json: the page then has times and memory, too.
+        Content of the run.json that `lmm-gpu fit` writes: adds run times and memory to the report.
     command : str
-        The command that made the run, to be shown on the page.
+        Command line of the run, shown in the report.
     progress : bool
         Show a progress bar on a terminal.
 
     Raises
     ------
     ValueError
-        If the table is not one of tests of this fit, or matplotlib or jinja2 is missing.
+        If the table was not made from this fit, or if matplotlib or jinja2 is missing.
 
     Examples
     --------
@@ -92,12 +93,14 @@ def _check_table(fit: LMMFit, table: Any) -> None:
     wanted = ("variable", "contrast", "statistic", "df", "log10_p_value", "adj_p_value")
     lacking = [name for name in wanted if not isinstance(table, pd.DataFrame) or name not in table]
     if lacking:
-        raise ValueError(f"the table has no {', '.join(lacking)}: pass fit.test(...), or None for every coefficient")
+        raise ValueError(
+            f"the table has no column {', '.join(lacking)}: pass fit.test(...), or None to test every coefficient"
+        )
     strangers = sorted(set(table["variable"]) - set(fit.summary.features))
     if strangers:
         raise ValueError(
-            f"the table has features that the fit lacks ({', '.join(map(str, strangers[:3]))}): pass "
-            "a table of this fit"
+            f"the table has genes that the fit lacks ({', '.join(map(str, strangers[:3]))}): pass a table that was "
+            "made from this fit"
         )
     if not len(table):
         raise ValueError("the table has no rows: there is nothing to report")
@@ -112,7 +115,7 @@ def _content(
     command: str,
     progress: bool,
 ) -> dict[str, Any]:
-    """All that the template shows."""
+    """Variables of the template."""
     by_contrast = shown_contrasts(table)
     weights = _weights(fit, by_contrast, record)
     known = record.get("versions", versions())
@@ -123,11 +126,12 @@ def _content(
         "method": fit.method,
         "fdr": fdr,
         "words": in_words(fit, df),
+        "methods": methods_paragraph(fit, df, fdr),
         "effects": fixed_effects(fit.summary),
         "tables": level_tables(fit.summary),
         "warnings": list(_warnings(fit, weights)),
-        "statuses": [(word, int(count), STATUSES[word]) for word, count in fit.status.value_counts().items()],
-        "fit_pictures": list(fit_pictures(fit)),
+        "statuses": [(word, count, STATUSES.get(word, "")) for word, count in _counts(fit.status)],
+        "fit_plots": list(fit_plots(fit)),
         "contrasts": contrast_parts(fit, by_contrast, weights, fdr, progress),
         "intercept_left_out": "Intercept" in set(table["contrast"]) and "Intercept" not in by_contrast,
         "numbers": Numbers.of(fit, by_contrast),
@@ -141,26 +145,31 @@ def _content(
 
 
 def _weights(fit: LMMFit, by_contrast: Mapping[str, pd.DataFrame], record: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Weights (p,) of the contrasts that are known: by their name, or by what the run called so."""
+    """Weights (p,) of the contrasts whose expression is known, from their name or from the record of the run."""
     given = (text.split(" = ", 1) for text in record.get("contrasts", ()) if " = " in text)
     expressions, found = {name.strip(): expression for name, expression in given}, {}
     for name in by_contrast:
-        with suppress(ValueError):  # a label of the caller's
+        with suppress(ValueError):  # a name chosen by the user
             found[name] = parse_contrast(expressions.get(name, name), fit.summary.fixed_names)
     return found
 
 
+def _counts(status: pd.Series[str]) -> list[tuple[str, int]]:
+    """Status words with their number of genes, the most frequent first."""
+    return [(str(word), int(count)) for word, count in status.value_counts().items()]
+
+
 def _warnings(fit: LMMFit, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
-    """What `fit.test` warns of for the contrasts that are shown, and genes without an estimate."""
+    """Warnings of `fit.test` for the reported contrasts, and the number of genes without an estimate."""
     if weights:
         yield from advise(fit.summary, np.stack(list(weights.values())), list(weights))
     lost = int((~fit.converged).sum())
     if lost:
-        yield f"{lost:,} of {fit.summary.m:,} genes have no converged estimate: see Estimation."
+        yield f"{lost:,} of {fit.summary.m:,} genes have no converged estimate, see Estimation."
 
 
 def _facts(fit: LMMFit, record: Mapping[str, Any]) -> dict[str, str]:
-    """Times and memory."""
+    """Run times and peak memory."""
     found = {"finished": record["finished"][:16].replace("T", " ") + " UTC"} if record else {}
     found |= {part: f"{seconds:.1f} s" for part, seconds in record.get("timings", {}).items()}
     if not record and fit.seconds is not None:

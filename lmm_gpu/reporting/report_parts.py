@@ -1,4 +1,4 @@
-"""Parts of the report: its pictures, and its table of genes as the page carries it."""
+"""Parts of the report: its plots, and the data of its table of genes."""
 
 from __future__ import annotations
 
@@ -19,44 +19,47 @@ from ..inference.pvalues import log10_benjamini_hochberg
 from ..results.lmm_fit import LMMFit
 from .canvas import as_address
 from .contrast_plots import ma, pvalue_hist, qq, volcano
-from .fit_plots import convergence, gene, options_for, variance
+from .fit_plots import convergence, variance
+from .gene_plots import gene
+from .group_means import between_options, is_factor, paired_options
 
-#: Rows of the table that a page holds, over all contrasts, and contrasts with pictures: a few megabytes.
+#: Maximum number of table rows over all contrasts, and of contrasts with plots: keeps a page to a few megabytes.
 MOST_ROWS, MOST_DRAWN = 150_000, 8
-#: Genes of a contrast that are drawn group by group.
+#: Number of genes per contrast with a plot of their own.
 GENES_DRAWN = 4
-#: Of more groups than this, half as many: their pictures fill the page's width.
+#: With more groups than this, half as many: the plots fill the width of the page.
 _WIDE = 24
-#: What a table of tests may have, beside p-values.
+#: Optional columns of a table of tests.
 _COLUMNS = ("log_fc", "se", "statistic", "df1", "df")
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image with its caption, or the reason why there is none."""
+class Figure:
+    """A plot with its caption, or the reason why it is missing."""
 
     title: str
     caption: str
-    address: str | None  #: data:
-    width: int = 0  #: in pixels of CSS
+    address: str | None  #: data: URL
+    width: int = 0  #: CSS pixels
 
 
 @dataclass(frozen=True)
 class ContrastPart:
-    """What the page shows of one contrast."""
+    """Results of one contrast."""
 
     name: str
     tested: int
     up: int
     down: int
-    directed: bool  #: F tests are not
-    pictures: list[Picture]
-    genes: list[Picture]
-    apart: bool  #: whether these show what the contrast compares, not means over it
+    directed: bool  #: False for F tests
+    plots: list[Figure]
+    genes: list[Figure]
+    apart: bool  #: True if the gene plots separate the groups that the contrast compares
+    paired: bool  #: True if they join the donors between conditions
 
 
 def shown_contrasts(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Rows of each contrast, without the intercept if there is anything else.
+    """Rows of each contrast; the intercept is left out unless it is the only one.
 
     >>> table = pd.DataFrame({"contrast": ["Intercept", "b - a"], "log10_p_value": [-9.0, -1.0]})
     >>> list(shown_contrasts(table))
@@ -73,7 +76,7 @@ def contrast_parts(
     fdr: float,
     progress: bool,
 ) -> list[ContrastPart]:
-    """Counts of every contrast, and pictures of the first ones; `weights` (p,) of those that are known."""
+    """Results of every contrast, with plots for the first ones; `weights` has the known weights (p,) by name."""
     parts: list[ContrastPart] = []
     bar = tqdm(by_contrast.items(), desc="drawing", unit="contrast", leave=False, disable=None if progress else True)
     for name, rows in bar:
@@ -81,75 +84,86 @@ def contrast_parts(
         significant = rows["adj_p_value"] <= fdr
         up = significant & (rows["log_fc"] > 0) if directed else significant
         tested, called = int(rows["log10_p_value"].notna().sum()), int(significant.sum())
-        pictures = list(_test_pictures(rows, fdr)) if drawn else []
-        how = options_for(fit, weights[name]) if name in weights else {}
-        genes = list(_gene_pictures(fit, rows, how)) if drawn else []
+        plots = list(_test_plots(rows, fdr)) if drawn else []
+        how = _gene_options(fit, weights[name]) if name in weights else {}
+        genes = list(_gene_plots(fit, rows, how)) if drawn else []
         counts = (tested, int(up.sum()), called - int(up.sum()))
         apart = name not in weights or bool(how) or not varies_within(fit.summary, weights[name][None])[0]
-        parts.append(ContrastPart(name, *counts, directed, pictures, genes, apart))
+        parts.append(ContrastPart(name, *counts, directed, plots, genes, apart, _is_paired(fit, how)))
     return parts
 
 
-def _test_pictures(rows: pd.DataFrame, fdr: float) -> Iterator[Picture]:
+def _test_plots(rows: pd.DataFrame, fdr: float) -> Iterator[Figure]:
     if "log_fc" in rows:
-        yield _picture(
+        yield _figure(
             "Volcano",
-            f"Effect against p. FDR is at most {fdr:g} above the dashed line, if any.",
+            f"Effect against p-value. Genes above the dashed line have an FDR of at most {fdr:g}.",
             volcano,
             rows,
             fdr=fdr,
         )
         if "mean_expr" in rows:
-            yield _picture("MA", "Effect against mean expression.", ma, rows, fdr=fdr)
-    yield _picture(
+            yield _figure("MA", "Effect against mean expression.", ma, rows, fdr=fdr)
+    yield _figure(
         "p-values",
-        "Flat where nothing has an effect, with a peak at zero where something has. A slope, or a peak at one, says "
-        "that the tests do not fit the data.",
+        "Uniform if no gene has an effect, with a peak at zero if some have. A slope or a peak at one indicates that "
+        "the model does not fit the data.",
         pvalue_hist,
         rows,
     )
-    yield _picture(
+    yield _figure(
         "QQ",
-        "Observed against expected p. Points above the band from the left on: p-values are too small, or most genes "
-        "have an effect. λ is 1 for tests that keep their level.",
+        "Observed against expected p-values. Points above the band everywhere: the p-values are too small, or most "
+        "genes have an effect. λ is 1 for calibrated tests.",
         qq,
         rows,
     )
 
 
-def fit_pictures(fit: LMMFit) -> Iterator[Picture]:
-    """Pictures of the variance components, and of how their estimation ended."""
-    yield _picture("Variance", "Share of each component in the variance that the fixed effects leave.", variance, fit)
-    yield _picture("Convergence", "Iterations until the estimate of a gene was found, by status.", convergence, fit)
+def fit_plots(fit: LMMFit) -> Iterator[Figure]:
+    """Plots of the variance components and of the convergence."""
+    yield _figure(
+        "Variance", "Share of each component in the variance that the fixed effects leave unexplained.", variance, fit
+    )
+    yield _figure("Convergence", "Number of iterations per gene, by status.", convergence, fit)
 
 
-def _gene_pictures(fit: LMMFit, rows: pd.DataFrame, options: Mapping[str, str]) -> Iterator[Picture]:
+def _gene_plots(fit: LMMFit, rows: pd.DataFrame, options: Mapping[str, str]) -> Iterator[Figure]:
     tested = rows[np.isfinite(rows["log10_p_value"])].sort_values("log10_p_value", kind="stable")
     wide = max(fit.summary.d) > _WIDE
     for name in tested["variable"].head(GENES_DRAWN // 2 if wide else GENES_DRAWN):
-        picture = _picture(str(name), "", gene, fit, name, **options)
-        if picture.address is not None:  # no random effect has groups
-            yield picture
+        figure = _figure(str(name), "", gene, fit, name, **options)
+        if figure.address is not None:  # no random effect is a grouping
+            yield figure
 
 
-def _picture(title: str, caption: str, draw: Callable[..., Any], *of: Any, **options: Any) -> Picture:
+def _gene_options(fit: LMMFit, weights: np.ndarray) -> dict[str, str]:
+    """Options of `gene` that show what a contrast (p,) compares: paired donors if there are any."""
+    return paired_options(fit, weights) or between_options(fit, weights)
+
+
+def _is_paired(fit: LMMFit, options: Mapping[str, str]) -> bool:
+    return "by" in options and is_factor(fit, options["by"])
+
+
+def _figure(title: str, caption: str, draw: Callable[..., Any], *of: Any, **options: Any) -> Figure:
     try:
         address, inches = as_address(draw(*of, **options))
-        return Picture(title, caption, address, round(96 * inches))
+        return Figure(title, caption, address, round(96 * inches))
     except ValueError as reason:  # nothing to draw: no p-values, no means
-        return Picture(title, f"Not drawn: {reason}.", None)
+        return Figure(title, f"Not available: {reason}.", None)
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """The table of genes, as the script of the page reads it."""
+    """Data of the table of genes, for the script of the page."""
 
     packed: str  #: JSON, gzip, base64
-    kept: int | None  #: so many genes of each contrast, those of smallest p, where all would be too many
+    kept: int | None  #: number of genes kept per contrast (smallest p-values), None if all are
 
     @classmethod
     def of(cls, fit: LMMFit, by_contrast: Mapping[str, pd.DataFrame]) -> Numbers:
-        """Take the numbers of all contrasts, with the digits that are shown."""
+        """Collect the numbers of all contrasts, rounded to the digits shown."""
         most = max(MOST_ROWS // len(by_contrast), 50)
         place = {name: i for i, name in enumerate(fit.summary.features)}
         words, mean = sorted(set(fit.status)), fit.summary.mean()
@@ -165,7 +179,7 @@ class Numbers:
 
 
 def _numbers_of(name: str, rows: pd.DataFrame, place: Mapping[str, int], most: int) -> dict[str, Any]:
-    """Columns of one contrast, smallest p first; p-values and FDR as logarithms, which do not underflow."""
+    """Columns of one contrast, smallest p-value first; p-values and FDR as logarithms, which do not underflow."""
     log10_p, adjusted = rows["log10_p_value"].to_numpy(float), rows["adj_p_value"].to_numpy(float)
     with np.errstate(divide="ignore"):
         log10_q = np.where(adjusted == 0, log10_benjamini_hochberg(log10_p), np.log10(adjusted))
@@ -178,7 +192,7 @@ def _numbers_of(name: str, rows: pd.DataFrame, place: Mapping[str, int], most: i
 
 
 def _digits(values: np.ndarray, digits: int = 4) -> str:
-    """Numbers with so many digits and commas between them; nothing for what is no number.
+    """Join numbers by commas, rounded to significant digits; empty for NaN and infinity.
 
     >>> _digits(np.array([1 / 3, np.nan, -2e-9]))
     '0.3333,,-2e-09'

@@ -116,7 +116,9 @@ class FitTests(Fitted):
             shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
             return self._f_table({f"joint ({shown})": C}, df)
         tested = self.contrast_test(C, df, self.residual_prior() if moderate else None)
-        return tidy(tested, self.summary.features, labels, self._columns(), alternative=alternative, level=level)
+        table = tidy(tested, self.summary.features, labels, self._columns(), alternative=alternative, level=level)
+        table.attrs["transform"] = self.summary.transform  # the unit of log_fc, for axis labels
+        return table
 
     def anova(self, df: str = "generalized") -> pd.DataFrame:
         """Test every term of the formula, all others in the model (type III): one F test per feature and term.

@@ -22,12 +22,13 @@ from ..sumstats.summary_stats import SummaryStats
 from .fit_file import read_fit, write_fit
 from .fixed_effect_tests import FitTests
 from .variance_components import FitVariances
+from .variance_partition import VariancePartition
 
 __all__ = ["Estimates", "LMMFit"]
 
 
 @dataclass(frozen=True, eq=False)
-class LMMFit(FitTests, FitVariances):
+class LMMFit(FitTests, FitVariances, VariancePartition):
     """One linear mixed model per gene.
 
     Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are

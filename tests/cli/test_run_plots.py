@@ -91,12 +91,12 @@ def test_report(command, tmp_path):
     ("arguments", "message"),
     [
         (["plot", "run", "pie", "-o", "x.png"], "there is no plot called 'pie'; there are volcano, ma, qq"),
-        (["plot", "run", "volcano", "-o", "x.gif"], "wanted a name that ends in .png, .svg, .pdf"),
-        (["plot", "run", "volcano", "-o", "x.png"], "got 3 contrasts; choose one with --contrast, of Intercept, arm"),
+        (["plot", "run", "volcano", "-o", "x.gif"], "the file name must end in .png, .svg, .pdf"),
+        (["plot", "run", "volcano", "-o", "x.png"], "got 3 contrasts; choose one with --contrast: Intercept, arm"),
         (["plot", "run", "volcano", "-c", "arm", "-o", "x.png"], "got --contrast 'arm'; choose one"),
         (["plot", "run", "qq", "--gene", "g1", "-o", "x.png"], "--gene is not for qq, which takes --contrast"),
         (["plot", "run", "gene", "-o", "x.png"], "name the gene: lmm-gpu plot RUN gene --gene NAME"),
-        (["plot", "run", "gene", "--gene", "TP53", "-o", "x.png"], "'TP53' is not a feature of the fit; it has g0, g1"),
+        (["plot", "run", "gene", "--gene", "TP53", "-o", "x.png"], "'TP53' is not a gene of the fit; it has g0, g1"),
         (
             ["plot", "nowhere", "qq", "-o", "x.png"],
             "nowhere does not exist: expected the folder that lmm-gpu fit -o wrote",

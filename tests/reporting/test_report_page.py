@@ -1,9 +1,10 @@
-"""The report: its words and numbers, that nothing in it is code of the caller's, and that a browser shows it."""
+"""The report: its text and numbers, escaping of user input, and its display in a browser."""
 
 from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import re
 import shutil
@@ -101,7 +102,7 @@ def listed(numbers):
 # --- what is in it --------------------------------------------------------------------------------
 
 
-def test_the_page_is_complete_in_itself(path, seen):
+def test_page_is_self_contained(path, seen):
     assert {"link", "script", "style"} <= set(seen.tags) and seen.tags.count("script") == 2
     addresses = [value for name, value in seen.attributes if name in ("src", "href")]
     outside = {value for value in addresses if not value.startswith(("data:", "#"))}
@@ -111,14 +112,14 @@ def test_the_page_is_complete_in_itself(path, seen):
     assert [name.name for name in path.parent.iterdir()] == ["report.html"]
 
 
-def test_nothing_of_the_callers_becomes_markup(seen):
+def test_user_input_is_escaped(seen):
     assert not {"i", "b>"} & set(seen.tags) and "onmouseover" not in dict(seen.attributes)
-    said, pictured = "".join(seen.text), [value for name, value in seen.attributes if name == "alt"]
+    said, alternatives = "".join(seen.text), [value for name, value in seen.attributes if name == "alt"]
     assert all(text in said for text in ("arm<b>[T.stim]", "D3 <i>", FORMULA))
-    assert f"{EVIL[0]}: state[T.b]" in pictured
+    assert f"{EVIL[0]}: state[T.b]" in alternatives
 
 
-def test_numbers_are_those_of_the_table(fit, table):
+def test_numbers_equal_the_table(fit, table):
     by_contrast = shown_contrasts(table)
     data = unpacked(Numbers.of(fit, by_contrast).packed)
     assert [one["name"] for one in data["contrasts"]] == [name for name in fit.coef.index if name != "Intercept"]
@@ -144,7 +145,7 @@ def test_fdr_below_the_smallest_float(fit, table):
     )
 
 
-def test_too_many_rows_leave_those_of_smallest_p(fit, table, monkeypatch):
+def test_large_tables_keep_the_smallest_p_values(fit, table, monkeypatch):
     monkeypatch.setattr("lmm_gpu.reporting.report_parts.MOST_ROWS", 240)
     by_contrast = shown_contrasts(table)
     numbers = Numbers.of(fit, by_contrast)
@@ -157,7 +158,7 @@ def test_too_many_rows_leave_those_of_smallest_p(fit, table, monkeypatch):
         )
 
 
-def test_thirty_thousand_genes_are_few_megabytes(fit):
+def test_thirty_thousand_genes_take_two_megabytes(fit):
     m = 30_000
     rng = np.random.default_rng(1)
     t = rng.normal(size=m)
@@ -172,32 +173,32 @@ def test_thirty_thousand_genes_are_few_megabytes(fit):
     assert len(Numbers.of(many, dict.fromkeys("abc", rows)).packed) < 2_000_000
 
 
-def test_contrasts_beyond_the_first_have_no_pictures(fit, table, tmp_path, monkeypatch):
+def test_only_the_first_contrasts_have_plots(fit, table, tmp_path, monkeypatch):
     monkeypatch.setattr("lmm_gpu.reporting.report_parts.MOST_DRAWN", 1)
     lmm_gpu.report(fit, table, tmp_path / "r.html", progress=False)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert page.count("<article") == 4 and page.count("Volcano: ") == 1 and MOST_DRAWN > 1
 
 
-def test_means_over_what_is_compared_are_told(fit, table, path):
+def test_means_over_the_compared_groups_are_marked(fit, table, path):
     """Donors are of one arm each, and have cells of all states and ages."""
     page = path.read_text(encoding="utf-8")
-    told = re.findall(r"What (\S+) compares varies within these groups", page)
-    assert told == ["state[T.b]", "state[T.c]", "age"]
+    marked = re.findall(r"(\S+) varies within these groups, and", page)
+    assert marked == ["state[T.b]", "state[T.c]", "age"]
 
 
-def test_joint_tests(fit, tmp_path):
+def test_report_of_f_tests(fit, tmp_path):
     lmm_gpu.report(fit, fit.anova(), tmp_path / "r.html", df="generalized", progress=False)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     assert "Volcano" not in page and "QQ: state" in page and "<h3>state</h3>" in page
 
 
-def test_contrasts_without_a_single_p_value(fit, table, tmp_path):
+def test_contrasts_without_p_values(fit, table, tmp_path):
     rows = table[table["contrast"] == "age"].assign(log10_p_value=np.nan, adj_p_value=np.nan, p_value=np.nan)
     lmm_gpu.report(fit, rows, tmp_path / "r.html", progress=False)
-    assert "Not drawn: age: no feature has a p-value, so that there is nothing to show." in (
-        tmp_path / "r.html"
-    ).read_text(encoding="utf-8")
+    assert "Not available: age: no gene has a p-value, there is nothing to plot." in (tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_figures_are_closed(path):
@@ -209,7 +210,7 @@ def test_figures_are_closed(path):
 # --- words and cells ------------------------------------------------------------------------------
 
 
-def test_cells_are_counted_as_pandas_does(fit):
+def test_level_tables_equal_crosstabs(fit):
     (found,) = level_tables(fit.summary)
     frame = pd.DataFrame(found.cells, found.levels, ["cells", *found.columns])
     assert sorted(found.levels) == sorted(OBS["donor"].unique())
@@ -224,7 +225,7 @@ def test_cells_are_counted_as_pandas_does(fit):
     assert "age" not in frame
 
 
-def test_fixed_effects_are_told_apart(fit):
+def test_kinds_of_fixed_effects(fit):
     found = {one.name: one for one in fixed_effects(fit.summary)}
     assert found["Intercept"].kind == "intercept" and found["Intercept"].cells == N
     assert found["age"].kind == "number" and found["age"].mean == pytest.approx(OBS["age"].mean())
@@ -236,11 +237,11 @@ def test_fixed_effects_are_told_apart(fit):
 @pytest.mark.parametrize(
     ("method", "bounds", "transform", "wanted"),
     [
-        ("REML", "auto", None, ["the values as they are", "restricted maximum likelihood", "may be negative"]),
-        ("ML", "nonnegative", "log1p", ["log(1 + value)", "by maximum likelihood", "held at zero or above"]),
+        ("REML", "auto", None, ["as stored in the data", "restricted maximum likelihood", "may be negative"]),
+        ("ML", "nonnegative", "log1p", ["log(1 + value)", "by maximum likelihood", "are nonnegative"]),
     ],
 )
-def test_the_model_in_words(method, bounds, transform, wanted):
+def test_model_description(method, bounds, transform, wanted):
     values = np.abs(Y[:, :3])
     fit = lmm_gpu.fit((values, OBS), FORMULA, method=method, bounds=bounds, transform=transform, progress=False)
     said = " ".join(in_words(fit, "residual").values())
@@ -250,19 +251,19 @@ def test_the_model_in_words(method, bounds, transform, wanted):
 # --- what is refused ------------------------------------------------------------------------------
 
 
-def test_another_table_is_refused(fit, table, tmp_path):
+def test_tables_of_other_fits_are_refused(fit, table, tmp_path):
     for wrong, message in [
-        ([1], "the table has no variable, contrast"),
-        (table.drop(columns="df"), "the table has no df: pass"),
+        ([1], "the table has no column variable, contrast"),
+        (table.drop(columns="df"), "the table has no column df: pass"),
         (table[:0], "the table has no rows"),
-        (table.assign(variable="stranger"), "features that the fit lacks (stranger)"),
+        (table.assign(variable="stranger"), "genes that the fit lacks (stranger)"),
     ]:
         with pytest.raises(ValueError, match=re.escape(message)):
             lmm_gpu.report(fit, wrong, tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
 
-def test_jinja2_that_is_missing_is_said(fit, tmp_path, monkeypatch):
+def test_missing_jinja2_is_named(fit, tmp_path, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "jinja2", None)
@@ -272,7 +273,7 @@ def test_jinja2_that_is_missing_is_said(fit, tmp_path, monkeypatch):
 
 # --- in a browser ---------------------------------------------------------------------------------
 
-HOW = "a page is tried in Chromium: apt-get install chromium chromium-driver, and pip install '.[test]'"
+HOW = "needs Chromium: apt-get install chromium chromium-driver, and pip install '.[test]'"
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +331,7 @@ def rows_of(table, contrast="arm<b>[T.stim]"):
     return table[table["contrast"] == contrast].sort_values("log10_p_value", kind="stable")
 
 
-def test_the_table_starts_with_the_smallest_p(opened, table):
+def test_table_is_sorted_by_p_value(opened, table):
     rows = rows_of(table)
     assert shown(opened, 0) == rows["variable"][:50].tolist()
     at, one = head(opened, "p")
@@ -342,7 +343,7 @@ def test_the_table_starts_with_the_smallest_p(opened, table):
     assert align == "right"
 
 
-def test_a_click_sorts_and_another_turns(opened, table):
+def test_clicks_sort_and_reverse(opened, table):
     rows = rows_of(table).dropna(subset="log_fc")
     at = click(opened, "effect")
     np.testing.assert_allclose([number(x) for x in shown(opened, at)], rows["log_fc"].nlargest(50), rtol=1e-3)
@@ -350,10 +351,10 @@ def test_a_click_sorts_and_another_turns(opened, table):
     np.testing.assert_allclose([number(x) for x in shown(opened, at)], rows["log_fc"].nsmallest(50), rtol=1e-3)
     assert head(opened, "effect")[1].get_attribute("aria-sort") == "ascending"
     opened.find_element("id", "last").click()
-    assert shown(opened, at)[-1] == ""  # without a number: last in both directions
+    assert shown(opened, at)[-1] == ""  # missing values last in both directions
 
 
-def test_keys_do_what_clicks_do(opened, table):
+def test_keyboard_sorts_and_pages(opened, table):
     from selenium.webdriver.common.keys import Keys
 
     _, one = head(opened, "gene")
@@ -363,7 +364,7 @@ def test_keys_do_what_clicks_do(opened, table):
     assert opened.find_element("id", "page").text == f"51 to 100 of {len(GENES)}"
 
 
-def test_pages(opened):
+def test_pager(opened):
     assert opened.find_element("id", "page").text == f"1 to 50 of {len(GENES)}"
     assert not opened.find_element("id", "previous").is_enabled()
     opened.find_element("id", "last").click()
@@ -371,7 +372,7 @@ def test_pages(opened):
     assert not opened.find_element("id", "next").is_enabled() and len(shown(opened, 0)) == len(GENES) - 100
 
 
-def test_search_finds_a_gene_whatever_its_name(opened):
+def test_search_finds_genes_with_special_characters(opened):
     field = opened.find_element("id", "search")
     for name in ["g77", *EVIL]:
         field.clear()
@@ -384,7 +385,7 @@ def test_search_finds_a_gene_whatever_its_name(opened):
     assert shown(opened, 0) == [] and opened.find_element("id", "page").text == "0 to 0 of 0"
 
 
-def test_significant_genes_of_another_contrast(opened, table):
+def test_filter_significant_genes_of_another_contrast(opened, table):
     from selenium.webdriver.support.ui import Select
 
     Select(opened.find_element("id", "contrast")).select_by_visible_text("state[T.b]")
@@ -396,14 +397,14 @@ def test_significant_genes_of_another_contrast(opened, table):
     assert opened.find_element("css selector", "#genes h2").text == "Genes: state[T.b]"
 
 
-def test_every_picture_is_shown(opened):
+def test_every_plot_is_displayed(opened):
     script = "return [...document.images].map((one) => [one.alt, one.complete && one.naturalWidth > 0])"
-    pictures = dict(opened.execute_script(script))
-    assert all(pictures.values()) and {"Variance: all genes", "QQ: state[T.c]"} <= set(pictures)
+    images = dict(opened.execute_script(script))
+    assert all(images.values()) and {"Variance: all genes", "QQ: state[T.c]"} <= set(images)
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_wider_than_the_window(opened, width):
+def test_page_fits_the_window(opened, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
     try:
@@ -412,14 +413,43 @@ def test_nothing_is_wider_than_the_window(opened, width):
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_it_prints(opened):
+def test_page_prints(opened):
     pdf = base64.b64decode(opened.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert pdf.startswith(b"%PDF-") and len(re.findall(rb"/Type\s*/Page\b", pdf)) >= 4
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     try:
         articles = opened.find_elements("css selector", ".contrast")
-        assert all(one.is_displayed() for one in articles)  # on paper nobody can choose
+        assert all(one.is_displayed() for one in articles)  # all contrasts are printed
         assert opened.find_element("css selector", "#table tbody tr").is_displayed()
         assert not opened.find_element("id", "search").is_displayed()
     finally:
         opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+
+
+def test_phone_shows_effect_p_value_and_fdr_without_scrolling(opened):
+    metrics = {"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        for title in ("gene", "effect", "p", "FDR"):
+            _, one = head(opened, title)
+            box = opened.execute_script("return arguments[0].getBoundingClientRect().right", one)
+            assert one.is_displayed() and box <= 360, title
+    finally:
+        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_download_has_the_rows_found(opened, table):
+    script = "const made = URL.createObjectURL; const done = arguments[0];"
+    script += "URL.createObjectURL = (blob) => { blob.text().then(done); return made(blob); };"
+    text = opened.execute_async_script(script + "document.getElementById('download').click();")
+    saved = pd.read_csv(io.StringIO(text))
+    wanted = rows_of(table)
+    assert saved["variable"].tolist() == wanted["variable"].tolist() and len(saved)
+    np.testing.assert_allclose(saved["log_fc"], wanted["log_fc"], rtol=1e-3)
+    np.testing.assert_allclose(saved["log10_p_value"], wanted["log10_p_value"], rtol=1e-3)
+
+
+def test_methods_paragraph_names_model_and_software(fit, seen):
+    text = " ".join("".join(seen.text).split())
+    said = f"one linear mixed model per gene with the formula {FORMULA}, fitted to the expression values of {N} cells"
+    assert said in text and f"lmm_gpu {lmm_gpu.__version__}" in text

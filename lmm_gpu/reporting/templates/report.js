@@ -1,9 +1,10 @@
 "use strict";
-// The table of genes: sorted and searched as a whole, shown page by page. All text goes in as text, never as markup.
+// The table of genes: sorted and searched as a whole, shown page by page. Text is inserted as text, never as markup.
 (async () => {
   const ROWS = 50;
   const TITLES = { gene: "gene", log_fc: "effect", se: "se", statistic: "t", df1: "df1", df: "df", log10_p: "p",
     log10_q: "FDR", mean: "mean", status: "status" };
+  const WIDE = ["se", "df1", "df", "statistic", "mean", "status"]; // hidden on narrow screens
   const SMALL_FIRST = ["gene", "se", "log10_p", "log10_q", "status"];
   const by = (id) => document.getElementById(id);
   const show = (element) => { element.hidden = false; };
@@ -21,7 +22,7 @@
   }
 
   if (typeof DecompressionStream === "undefined") {
-    by("count").textContent = "This browser is too old for the table; all numbers are beside the fit.";
+    by("count").textContent = "This browser is too old for the table; see the results table that was written with the fit.";
     show(by("find"));
     return;
   }
@@ -29,9 +30,9 @@
   const log10Fdr = Math.log10(Number(holder.dataset.fdr));
   const names = data.genes.map((name) => name.toLowerCase());
 
-  // --- how numbers look ---
+  // --- number formats ---
 
-  function power(log10) { // of a p-value that may be far below the smallest number
+  function power(log10) { // p-values may be far below the smallest float
     if (log10 === null) return "";
     if (log10 >= -4) return (10 ** log10).toPrecision(3);
     let exponent = Math.floor(log10);
@@ -48,7 +49,7 @@
   function degrees(value) { return value === null ? "" : (value < 1000 ? value.toFixed(1) : Math.round(value).toLocaleString("en")); }
   const LOOK = { log10_p: power, log10_q: power, df: degrees, df1: (value) => (value === null ? "" : String(value)) };
 
-  // --- what is shown ---
+  // --- selection and order ---
 
   let contrast, columns, order, found, page = 0, sorted = "log10_p", ascending = true;
   const value = {
@@ -58,7 +59,7 @@
   };
   const valueOf = (title) => value[title] || ((row) => contrast.columns[title][row]);
 
-  function sort() { // what has no number comes last, either way; ties by p
+  function sort() { // missing values last in both directions; ties by p-value
     const values = contrast.gene.map((_, row) => valueOf(sorted)(row));
     const sign = ascending ? 1 : -1;
     order = contrast.gene.map((_, row) => row).sort((a, b) => {
@@ -88,6 +89,7 @@
     const made = document.createElement("td");
     const text = valueOf(title)(row);
     made.className = title === "status" ? "s" : title === "log10_q" ? "n q" : "n";
+    if (WIDE.includes(title)) made.classList.add("wide");
     made.textContent = title === "status" ? text : (LOOK[title] || plain)(text);
     return made;
   }
@@ -121,6 +123,7 @@
       head.scope = "col";
       head.dataset.column = title;
       if (title !== "gene" && title !== "status") head.className = "n";
+      if (WIDE.includes(title)) head.classList.add("wide");
       button.type = "button";
       button.textContent = title === "statistic" && columns.includes("df1") ? "F" : TITLES[title];
       button.addEventListener("click", () => {
@@ -145,6 +148,26 @@
   by("contrast").addEventListener("change", (event) => choose(Number(event.target.value)));
   by("search").addEventListener("input", () => { search(); draw(); });
   by("significant").addEventListener("change", () => { search(); draw(); });
+  // --- download: the rows that the search finds, p-values and FDR as base-10 logarithms ---
+
+  function csv() {
+    const quoted = (text) => (/[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
+    const field = (row, title) => {
+      if (title === "gene") return quoted(data.genes[contrast.gene[row]]);
+      const value = valueOf(title)(row);
+      return value === null ? "" : quoted(String(value));
+    };
+    const names = { log10_p: "log10_p_value", log10_q: "log10_adj_p_value", gene: "variable", mean: "mean_expr" };
+    const lines = found.map((row) => columns.map((title) => field(row, title)).join(","));
+    return [columns.map((title) => names[title] || title).join(","), ...lines].join("\n") + "\n";
+  }
+  by("download").addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([csv()], { type: "text/csv" }));
+    link.download = `${contrast.name.replace(/[^A-Za-z0-9_.-]+/g, "_")}.csv`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
   by("find").addEventListener("submit", (event) => event.preventDefault());
   for (const [id, move] of Object.entries({ first: () => 0, previous: () => page - 1, next: () => page + 1, last: () => Infinity })) {
     by(id).addEventListener("click", () => { page = move(); draw(); });
