@@ -175,6 +175,7 @@ def load_run(folder: Path) -> tuple[LMMFit, pd.DataFrame, dict[str, Any]]:
         raise ValueError(f"{folder / RECORD} names no table of results: run lmm-gpu fit again")
     check_files(folder, record, (FIT, tables[0]))
     fit, table = LMMFit.load(folder / FIT), read_results(folder / tables[0])
+    table.attrs["transform"] = fit.summary.transform  # the unit of log_fc
     lacking = [name for name in (*_TEXTS, "log10_p_value") if name not in table]
     if lacking or not set(table["variable"]) <= set(fit.summary.features):
         raise ValueError(f"{folder / tables[0]} does not belong to the fit beside it: run lmm-gpu fit again")

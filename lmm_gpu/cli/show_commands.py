@@ -23,7 +23,8 @@ def plot(
     ] = None,
     gene: Annotated[str | None, typer.Option(help="For `gene`: name of the gene.")] = None,
     by: Annotated[
-        str | None, typer.Option(help="For `gene`: factor of the x axis (paired plot), or fixed effect for the colours.")
+        str | None,
+        typer.Option(help="For `gene`: factor of the x axis (paired plot), or fixed effect for the colours."),
     ] = None,
     facet: Annotated[str | None, typer.Option(help="For `gene` with --by: factor with one panel per level.")] = None,
     component: Annotated[str | None, typer.Option(help="For `gene`: random effect with the groups.")] = None,
