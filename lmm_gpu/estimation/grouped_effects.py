@@ -79,6 +79,11 @@ class GroupedEffects(GroupedForms):
             reml=method == "REML",
         )
 
+    def without_fixed(self) -> GroupedEffects:
+        """Return the likelihood of no genes of the random effects alone."""
+        none = self.select(like([], self.yry, dtype=namespace(self.yry).int64))
+        return replace(none, design=self.design.without_fixed())
+
     # --- genes ---
 
     def with_genes(self, zry: Array, yry: Array) -> GroupedEffects:

@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from ..backend.arrays import Array, like, namespace
 from ..backend.blocks import blocks
-from .covariance_terms import Term, by_pairs
+from .covariance_terms import Term, by_pairs, product
 from .group_elimination import Elimination, GroupedDesign, times_levels
+from .grouped_traces import level_blocks
 from .likelihood import Likelihood
 
 #: Bytes of the matrices of the genes that are evaluated together.
@@ -67,6 +68,19 @@ class GroupedForms(Likelihood):
             rows = [e[:, lo:hi] for lo, hi in map(term.rows, range(term.effects))]
             parts += [sum(gamma[a][b][:, None] * rows[b] for b in range(term.effects)) for a in range(term.effects)]
         return namespace(e).concat(parts, axis=1)
+
+    def conditional_variances(self, g: Array) -> Array:
+        """Diagonal of D - D Z'P0Z D (q, b): with a design without X, the variances of u given y over s_0."""
+        return self._pieces(lambda part, g: part._conditional_variances(g), g)
+
+    def _conditional_variances(self, g: Array) -> Array:
+        xp, at = namespace(g), self._eliminated(g)
+        rows: list[Array] = []
+        for t, term in enumerate(self.terms):
+            gamma = [[entry[:, None] for entry in row] for row in term.matrix(g)]  # (b, 1) each
+            moved = product(product(gamma, level_blocks(at, self.terms, self.widest, t)), gamma)
+            rows += [gamma[a][a] - moved[a][a] for a in range(term.effects)]  # (b, levels) each
+        return xp.permute_dims(xp.concat(rows, axis=1), (1, 0))
 
     def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
         """Minus a' of the fixed effects of Ry (c, b): what the random effects take from ordinary least squares."""

@@ -27,6 +27,17 @@ def design_traces(at: Elimination, terms: Sequence[Term], widest: int) -> tuple[
     return T, xp.stack([xp.stack(row, axis=0) for row in table], axis=0)
 
 
+def level_blocks(at: Elimination, terms: Sequence[Term], widest: int, t: int) -> Entries:
+    """Z'P0Z of each level of a term: (k, k) of (b, levels)."""
+    xp, effects = namespace(at.W), range(terms[t].effects)
+    if t == widest:
+        eliminated = EliminatedTraces.of(at, terms[t].effects)
+        return [[eliminated.M[a][b] - eliminated.N[a][b] for b in effects] for a in effects]
+    first = sum(term.size for i, term in enumerate(terms[:t]) if i != widest)
+    at_effect = [slice(first + a * terms[t].levels, first + (a + 1) * terms[t].levels) for a in effects]
+    return [[xp.linalg.diagonal(at.F_R[:, a, b]) for b in at_effect] for a in at_effect]
+
+
 @dataclass(frozen=True)
 class EliminatedTraces:
     """Sums over the levels of the eliminated term."""

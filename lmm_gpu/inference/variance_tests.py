@@ -48,15 +48,26 @@ def wald_test(variance: np.ndarray, se: np.ndarray, alternative: str) -> Varianc
     return VarianceTest(z, _halved_tail(np.abs(z), variance, alternative))
 
 
-def likelihood_ratio_test(ratio: np.ndarray, variance: np.ndarray, alternative: str) -> VarianceTest:
+def likelihood_ratio_test(ratio: np.ndarray, variance: np.ndarray, alternative: str, effects: int = 1) -> VarianceTest:
     """Likelihood ratio (m,), twice the gain in log-likelihood by a component estimated as `variance`.
 
     "greater": half a point at zero, half chi-squared on one df, and an estimate that is not above zero gains nothing.
     "two-sided", where components may be negative: chi-squared on one df.
+
+    One of k correlated `effects` goes with its k - 1 covariances: the mixture in equal parts of chi-squared on k - 1
+    and on k df, and on k df if two-sided.
+
+    References
+    ----------
+    Self and Liang (1987), J. Am. Stat. Assoc. 82, 605-610; Stram and Lee (1994), Biometrics 50, 1171-1177.
     """
     ratio = np.maximum(ratio, 0.0)
     if alternative == "greater":
         ratio = np.where(variance <= 0, 0.0, ratio)
+    if effects > 1:
+        tails = [special.chdtrc(df, ratio) for df in (effects - 1, effects)]
+        with np.errstate(divide="ignore"):
+            return VarianceTest(ratio, np.log10(tails[1] if alternative == "two-sided" else np.mean(tails, axis=0)))
     return VarianceTest(ratio, _halved_tail(np.sqrt(ratio), variance, alternative))
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 from ..backend.arrays import Array, to_numpy
 from ..backend.linalg import identity
+from ..estimation.covariance_terms import terms_of
 from ..estimation.fitting import fit_genes
+from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.likelihood import Likelihood
 from ..estimation.many_components import MultiComponent
 from ..estimation.mixed_model import MixedModel, in_pieces
@@ -61,7 +63,8 @@ class FitVariances(Fitted):
         alternative : {"greater", "two-sided"}
             "greater": a variance above zero. The null distribution is half a point at zero and half chi-squared with
             one df, and an estimate at or below zero has p = 1. "two-sided": also the negative components that fits
-            with bounds="auto" or "none" allow; chi-squared with one df.
+            with bounds="auto" or "none" allow; chi-squared with one df. One of k correlated effects is tested with its
+            covariances: by the mixture in equal parts of chi-squared with k - 1 and k df, or "two-sided" with k df.
         draws, seed : int
             Of the simulation for "rlrt".
 
@@ -85,16 +88,18 @@ class FitVariances(Fitted):
         [False, True]
         """
         at = self._component(component)
-        method = method or ("rlrt" if len(self.summary.d) == 1 and self.method == "REML" else "lrt")
+        exact = isinstance(self.model.likelihood, SingleComponent) and self.method == "REML"
+        method = method or ("rlrt" if exact else "lrt")
         self._check_variance_test(method, alternative)
-        variance, se = self.estimates.theta[at], self.estimates.se_theta[at]  # (m,)
+        row, effects = self._row_and_effects(at)
+        variance, se = self.estimates.theta[row], self.estimates.se_theta[row]  # (m,)
         if method == "wald":
             tested = wald_test(variance, se, alternative)
         elif method == "rlrt":
             null = exact_null(_single(self.model), draws, seed)
             tested = exact_test(self._likelihood_ratio(at), variance, null)
         else:
-            tested = likelihood_ratio_test(self._likelihood_ratio(at), variance, alternative)
+            tested = likelihood_ratio_test(self._likelihood_ratio(at), variance, alternative, effects)
         return self._variance_table(at, tested)
 
     def variance_intervals(self, level: float = 0.95) -> pd.DataFrame:
@@ -135,6 +140,9 @@ class FitVariances(Fitted):
         for genes, limits in self._by_block(lambda model, theta: variance_limits(model.likelihood, theta, level)):
             low[:, genes], high[:, genes] = limits
         names, features = self.summary.variance_names, self.summary.features
+        for row in _covariance_rows(self.summary):  # no mean square: normal limits
+            reach = norm.isf(0.5 * (1 - level)) * self.estimates.se_theta[row]
+            low[row], high[row] = self.estimates.theta[row] - reach, self.estimates.theta[row] + reach
         return pd.DataFrame(
             {
                 "variable": np.tile(np.asarray(features, dtype=object), len(names)),
@@ -151,7 +159,8 @@ class FitVariances(Fitted):
 
         For one grouping this is the intraclass correlation and its complement. A component counts with its variance
         in the average cell, s_i tr(Z_i'Z_i) / n: s_i itself for groups, s_i times the mean square of x for a slope.
-        A negative component has a negative share.
+        A covariance counts with what it adds to the variance in the average cell. A negative component has a negative
+        share.
 
         Returns
         -------
@@ -169,9 +178,11 @@ class FitVariances(Fitted):
         >>> shares.index.tolist(), shares.sum().round(12).tolist()
         (['donor', 'residual'], [1.0, 1.0])
         """
-        squares = np.diagonal(to_numpy(self.summary.ZZ))
-        ends = np.cumsum([0, *self.summary.d])
-        mean = [squares[lo:hi].sum() / self.summary.n for lo, hi in pairwise(ends)]
+        ZZ, mean = to_numpy(self.summary.ZZ), []
+        for term in terms_of(self.summary.d, self.summary.term_sizes):
+            for a, b in term.pairs:
+                products = np.diagonal(ZZ[slice(*term.rows(a)), slice(*term.rows(b))])
+                mean.append((1 if a == b else 2) * products.sum() / self.summary.n)
         parts = self.estimates.theta * np.array([*mean, 1.0])[:, None]  # (k+1, m)
         shares = parts / parts.sum(axis=0)
         return pd.DataFrame(shares, list(self.summary.variance_names), list(self.summary.features))
@@ -225,6 +236,56 @@ class FitVariances(Fitted):
             }
         )
 
+    def variances(self, gene: str | int) -> pd.DataFrame:
+        """Variance components of one gene as standard deviations and correlations.
+
+        Parameters
+        ----------
+        gene : str or int
+            Name or position.
+
+        Returns
+        -------
+        DataFrame
+            One row per variance or covariance, residual last: component, variance, sd (NaN for a covariance or a
+            negative variance), correlation (NaN for a variance).
+
+        Raises
+        ------
+        ValueError
+            For a gene that the fit does not have.
+
+        Examples
+        --------
+        >>> import numpy as np, pandas as pd, lmm_gpu
+        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+        >>> obs = pd.DataFrame({"donor": donor.astype(str), "x": np.tile(np.arange(10.0), 8)})
+        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+        >>> lmm_gpu.fit((Y, obs), "~ x + (x | donor)").variances("Gene1")["component"].tolist()
+        ['donor', 'donor.x', 'donor.cov(Intercept,x)', 'residual']
+        """
+        features = self.summary.features
+        at = features.index(gene) if gene in features else gene
+        if isinstance(at, bool) or not isinstance(at, (int, np.integer)) or not 0 <= at < len(features):
+            raise ValueError(
+                f"gene={gene!r} is not part of the fit; give one of its {len(features)} names or positions"
+            )
+        theta = self.estimates.theta[:, at]
+        sd, correlation = np.sqrt(np.where(theta >= 0, theta, np.nan)), np.full(theta.shape, np.nan)
+        for row, (i, j) in _covariance_rows(self.summary).items():
+            sd[row], correlation[row] = np.nan, theta[row] / (sd[i] * sd[j])
+        columns = {"variance": theta, "sd": sd, "correlation": correlation}
+        return pd.DataFrame({"component": list(self.summary.variance_names), **columns})
+
+    def _row_and_effects(self, component: int) -> tuple[int, int]:
+        # row of theta of a component's variance, and number of effects of its term
+        at = 0
+        for term in terms_of(self.summary.d, self.summary.term_sizes):
+            if component < at + term.effects:
+                return term.parameters[component - at], term.effects
+            at += term.effects
+        raise IndexError(component)
+
     def _component(self, component: str | int | None) -> int:
         names = self.summary.component_names
         k = len(names)
@@ -242,7 +303,7 @@ class FitVariances(Fitted):
             raise ValueError(f"alternative={alternative!r} is not known; use one of {', '.join(ALTERNATIVES)}")
         if method != "rlrt":
             return
-        if len(self.summary.d) > 1 or self.method != "REML":
+        if not isinstance(self.model.likelihood, SingleComponent) or self.method != "REML":
             raise ValueError(
                 f"method='rlrt' is exact for one random effect and REML; this fit has {len(self.summary.d)} and is by "
                 f"{self.method}: use method='lrt'"
@@ -253,7 +314,7 @@ class FitVariances(Fitted):
     def _likelihood_ratio(self, at: int) -> np.ndarray:
         """Twice the gain in log-likelihood by the component (m,); NaN where either model has no optimum."""
         ratio = np.full(self.summary.m, np.nan)
-        if len(self.summary.d) == 1:
+        if isinstance(self.model.likelihood, SingleComponent):
             found = self._by_block(lambda model, theta: to_numpy(likelihood_ratio(_single(model), theta)))
             for genes, part in found:
                 ratio[genes] = part
@@ -268,7 +329,7 @@ class FitVariances(Fitted):
             {
                 "variable": np.asarray(self.summary.features, dtype=object),
                 "component": self.summary.component_names[at],
-                "variance": self.estimates.theta[at],
+                "variance": self.estimates.theta[self._row_and_effects(at)[0]],
                 "statistic": tested.statistic,
                 "p_value": 10.0**tested.log10_p,
                 "adj_p_value": benjamini_hochberg(tested.log10_p),
@@ -279,6 +340,16 @@ class FitVariances(Fitted):
         )
 
 
+def _covariance_rows(summary: SummaryStats) -> dict[int, tuple[int, int]]:
+    # rows of theta that are covariances, with the rows of the two variances
+    found = {}
+    for term in terms_of(summary.d, summary.term_sizes):
+        for row, (a, b) in zip(term.parameters, term.pairs, strict=True):
+            if a != b:
+                found[row] = term.parameters[a], term.parameters[b]
+    return found
+
+
 def _single(model: MixedModel) -> SingleComponent:
     assert isinstance(model.likelihood, SingleComponent)
     return model.likelihood
@@ -286,6 +357,10 @@ def _single(model: MixedModel) -> SingleComponent:
 
 def unprojected(summary: SummaryStats) -> Likelihood:
     """Likelihood of no genes with Z'Z in place of S: its N = D (I + Z'Z D)^-1 is the conditional covariance / s_0."""
+    if max(summary.term_sizes) > 1:
+        likelihood = MixedModel.by_blocks(summary).likelihood
+        assert isinstance(likelihood, GroupedEffects)
+        return likelihood.without_fixed()
     projection = Projection.build(summary)
     bare = replace(projection, S=projection.ZZ)
     if len(summary.d) == 1:
@@ -299,6 +374,9 @@ def conditional_sd(bare: Likelihood, theta: Array) -> np.ndarray:
     `bare` is `unprojected` of the design.
     """
     g = bare.ratios(theta)
+    if isinstance(bare, GroupedEffects):
+        with np.errstate(invalid="ignore"):
+            return np.sqrt(to_numpy(theta[-1, :][None, :] * bare.conditional_variances(g)))
     unit = identity(bare.random_effects(g[:, :0]).shape[0], theta)
     form = in_pieces(lambda g: bare.variance_form(g, unit), g, unit.shape[0] ** 2)  # (q, b)
     with np.errstate(invalid="ignore"):

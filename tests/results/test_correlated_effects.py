@@ -8,8 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from paths import REFERENCE, ROOT
+from scipy.stats import chi2
 
 import lmm_gpu
+from lmm_gpu.design import build_design
+from lmm_gpu.estimation.covariance_terms import terms_of
 
 CASES = ["reml", "ml", "three", "crossed", "factor", "cellmeans", "singular", "nested"]
 #: lme4's optimiser stops this short of the optimum, relative.
@@ -23,7 +26,7 @@ class Case:
     def __init__(self, name, bounds="nonnegative"):
         with np.load(REFERENCE / f"correlated_{name}.npz") as stored:
             self.r = dict(stored)
-        obs = pd.read_csv(REFERENCE / f"correlated_{name}.metadata.csv", index_col=0)
+        obs = self.obs = pd.read_csv(REFERENCE / f"correlated_{name}.metadata.csv", index_col=0)
         self.method = "ML" if name == "ml" else "REML"
         formula = json.loads(str(self.r["case"]))["formula"]
         data = self.r["Y"].T, obs
@@ -146,3 +149,51 @@ def test_statistics_of_two_sites_add_up_to_those_of_all_cells():
     both = lmm_gpu.fit(sites[0] + sites[1], progress=False)
     whole = lmm_gpu.fit((Y, obs), formula, progress=False)
     np.testing.assert_allclose(both.theta, whole.theta, rtol=1e-8)
+
+
+def test_conditional_sd_of_blups_are_dense(case):
+    """The covariance of u given y, theta and beta, with n x n matrices."""
+    fit = case.fit
+    X, Z = fit_design(case)
+    gene = int(np.flatnonzero(case.interior)[0]) if case.interior.any() else 0
+    theta, D, at = fit.theta.to_numpy()[:, gene], np.zeros((Z.shape[1],) * 2), 0
+    for term in terms_of(fit.summary.d, fit.summary.term_sizes):
+        for a, b in term.pairs:
+            for i, j in {(a, b), (b, a)}:
+                D[np.arange(*term.rows(i)), np.arange(*term.rows(j))] = theta[at]
+            at += 1
+    V = theta[-1] * np.eye(len(X)) + Z @ D @ Z.T
+    wanted = np.sqrt(np.maximum(np.diag(D - D @ Z.T @ np.linalg.solve(V, Z @ D)), 0.0))
+    found = fit.ranef().query("variable == @fit.summary.features[@gene]")["sd"].fillna(0.0)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def fit_design(case):
+    design = build_design(case.fit.summary.formula, case.obs)
+    return design.X, design.Z.toarray()
+
+
+def test_fractions_add_up_to_one_and_count_covariances(case):
+    shares = case.fit.variance_fractions()
+    np.testing.assert_allclose(shares.sum(), 1.0, rtol=1e-10)
+    assert tuple(shares.index) == case.fit.summary.variance_names
+
+
+def test_variances_of_a_gene_have_correlations(case):
+    table = case.fit.variances("Gene1").set_index("component")
+    covariances = [name for name in table.index if ".cov(" in name]
+    assert table.loc[covariances, "sd"].isna().all()
+    correlation = table.loc[covariances, "correlation"]
+    assert (correlation.isna() | (correlation.abs() <= 1 + 1e-6)).all()
+
+
+def test_a_slope_is_tested_with_its_covariance():
+    """ranova: the likelihood ratio of (x | donor) against (1 | donor), on a mixture of one and two df."""
+    case = Case("reml")
+    without = lmm_gpu.fit((case.r["Y"].T, case.obs), "~ trt + x + (1 | donor)", bounds="nonnegative", progress=False)
+    ratio = 2 * (case.fit.logLik - without.logLik).to_numpy()
+    table = case.fit.variance_test("donor.x")
+    np.testing.assert_allclose(table["statistic"], ratio, rtol=1e-6)
+    np.testing.assert_allclose(table["p_value"], 0.5 * (chi2.sf(ratio, 1) + chi2.sf(ratio, 2)), rtol=1e-6)
+    intervals = case.fit.variance_intervals()
+    assert (intervals["ci_low"] < intervals["ci_high"]).all()
