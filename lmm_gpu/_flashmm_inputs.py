@@ -17,7 +17,7 @@ import scipy.sparse
 from .backend.arrays import is_sparse_on_device, to_numpy
 from .backend.sparse import on_device
 from .design.contrasts import contrast_rows
-from .io.readers import as_csr
+from .io.sparse_checks import canonical
 from .sumstats.alignment import default_names
 from .sumstats.summary_stats import SummaryStats, check_components
 from .sumstats.transform import check_values
@@ -32,7 +32,7 @@ def read_matrix(
     is a row, else a column.
     """
     if anywhere and on_device(A) and len(A.shape) == 2:
-        return as_csr(A), None, None
+        return canonical(A), None, None
     rows = columns = None
     if isinstance(A, pd.DataFrame):
         rows, columns = axis_labels(A.index), axis_labels(A.columns)

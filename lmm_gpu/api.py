@@ -41,7 +41,9 @@ def summarize(
     *,
     obs: pd.DataFrame | str | Path | None = None,
     layer: str | None = None,
+    use_raw: bool = False,
     features: Sequence[str] | str | Path | None = None,
+    feature_types: str | Sequence[str] | None = None,
     transform: str | None = None,
     size_factors: str | np.ndarray | None = None,
     target: float | None = None,
@@ -69,8 +71,12 @@ def summarize(
         Table of the cells, for data that have none.
     layer : str, optional
         Layer of the AnnData in place of X.
+    use_raw : bool
+        Use ``raw`` of the AnnData in place of X; ``layer="raw"`` means the same.
     features : sequence of str or path, optional
         Gene names, for data that have none.
+    feature_types : str or sequence of str, optional
+        Types of features to keep; by default gene expression alone of CellRanger's files, all features of an AnnData.
     transform : {None, "log1p", "log2p1", "normalize"}
         None: the values as they are, but raw counts as log2(1 + y). "normalize": log(1 + count / size factor).
     size_factors : str or array (n,), optional
@@ -122,7 +128,8 @@ def summarize(
     if not isinstance(formula, str):
         raise ValueError(f"got formula={formula!r}; wanted text such as '~ condition + (1 | donor)'")
     genes = GeneFilter(min_cells, min_mean)
-    opened = data if isinstance(data, Source) else open_source(data, obs, layer=layer, features=features)
+    where: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "features": features, "feature_types": feature_types}
+    opened = data if isinstance(data, Source) else open_source(data, obs, **where)
     with connected(scheduler) as client, opened as whole:
         source = select_cells(whole, cells)
         source = read_on_workers(source, budget) if client else source
@@ -198,8 +205,8 @@ def fit(
     progress : bool
         Show progress bars on a terminal.
     **reading
-        `obs`, `layer`, `features`, `transform`, `size_factors`, `target`, `is_counts`, `cells`, `min_cells`,
-        `min_mean`, `checkpoint` of `summarize`.
+        `obs`, `layer`, `use_raw`, `features`, `feature_types`, `transform`, `size_factors`, `target`, `is_counts`,
+        `cells`, `min_cells`, `min_mean`, `checkpoint` of `summarize`.
 
     Returns
     -------

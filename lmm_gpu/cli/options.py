@@ -20,6 +20,14 @@ TABLE = "Table: .csv, .csv.gz, .tsv or .parquet."
 Obs = Annotated[Path | None, typer.Option(help="Table of the cells (.csv, .tsv), for data without one.")]
 Features = Annotated[Path | None, typer.Option(help="Gene names, one per line, for data without them.")]
 Layer = Annotated[str | None, typer.Option(help="Layer of the .h5ad or .zarr to fit instead of X.")]
+UseRaw = Annotated[
+    bool | None,
+    typer.Option("--use-raw", help="Fit raw of the .h5ad or .zarr instead of X; --layer raw does the same."),
+]
+FeatureTypes = Annotated[
+    list[str] | None,
+    typer.Option(help="Type of features to fit, such as 'Antibody Capture'; repeatable. By default Gene Expression."),
+]
 Transform = Annotated[
     str | None, typer.Option(help="log1p, log2p1 or normalize. By default raw counts are fitted as log2(1 + y).")
 ]

@@ -184,7 +184,8 @@ def _summed(
             return summary, contrasts_of(contrasts, summary.fixed_names)
         if formula is None:
             raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
-        where = {name: reading[name] for name in ("obs", "layer", "features") if name in reading}
+        opening = ("obs", "layer", "use_raw", "features", "feature_types")
+        where = {name: reading[name] for name in opening if name in reading}
         rest = {name: value for name, value in reading.items() if name not in (*where, "cells")}
         rest |= {name: options[name] for name in ("device", "memory", "scheduler") if name in options}
         with open_source(data, **where) as opened:

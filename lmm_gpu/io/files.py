@@ -1,52 +1,67 @@
-"""TODO docstring."""
+"""Files written as a whole: a table, JSON or anything else replaces its target only once it is complete."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
+import stat
+import time
+import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Literal
 
 from ..backend.optional import require
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+#: Seconds after which a part that another machine left behind counts as stale.
+_STALE = 86_400.0
 
 
 def suffix_of(path: str | Path, known: Iterable[str]) -> str:
-    """Find out which of the known endings a path has."""
+    """Return the ending of a path among the known ones.
+
+    Raises
+    ------
+    ValueError
+        If the path ends in none of them.
+    """
     for suffix in known:
         if str(path).lower().endswith(suffix):
             return suffix
-    raise ValueError(f"cannot tell from its ending what {path} is: it should be one of {', '.join(known)}")
+    raise ValueError(f"the ending of {path} is not known: use one of {', '.join(known)}")
 
 
 def separator_of(path: str | Path) -> str:
-    """Find out what stands between the columns of a text table."""
+    """Return the separator between the columns of a text table, by its ending."""
     return "\t" if suffix_of(path, TABLES).startswith(".tsv") else ","
 
 
 def write_table(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write a table as .csv, .csv.gz, .tsv or .parquet, replacing the file only once all of it is written.
+    """Write a table as .csv, .csv.gz, .tsv or .parquet; the target is replaced once the table is complete.
 
     Parameters
     ----------
     frame
         Its index becomes the first column unless it is a plain 0, 1, 2, ...
     path
-        Folders on the way are made.
+        Missing folders are created.
 
     Raises
     ------
     ValueError
-        If the ending is unknown, or .parquet is asked for and pyarrow is not installed.
+        If the ending is unknown, pyarrow is missing for .parquet, or `path` is no regular file.
 
     Examples
     --------
     >>> import tempfile
+    >>> import pandas as pd
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_table(pd.DataFrame({"variable": ["ISG15"], "log_fc": [2.5]}), f"{folder}/results/table.csv")
     ...     print(Path(folder, "results", "table.csv").read_text())
@@ -54,6 +69,8 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
     ISG15,2.5
     <BLANKLINE>
     """
+    import pandas as pd
+
     suffix = check_table_path(path)
     with replacing(path) as part:
         if suffix == ".parquet":
@@ -65,27 +82,35 @@ def write_table(frame: pd.DataFrame, path: str | Path) -> None:
 
 
 def check_table_path(path: str | Path) -> str:
-    """Return the ending of a table to be written, refused if it is unknown or a package for it is missing."""
+    """Return the ending of a table to write.
+
+    Raises
+    ------
+    ValueError
+        If the ending is unknown or a package for it is missing.
+    """
     suffix = suffix_of(path, (*TABLES, ".parquet"))
     if suffix == ".parquet":
         require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
     return suffix
 
 
-def write_json(obj: Any, path: str | Path) -> None:
-    """Write an object as JSON, replacing the file only once all of it is written.
+def write_json(obj: object, path: str | Path) -> None:
+    """Write an object as JSON; the target is replaced once the text is complete.
 
     Parameters
     ----------
     obj
         Dictionaries, lists, texts, numbers, None.
     path
-        Folders on the way are made.
+        Missing folders are created.
 
     Raises
     ------
     TypeError
-        If `obj` holds anything that JSON cannot.
+        If JSON cannot represent `obj`.
+    ValueError
+        If `path` is no regular file.
 
     Examples
     --------
@@ -101,16 +126,88 @@ def write_json(obj: Any, path: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Give a path in the same folder to write to; it takes the place of `path` if all went well, else it goes."""
-    target = Path(path)
+    """Yield a path beside `path` to write to; it replaces `path` if the block succeeds and is removed otherwise.
+
+    A symbolic link is followed: the file that it points to is replaced, the link stays. The name of the part has the
+    host, the process and a random number in it, so that runs on machines with a shared disk do not meet; parts of
+    processes that no longer run are removed.
+
+    Raises
+    ------
+    ValueError
+        If `path` exists and is no regular file.
+    """
+    target = writable_target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    remove_stale_parts(target)
+    part = target.with_name(f".{target.name}.{_host()}.{os.getpid()}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield part
+        if target.exists():
+            shutil.copymode(target, part)
         os.replace(part, target)
     except OSError as error:
         if error.filename is not None and str(error.filename) == str(part):
-            error.filename = str(target)  # what the caller knows
+            error.filename = str(path)  # the name that the caller knows
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def writable_target(path: str | Path) -> Path:
+    """Return the file that writing to `path` replaces: `path`, or the file that a symbolic link points to.
+
+    Raises
+    ------
+    ValueError
+        If it exists and is a folder, device, pipe or socket, or the link is part of a cycle.
+    """
+    path = Path(path)
+    try:
+        target = Path(os.path.realpath(path, strict=False)) if path.is_symlink() else path
+        mode = target.stat().st_mode if target.exists() else stat.S_IFREG
+    except (OSError, ValueError) as error:  # a cycle of links, a NUL in the name
+        raise ValueError(f"cannot write {path}: {error}") from error
+    if target.is_symlink():
+        raise ValueError(f"cannot write {path}: its symbolic links form a cycle")
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device, pipe or socket"
+        raise ValueError(f"cannot write {path}: it is {kind}; give the name of a regular or new file")
+    return target
+
+
+def remove_stale_parts(target: Path) -> None:
+    """Remove parts of `target` whose processes ended without removing them."""
+    start = f".{target.name}."
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if entry.name.startswith(start) and _is_stale(entry, entry.name.removeprefix(start)):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_stale(entry: os.DirEntry[str], rest: str) -> bool:
+    words = rest.split(".")  # host, process, random number, "part"; earlier versions: process, "part"
+    if words[-1] != "part" or len(words) not in (2, 4) or not words[-2 if len(words) == 2 else 1].isdigit():
+        return False
+    if len(words) == 2:
+        return not _is_running(int(words[0]))
+    if words[0] == _host():
+        return not _is_running(int(words[1]))
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # signal 0 would interrupt the process there
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
+def _host() -> str:
+    return socket.gethostname().partition(".")[0].replace("/", "_")

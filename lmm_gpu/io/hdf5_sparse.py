@@ -1,4 +1,4 @@
-"""Sparse matrices as they lie in a file: rows of CSR or columns of CSC are read when they are asked for."""
+"""Sparse matrices in a file of HDF5 or zarr: rows of CSR, or columns of CSC, are read on request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from .sparse_checks import check_indptr
+
 
 class StoredSparse:
     """A sparse matrix of n cells x m genes in three one-dimensional datasets of HDF5 or zarr.
 
-    ``matrix[lo:hi]`` reads cells, or genes where the matrix is stored by columns (`by_genes`); only the places where
-    rows (columns) begin are held in memory.
+    ``matrix[lo:hi]`` reads cells, or genes where the matrix is stored by columns (`by_genes`); only `indptr` stays in
+    memory. anndata's `sparse_dataset` does the same, but neither checks the indices nor decompresses on threads.
 
     Parameters
     ----------
@@ -26,19 +28,25 @@ class StoredSparse:
     Raises
     ------
     ValueError
-        If the three do not fit together, here or when values are read.
+        If the three are not those of a sparse matrix, here or when values are read.
     """
 
     def __init__(self, group: Any, shape: tuple[int, int], by_genes: bool = False):
         self.shape = (int(shape[0]), int(shape[1]))
         self.by_genes, self.group = by_genes, group
         self.data, self.indices = group["data"], group["indices"]
-        self.indptr = np.asarray(group["indptr"][:]).astype(np.int64)  # (n + 1,) or (m + 1,)
         self.dtype = self.data.dtype
-        stored = {self.data.shape[0], self.indices.shape[0], int(self.indptr[-1]) if self.indptr.size else -1}
         long, self._short = self.shape[::-1] if by_genes else self.shape
-        if len(self.indptr) != long + 1 or self.indptr[0] != 0 or (np.diff(self.indptr) < 0).any() or len(stored) > 1:
-            raise ValueError(f"its indptr, indices and data are not those of a sparse matrix of shape {self.shape}")
+        starts, stored = group["indptr"], self.data.shape
+        if starts.shape != (long + 1,) or stored != self.indices.shape or len(stored) != 1:
+            raise ValueError(
+                f"a sparse matrix of shape {self.shape} cannot have indptr, indices and data of shapes {starts.shape}, "
+                f"{self.indices.shape} and {stored}"
+            )
+        if any(values.dtype.kind not in "iu" for values in (starts, self.indices)) or self.dtype.kind not in "biuf":
+            raise ValueError("the indptr and indices of a sparse matrix must be integers, its data numbers")
+        self.indptr = np.asarray(starts[:]).astype(np.int64)  # (n + 1,) or (m + 1,)
+        check_indptr(self.indptr, stored[0], long)
 
     def __getitem__(self, some: slice) -> Any:
         """Cells ``some`` as csr_array, or genes as csc_array."""
@@ -47,15 +55,25 @@ class StoredSparse:
 
 
 def read_part(group: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any:
-    """Rows (columns if `by_genes`) of a stored matrix with `short` columns (rows).
+    """Read rows (columns if `by_genes`) of a stored sparse matrix.
 
-    They begin at `begins`, which has one more for the end of the last: all that is read of "indptr" and held.
+    Parameters
+    ----------
+    group
+        Has "data" and "indices".
+    short
+        Number of columns (rows if `by_genes`).
+    by_genes
+        False: CSR. True: CSC.
+    begins
+        (rows + 1,) part of indptr.
+
+    Returns
+    -------
+    csr_array or csc_array, with unchecked indices
     """
     begin, end = int(begins[0]), int(begins[-1])
     data, indices = np.asarray(group["data"][begin:end]), np.asarray(group["indices"][begin:end])
-    # a wrong index would be written to, wherever that is
-    if indices.size and (int(indices.min()) < 0 or int(indices.max()) >= short):
-        raise ValueError(f"an index lies outside 0 .. {short - 1}")
     kind = np.int32 if max(end - begin, short) < 2**31 else np.int64
     parts = data, indices.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
     count = len(begins) - 1

@@ -1,20 +1,27 @@
-"""Cells in, tables out: whatever holds the values is read in chunks of rows, and no file is ever left half-written."""
+"""Cells x genes values from memory or from a file, in chunks, with the table that describes the cells."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from ..backend.arrays import entered
-from ..backend.sparse import is_sparse, some_rows
-from .readers import Found, as_csr, find_values, read_features, read_obs, reading
+from ..backend.arrays import Array, entered
+from ..backend.sparse import some_rows
+from .broken_files import IN_MEMORY, reading
+from .cell_tables import aligned, table_of
+from .found import Found, Selection
+from .readers import find_values, read_features
+from .sparse_checks import as_csr, canonical
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -28,23 +35,26 @@ class Source:
     Attributes
     ----------
     matrix
-        (n, m): anything whose ``[lo:hi]`` gives rows; read it through `chunks`.
+        Stored cells x stored features: anything whose ``[lo:hi]`` gives rows; read it through `chunks`.
     obs
-        One row per cell, in the order of the matrix.
+        (n rows) One row per cell, in the order of the matrix.
     features
-        One name per gene.
+        (m,) Names of the genes.
     name
-        What to call the matrix in a message: its path, if it has one.
+        Name of the matrix in messages: its path, if it has one.
     kept
-        (rows of the matrix,): which of them are cells of this source; None for all.
+        (stored cells,) bool: cells of this source; None for all.
+    features_kept
+        (stored features,) bool: genes of this source; None for all.
     """
 
-    matrix: Any = field(repr=False)
+    matrix: Array = field(repr=False)
     obs: pd.DataFrame = field(repr=False)
     features: tuple[str, ...] = field(repr=False)
     name: str
     _files: ExitStack = field(repr=False)
     kept: np.ndarray | None = field(default=None, repr=False)
+    features_kept: np.ndarray | None = field(default=None, repr=False)
 
     @property
     def n(self) -> int:
@@ -58,56 +68,64 @@ class Source:
 
     @property
     def by_genes(self) -> bool:
-        """Whether the matrix is read in chunks of genes, as one that is stored by columns (CSC)."""
+        """True if the matrix is read in chunks of genes, as one that is stored by columns (CSC)."""
         return bool(getattr(self.matrix, "by_genes", False))
 
     def where(self, kept: np.ndarray) -> Source:
-        """The same source with some of its cells only: those where `kept` (n,) is True; categories without cells go."""
+        """Return the same source with the cells where `kept` (n,) is True; categories without cells are dropped."""
         obs = self.obs[kept].copy()
-        for name in obs.columns[[isinstance(dtype, pd.CategoricalDtype) for dtype in obs.dtypes]]:
+        for name in obs.columns[[str(dtype) == "category" for dtype in obs.dtypes]]:
             obs[name] = obs[name].cat.remove_unused_categories()
-        stored = kept
-        if self.kept is not None:
-            stored = self.kept.copy()  # (stored cells,)
-            stored[self.kept] = kept
-        return replace(self, obs=obs, kept=stored)
+        return replace(self, obs=obs, kept=_narrowed(self.kept, kept))
 
-    def chunks(self, pieces: int | Sequence[slice]) -> Iterator[tuple[slice, Any]]:
+    def chunks(self, pieces: int | Sequence[slice], *, canonical: bool = True) -> Iterator[tuple[slice, Any]]:
         """Yield the matrix in chunks of rows, in order; in chunks of columns if `by_genes`.
 
         Parameters
         ----------
         pieces
             Stored rows (columns) per chunk, where the last chunk holds what is left; or the slices to read.
+        canonical
+            Check the indices of sparse values, add up duplicates and convert them to CSR. False leaves this to the
+            caller, as `lmm_gpu.io.sparse_checks.canonical` does it.
 
         Yields
         ------
         place
-            Where the chunk lies among the n cells (m genes).
+            Position of the chunk among the n cells (m genes).
         values
-            (cells, m) or (n, genes) as they are stored: `scipy.sparse.csr_array` if sparse, else an array.
+            (cells, m) or (n, genes) as they are stored: `scipy.sparse.csr_array` if sparse (csc_array if `by_genes` and
+            not `canonical`), else an array.
 
         Raises
         ------
         ValueError
-            If `pieces` is not a positive number, or the file cannot be read any further.
+            If `pieces` is not a positive number, the file cannot be read any further, or a sparse index lies outside
+            the matrix.
         """
-        before = None if self.kept is None else np.concatenate([[0], np.cumsum(self.kept)])  # (stored cells + 1,)
+        along, across = (self.features_kept, self.kept) if self.by_genes else (self.kept, self.features_kept)
+        before = None if along is None else np.concatenate([[0], np.cumsum(along)])  # (stored rows + 1,)
         for piece in self.slices(pieces) if isinstance(pieces, int) else pieces:
-            place = piece
-            if before is not None and not self.by_genes:
-                place = slice(int(before[piece.start]), int(before[piece.stop]))
-            with reading(self.name), entered(self.matrix):
-                values = self.matrix[piece]  # (cells, m) or (n, genes)
-                values = without_duplicates(values.compute() if hasattr(values, "compute") else values)  # dask
-                if self.kept is not None:
-                    values = some_rows(values, self.kept if self.by_genes else self.kept[piece])
-            yield place, values
+            place = piece if before is None else slice(int(before[piece.start]), int(before[piece.stop]))
+            if place.start < place.stop or before is None:
+                with reading(self.name), entered(self.matrix):
+                    values = self._read(piece, None if along is None else along[piece], across, canonical)
+                yield place, values
+
+    def _read(self, piece: slice, along: np.ndarray | None, across: np.ndarray | None, as_canonical: bool) -> Any:
+        """Read stored rows (columns if `by_genes`) and keep those of `along` and `across`."""
+        values = self.matrix[piece]  # (cells, m) or (n, genes)
+        values = values.compute() if hasattr(values, "compute") else values  # dask
+        if as_canonical or along is not None or across is not None:
+            values = canonical(values)
+        rows, columns = (across, along) if self.by_genes else (along, across)
+        values = values if rows is None else some_rows(values, rows)
+        return values if columns is None else some_columns(values, columns)
 
     def slices(self, size: int) -> Iterator[slice]:
-        """Cut the rows of the matrix (its columns, if `by_genes`) into pieces of at most `size`."""
+        """Cut the rows of the matrix (its columns if `by_genes`) into pieces of at most `size`."""
         if size < 1:
-            raise ValueError(f"got chunks of {size} cells, wanted 1 or more")
+            raise ValueError(f"got chunks of {size} cells, expected 1 or more")
         end = self.matrix.shape[1 if self.by_genes else 0]
         return (slice(start, min(start + size, end)) for start in range(0, end, size))
 
@@ -123,25 +141,34 @@ def open_source(
     obs: pd.DataFrame | str | Path | None = None,
     *,
     layer: str | None = None,
+    use_raw: bool = False,
     features: Sequence[str] | str | Path | None = None,
+    feature_types: str | Sequence[str] | None = None,
 ) -> Source:
     """Open cells x genes values, from memory or from a file, for reading in chunks.
 
     Parameters
     ----------
     data
-        An AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx or .mtx.gz (streamed, never loaded whole; a .mtx
-        has to be sorted by rows or columns, and its cells may be either), .npz (a SciPy sparse matrix or one NumPy
-        array), .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names); a matrix (NumPy,
-        SciPy sparse, DataFrame; CuPy's arrays and cupyx.scipy.sparse, PyTorch's and JAX's arrays, which stay on their
-        device); or a pair (matrix, obs).
+        An AnnData; a path to .h5ad, .zarr, .h5 of CellRanger, .mtx or .mtx.gz, or a folder such as
+        ``filtered_feature_bc_matrix`` (streamed, never loaded whole; a .mtx has to be sorted by rows or columns, its
+        cells may be either, and barcodes.tsv and features.tsv beside it are read), .npz (a SciPy sparse matrix or one
+        NumPy array), .csv, .csv.gz or .tsv (a header of gene names, perhaps a first column of cell names); a matrix
+        (NumPy, SciPy sparse, DataFrame; CuPy's arrays and cupyx.scipy.sparse, PyTorch's and JAX's arrays, which stay
+        on their device); or a pair (matrix, obs).
     obs
-        One row per cell: a DataFrame or a path to .csv or .tsv. Only AnnData, .h5ad and .zarr bring their own.
+        One row per cell: a DataFrame or a path to .csv or .tsv. Only AnnData, .h5ad and .zarr have their own. Where
+        both the values and obs have names of the cells, obs is aligned by them.
     layer
-        Layer to read instead of X, for AnnData, .h5ad and .zarr.
+        Layer to read instead of X, for AnnData, .h5ad and .zarr; "raw" is raw unless a layer has this name.
+    use_raw
+        Read raw instead of X, for AnnData, .h5ad and .zarr.
     features
         Names of the genes, or a path to a text file with one per line or CellRanger's features.tsv. By default those
         that `data` has, else Gene1, Gene2, ...
+    feature_types
+        Types of features to keep, such as "Gene Expression" or ["Gene Expression", "Antibody Capture"]. By default
+        only gene expression of CellRanger's files, and all features of AnnData.
 
     Returns
     -------
@@ -170,70 +197,47 @@ def open_source(
     """
     if isinstance(data, tuple) and len(data) == 2:
         data, obs = data
-    name = str(data) if isinstance(data, (str, Path)) else "the matrix"
+    name = str(data) if isinstance(data, (str, Path)) else IN_MEMORY
     with ExitStack() as files:
-        found = find_values(data, layer, files)
+        found = find_values(data, Selection(layer, use_raw, feature_types), files)
         if len(found.matrix.shape) != 2:
             raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
-        table = _table_of(obs, found, name)
+        table = table_of(obs, found, name)
         if found.either_way and len(table) == found.matrix.shape[1] != found.matrix.shape[0]:
             logger.info("%s has one column for each row of obs: its columns are taken as cells", name)
             found = replace(found, matrix=as_csr(found.matrix.T))
-        _check_obs(table, found, name)
-        return Source(found.matrix, table, _gene_names(features, found, name), name, files.pop_all())
+        table = aligned(table, found, name)
+        genes = _gene_names(features, found, name)
+        return Source(found.matrix, table, genes, name, files.pop_all(), features_kept=found.features_kept)
 
 
-def without_duplicates(values: Any) -> Any:
-    """SciPy's sparse matrices as csr_array, where what is stored for one place in two parts is added up."""
-    values = as_csr(values)
-    if is_sparse(values) and not values.has_canonical_format:
-        values = values.copy()  # rows of a matrix in memory are views
-        values.sum_duplicates()
-    return values
+def some_columns(values: Any, kept: np.ndarray) -> Any:
+    """Return the columns of NumPy or SciPy values where `kept` is True."""
+    return values[:, np.flatnonzero(kept)]
 
 
-def _table_of(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> pd.DataFrame:
-    """Give the table of the cells: the one that was passed, else the one that came with the values."""
-    table = read_obs(Path(obs)) if isinstance(obs, (str, Path)) else obs
-    if table is None and found.cells is not None and found.cells.shape[1]:
-        table = found.cells
-    if not isinstance(table, pd.DataFrame):
-        raise ValueError(f"{name} needs a table that describes its cells: pass obs=, a DataFrame or a path to .csv")
-    return table
-
-
-def _check_obs(table: pd.DataFrame, found: Found, name: str) -> None:
-    """Refuse a table that is not about the rows of the matrix."""
-    n, m = found.matrix.shape
-    if len(table) != n:
-        advice = "transpose it, cells are the rows" if len(table) == m else "both need one row per cell"
-        raise ValueError(f"obs has {len(table)} rows, but {name} has {n} rows and {m} columns: {advice}")
-    if found.cells is not None:
-        _check_labels(found.cells.index, table.index, name)
-
-
-def _check_labels(rows: pd.Index, labels: pd.Index, name: str) -> None:
-    """Compare the names of the rows with those of obs, where both have names."""
-    if isinstance(rows, pd.RangeIndex) or isinstance(labels, pd.RangeIndex):
-        return
-    wrong = np.flatnonzero(rows.astype(str) != labels.astype(str))
-    if len(wrong):
-        pairs = ", ".join(f"{rows[row]} / {labels[row]}" for row in wrong[:3])
-        moved = set(rows.astype(str)) == set(labels.astype(str))
-        advice = "sort obs like the matrix, with obs.loc" if moved else "pass the obs of these cells"
-        raise ValueError(f"{len(wrong)} of {len(rows)} cells have other names in {name} / in obs ({pairs}): {advice}")
+def _narrowed(before: np.ndarray | None, kept: np.ndarray) -> np.ndarray:
+    """Combine a selection of what is stored with a selection among what it keeps."""
+    if before is None:
+        return kept
+    stored = before.copy()
+    stored[before] = kept
+    return stored
 
 
 def _gene_names(features: Sequence[str] | str | Path | None, found: Found, name: str) -> tuple[str, ...]:
-    m = found.matrix.shape[1]
     if isinstance(features, (str, Path)):
         features = read_features(Path(features))
+    stored, kept = int(found.matrix.shape[1]), found.features_kept
     given = found.genes if features is None else features
-    names = [f"Gene{gene}" for gene in range(1, m + 1)] if given is None else [str(gene) for gene in given]
+    names = [f"Gene{gene}" for gene in range(1, stored + 1)] if given is None else [str(gene) for gene in given]
+    m = stored if kept is None else int(np.count_nonzero(kept))
+    if kept is not None and len(names) == stored:
+        names = [names[i] for i in np.flatnonzero(kept)]
     if len(names) != m:
-        raise ValueError(f"got {len(names)} gene names for the {m} columns of {name}: wanted one for each")
-    twice = pd.Index(names)[pd.Index(names).duplicated()].unique()
-    if len(twice):
+        raise ValueError(f"got {len(names)} gene names for the {m} columns of {name}: expected one for each")
+    twice = sorted({gene for gene, count in Counter(names).items() if count > 1})
+    if twice:
         raise ValueError(
             f"{len(twice)} gene names of {name} appear more than once ({', '.join(twice[:5])}): make them unique, in "
             "AnnData with var_names_make_unique()"

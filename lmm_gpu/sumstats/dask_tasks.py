@@ -17,9 +17,9 @@ import scipy.sparse
 from ..backend.arrays import Array, entered, flag_indices, to_numpy
 from ..backend.optional import require
 from ..backend.sparse import some_rows, stored_values
+from ..io.broken_files import reading
 from ..io.hdf5_sparse import read_part
-from ..io.readers import reading
-from ..io.source import without_duplicates
+from ..io.sparse_checks import canonical
 from .accumulator import gene_counts
 from .centring import centre_of
 from .products import products_of_chunk, row_totals
@@ -41,7 +41,7 @@ class Rows:
 
     def checked(self, Y: Any) -> Any:
         """Values of the cells that are taken, as they are stored."""
-        Y = without_duplicates(Y)
+        Y = canonical(Y)
         Y = Y if self.kept is None else some_rows(Y, self.kept)
         check_values(Y, self.name, self.start)
         return Y

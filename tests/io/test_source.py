@@ -281,7 +281,7 @@ def test_any_chunk_size_of_a_store(store, cells):
 
 @pytest.mark.parametrize("cells", [0, -3])
 def test_chunks_hold_cells(cells):
-    with pytest.raises(ValueError, match=f"got chunks of {cells} cells, wanted 1 or more"):
+    with pytest.raises(ValueError, match=f"got chunks of {cells} cells, expected 1 or more"):
         next(open_source(COUNTS, OBS).chunks(cells))
 
 
@@ -299,12 +299,16 @@ def test_wrong_things():
         COUNTS, OBS, features=["A", "A", "B", "B", "C", "D", "E"], texts=("2 gene names", "(A, B)", "make them unique")
     )
     frame = pd.DataFrame(COUNTS, CELLS, GENES)
-    refused(frame.assign(G3="x"), OBS, texts=("not numbers (G3)", "in obs"))
+    refused(frame.assign(G3="x"), OBS, texts=("not numbers (G3)", "as obs"))
 
 
 def test_labels_that_do_not_match():
     frame = pd.DataFrame(COUNTS, CELLS, GENES)
-    refused(frame, OBS[::-1], texts=("22 of 23 cells", "(c0 / c22, c1 / c21, c2 / c20)", "sort obs like the matrix"))
+    with open_source(frame, OBS[::-1]) as source:
+        pd.testing.assert_frame_equal(source.obs, OBS)
+    twice = OBS.set_axis([*CELLS[:-1], CELLS[0]])
+    refused(frame, twice, texts=("23 cells have other names in the matrix / in obs", "pass the obs"))
+    refused(frame.set_axis(twice.index), twice[::-1], texts=("has the cell c0 more than once",))
     other = OBS.set_axis([*CELLS[:-1], "X"])
     refused(frame, other, texts=("1 of 23 cells", "(c22 / X)", "pass the obs of these cells"))
     assert open_source(frame, OBS.reset_index(drop=True)).n == N  # no labels, nothing to compare
@@ -312,7 +316,7 @@ def test_labels_that_do_not_match():
 
 def test_labels_of_a_table_that_do_not_match(tmp_path):
     pd.DataFrame(COUNTS, CELLS, GENES).to_csv(tmp_path / "m.csv")
-    refused(tmp_path / "m.csv", OBS[::-1], texts=(f"{tmp_path / 'm.csv'} / in obs", "sort obs"))
+    refused(tmp_path / "m.csv", OBS.rename(index={"c3": "x"}), texts=(f"{tmp_path / 'm.csv'} / in obs (c3 / x)",))
     refused(tmp_path / "m.csv", texts=("needs a table",))
 
 
@@ -396,7 +400,7 @@ def test_damage_found_while_streaming(tmp_path):
 
 def test_archives_with_more_than_one_array(tmp_path):
     np.savez(tmp_path / "m.npz", a=COUNTS, b=COUNTS)
-    refused(tmp_path / "m.npz", OBS, texts=("holds 2 arrays (a, b), wanted one", "save_npz"))
+    refused(tmp_path / "m.npz", OBS, texts=("holds 2 arrays (a, b), expected one", "save_npz"))
 
 
 class Bomb:
