@@ -44,8 +44,10 @@ def read_matrix(
         A = A.reshape((1, -1) if one_row else (-1, 1))
     if A.ndim != 2:
         raise ValueError(f"{name} has {A.ndim} dimensions; expected a matrix")
-    # sums over SciPy's older spmatrix are np.matrix: arrays only from here on
-    return scipy.sparse.csr_array(A) if scipy.sparse.issparse(A) else A, rows, columns
+    try:
+        return canonical(A), rows, columns
+    except ValueError as error:
+        raise ValueError(f"{name} is no valid sparse matrix: {error}") from error
 
 
 def axis_labels(axis: pd.Index) -> list[str] | None:

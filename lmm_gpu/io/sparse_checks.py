@@ -109,7 +109,7 @@ def as_csr(values: Any) -> Any:
 
 
 def canonical(values: Any) -> Any:
-    """Return valid sparse values as CSR, sorted within rows and with duplicate places added up; keep dense values.
+    """Return valid sparse values as csr_array, sorted within rows and with duplicates added up; keep dense values.
 
     Raises
     ------
