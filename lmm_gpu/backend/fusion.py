@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Elementwise functions that run as one kernel on libraries that can fuse them (CuPy)."""
 
 from __future__ import annotations
 
@@ -7,52 +7,117 @@ import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, ParamSpec, TypeVar, cast
 
 import array_api_compat
 import array_api_compat.numpy
 
 from .arrays import Array, namespace
 
+P = ParamSpec("P")
+R = TypeVar("R")
+_LEAF = "array"
 _fusing: ContextVar[bool] = ContextVar("fusing", default=True)
 
 
-def fused(body: Callable[..., tuple[Array, ...]]) -> Callable[..., tuple[Array, ...]]:
-    """Make one kernel of an elementwise function on libraries that can (CuPy); elsewhere it is computed as written.
+def fused(body: Callable[..., R]) -> Callable[..., R]:
+    """Compile an elementwise function to one kernel where the library can (CuPy); elsewhere call it as written.
 
-    ``body(xp, options, *arrays)`` returns a tuple of arrays, each of the shape to which all its arguments broadcast. It
-    may use operators, comparisons, `where` and elementwise functions of `xp`; what it does may depend on `options`,
-    which are hashable, but not on values. Called as ``fused(body)(options, *arrays)``, where Python numbers may stand
-    among the arrays: a kernel is compiled for every new `options`, not for new numbers. A number may only meet an array
-    of numbers: of two numbers, or of a number and a boolean, CuPy's fusion makes a float16. Where no kernel can be
-    made, the body is computed as written, with one warning.
+    Parameters
+    ----------
+    body : callable
+        ``body(xp, options, *arguments)``. Arguments and result are arrays, tuples of them, or dataclasses whose fields
+        are such; numbers may stand among the arrays, and None means absent. Every array of the result has the shape
+        to which all arrays of the arguments broadcast. The body may use operators, comparisons, `where` and
+        elementwise functions of `xp`; what it does may depend on `options`, which are hashable, and on what is absent,
+        but not on values.
+
+    Returns
+    -------
+    callable
+        To be called as ``function(options, *arguments)``. A kernel is compiled for every new `options`, not for new
+        numbers. Where no kernel can be made, the body is computed as written, with one warning.
+
+    Notes
+    -----
+    A number may only be combined with an array of numbers: of two numbers, or a number and a boolean, CuPy's fusion
+    makes a float16.
     """
-    plainly: set[tuple[Any, Hashable]] = set()  # what no kernel could be made of
+    not_fusible: set[tuple[Any, Hashable]] = set()
 
     @functools.cache
-    def kernel(xp: Any, options: Hashable) -> Callable[..., tuple[Array, ...]]:
-        def traced(*arrays: Array) -> tuple[Array, ...]:
-            return body(_plain(xp), options, *arrays)
-
-        traced.__name__ = body.__name__.strip("_")
-        return xp.fuse(traced)
+    def kernel(xp: Any, options: Hashable, structure: Hashable) -> _Kernel:
+        return _Kernel(body, xp, options, structure)
 
     @functools.wraps(body)
-    def call(options: Hashable, *arrays: Array) -> tuple[Array, ...]:
+    def call(options: Hashable, *arguments: Any) -> R:
+        arrays, structure = flatten(arguments)
         xp = namespace(*arrays)
-        if not (hasattr(xp, "fuse") and _fusing.get()) or (xp, options) in plainly:
-            return body(xp, options, *arrays)
+        if not (hasattr(xp, "fuse") and _fusing.get()) or (xp, options) in not_fusible:
+            return body(xp, options, *arguments)
         try:
-            return kernel(xp, options)(*arrays)
+            return cast(R, kernel(xp, options, structure)(*arrays))
         except MemoryError:  # says nothing about the kernel
             raise
         except Exception as error:  # the tracer's, the compiler's or the driver's
-            result = body(xp, options, *arrays)  # what is wrong with the arrays or the device raises here again
-            plainly.add((xp, options))
+            result = body(xp, options, *arguments)  # what is wrong with the arrays or the device raises here again
+            not_fusible.add((xp, options))
             _warn_of_no_kernel(body, error)
             return result
 
     return call
+
+
+class _Kernel:
+    """One compiled kernel, and how its arrays form the arguments and the result of a function."""
+
+    def __init__(self, body: Callable[..., Any], xp: Any, options: Hashable, structure: Hashable):
+        self._result: Hashable = None
+
+        def traced(*arrays: Array) -> tuple[Array, ...]:
+            outputs, self._result = flatten(body(_plain(xp), options, *rebuild(structure, iter(arrays))))
+            return tuple(outputs)
+
+        traced.__name__ = body.__name__.strip("_")
+        self._compiled = xp.fuse(traced)
+
+    def __call__(self, *arrays: Array) -> Any:
+        outputs = self._compiled(*arrays)  # traces the function when it is first called with these types
+        return rebuild(self._result, iter(outputs))
+
+
+def flatten(tree: Any) -> tuple[list[Array], Hashable]:
+    """Arrays of nested tuples and dataclasses in order, and the structure that `rebuild` needs.
+
+    Examples
+    --------
+    >>> arrays, structure = flatten((1.0, (2.0, None)))
+    >>> arrays, rebuild(structure, iter([3.0, 4.0]))
+    ([1.0, 2.0], (3.0, (4.0, None)))
+    """
+    if tree is None:
+        return [], None
+    if is_dataclass(tree):
+        kind: Any = type(tree)
+        parts = [getattr(tree, field.name) for field in fields(tree)]
+    elif isinstance(tree, (tuple, list)):
+        kind, parts = tuple, list(tree)
+    else:
+        return [tree], _LEAF
+    flat = [flatten(part) for part in parts]
+    return [array for arrays, _ in flat for array in arrays], (kind, tuple(structure for _, structure in flat))
+
+
+def rebuild(structure: Any, arrays: Iterator[Array]) -> Any:
+    """Tuples and dataclasses of a structure of `flatten`, with the next of `arrays` in every place."""
+    if structure is None:
+        return None
+    if structure == _LEAF:
+        return next(arrays)
+    kind, parts = structure
+    values = tuple(rebuild(part, arrays) for part in parts)
+    return values if kind is tuple else kind(*values)
 
 
 def _warn_of_no_kernel(body: Callable[..., Any], error: Exception) -> None:
@@ -76,7 +141,7 @@ def without_fusion() -> Iterator[None]:
 
 
 def fuses(x: Array) -> bool:
-    """Whether the library of `x` makes one kernel of a `fused` function."""
+    """Return whether the library of `x` compiles `fused` functions."""
     return hasattr(namespace(x), "fuse")
 
 

@@ -93,19 +93,19 @@ def rows_of(A: Array) -> list[list[Array]]:
 
 
 @fused
-def _inverse_rows(xp: Any, k: int, *entries: Array) -> tuple[Array, ...]:
-    # columns of the inverse, one after the other, and `ok`
-    factor, ok = cholesky_rows(xp, [entries[i * k : (i + 1) * k] for i in range(k)])
+def _inverse_rows(xp: Any, _: None, A: Sequence[Vectors]) -> tuple[tuple[Vectors, ...], Array]:
+    # columns of the inverse, and `ok`
+    factor, ok = cholesky_rows(xp, A)
     zero = 0.0 * factor[0][0]
-    unit = [[zero + 1.0 if i == j else zero for i in range(k)] for j in range(k)]
-    return (*[x for column in unit for x in solve_rows(factor, column)], ok)
+    unit = [[zero + 1.0 if i == j else zero for i in range(len(A))] for j in range(len(A))]
+    return tuple(tuple(solve_rows(factor, column)) for column in unit), ok
 
 
 def inverse_small(A: Array) -> tuple[Array, Array]:
     """Inverses of symmetric k x k matrices (k, k, b), and the `ok` mask of `cholesky_rows`."""
-    k = A.shape[0]
-    *columns, ok = _inverse_rows(k, *[entry for row in rows_of(A) for entry in row])
-    return namespace(A).reshape(namespace(A).stack(columns, axis=0), A.shape), ok
+    xp = namespace(A)
+    columns, ok = _inverse_rows(None, rows_of(A))
+    return xp.reshape(xp.stack([entry for column in columns for entry in column], axis=0), A.shape), ok
 
 
 # --- diagonal matrices, features last --------------------------------------------------------------
@@ -159,7 +159,7 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
         L = xp.linalg.cholesky(A)
         ok = _is_small(A - xp.matmul(L, xp.matrix_transpose(L)), xp.max(xp.linalg.diagonal(A), axis=1))
     pivots = xp.min(xp.linalg.diagonal(L), axis=1)  # (b,)
-    (ok,) = _and_positive(None, ok, pivots)  # (b,)
+    ok = _and_positive(None, ok, pivots)  # (b,)
     return xp.where(ok[:, None, None], L, unit), ok
 
 
@@ -169,7 +169,7 @@ def solve(A: Array, B: Array) -> tuple[Array, Array]:
     if raises_for_bad_matrices(A):
         return _bisect(xp.linalg.solve, A, B)
     X = xp.linalg.solve(A, B)
-    (size,) = _size_of_system(None, *map(_largest, (A, X, B)), float(A.shape[1]))  # (b,)
+    size = _size_of_system(None, *map(_largest, (A, X, B)), float(A.shape[1]))  # (b,)
     return X, _is_small(B - xp.matmul(A, X), size)
 
 
@@ -179,22 +179,22 @@ def _largest(stack: Array) -> Array:
 
 def _is_small(residual: Array, size: Array) -> Array:
     # whether a factorisation gives back what it was made of; NaN is not small
-    return _below(None, _largest(residual), size)[0]
+    return _below(None, _largest(residual), size)
 
 
 @fused
-def _size_of_system(xp: Any, _: None, A: Array, X: Array, B: Array, q: float) -> tuple[Array]:
-    return (A * X * q + B,)
+def _size_of_system(xp: Any, _: None, A: Array, X: Array, B: Array, q: float) -> Array:
+    return A * X * q + B
 
 
 @fused
-def _below(xp: Any, _: None, residual: Array, size: Array) -> tuple[Array]:
-    return (residual <= RESIDUAL * size,)
+def _below(xp: Any, _: None, residual: Array, size: Array) -> Array:
+    return residual <= RESIDUAL * size
 
 
 @fused
-def _and_positive(xp: Any, _: None, ok: Array, pivot: Array) -> tuple[Array]:
-    return (ok & (pivot > 0),)
+def _and_positive(xp: Any, _: None, ok: Array, pivot: Array) -> Array:
+    return ok & (pivot > 0)
 
 
 def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Array]:

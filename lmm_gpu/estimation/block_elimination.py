@@ -38,6 +38,15 @@ class Elimination:
 
 
 @dataclass(frozen=True)
+class Solution:
+    """(I + K'DK)^-1 x of one vector x per gene."""
+
+    v: Array  #: (r, b)
+    e_R: Array  #: (q_R, b), K_R v, which the product would lose digits of where ratios are large
+    ok: Array  #: (b,)
+
+
+@dataclass(frozen=True)
 class EliminatedFactor:
     """S = K K' with its rows split into the eliminated effect and the rest, and columns rotated."""
 
@@ -45,6 +54,7 @@ class EliminatedFactor:
     K_e: Array  #: (d_e, r)
     K_R: Array  #: (q_R, r)
     inverse: Array  #: (r, q), pseudo-inverse of K, columns in the order of S
+    amplification: Array  #: (1, r), squared factors by which relative errors of Z'y are larger in `inverse` @ Z'y
     pairs: Array | None  #: (q_R (q_R + 1) / 2, r), products of the rows of K_R, None if they would be too large
     triangle: Array  #: (q_R (q_R + 1) / 2,), positions of the upper triangle among the q_R * q_R entries
     identity: Array  #: (q_R, q_R)
@@ -71,13 +81,15 @@ class EliminatedFactor:
         mu, Q = eigh_psd(K_e.T @ K_e)
         K_R = xp.concat([K[:start, :], K[start + d[e] :, :]], axis=0) @ Q
         triangle, unpack = _triangle(K_R)
+        inverse = Q.T @ K_inverse  # (r, q)
         unit = identity(K_R.shape[0], K_R)
         effects = indices([i for i, width in enumerate(d) if i != e for _ in range(width)], K_R)
         return cls(
             mu=mu,
             K_e=K_e @ Q,
             K_R=K_R,
-            inverse=Q.T @ K_inverse,
+            inverse=inverse,
+            amplification=((inverse * inverse) @ squares)[None, :],
             pairs=_row_pairs(K_R),
             triangle=triangle,
             identity=unit,
@@ -110,7 +122,9 @@ class EliminatedFactor:
     def packed(self, square: Array) -> Array:
         """Upper triangles (pairs, b) of symmetric matrices (b, q_R, q_R)."""
         xp = namespace(square)
-        return xp.take(xp.reshape(square, (square.shape[0], -1)), self.triangle, axis=1).T
+        return xp.take(
+            xp.reshape(square, (square.shape[0], square.shape[1] * square.shape[2])), self.triangle, axis=1
+        ).T
 
     def packed_F(self, g_e: Array) -> Array:
         """Upper triangles of the part of F (pairs, b) that depends on the eliminated effect's ratio (1, b)."""
@@ -132,7 +146,7 @@ class EliminatedFactor:
         _, D_R = self.split(g)
         solve = _solve_one if len(self.blocks) <= 1 else _solve_signed
         M, logdet, ok_rest = solve(F, D_R, self.identity)
-        (H,) = _complement(None, self.identity[None, :, :], M, D_R[:, None, :])
+        H = _complement(None, self.identity[None, :, :], M, D_R[:, None, :])
         logdet = logdet - namespace(g).sum(namespace(g).log(delta), axis=0)
         return Elimination(delta, M, H, D_R, logdet, ok & ok_rest)
 
@@ -148,7 +162,7 @@ class EliminatedFactor:
 
     def system(self, g: Array, F: Array) -> Array:
         """I + F D_R (b, q_R, q_R)."""
-        return _grown(None, self.split(g)[1][:, None, :], F, self.identity[None, :, :])[0]
+        return _grown(None, self.split(g)[1][:, None, :], F, self.identity[None, :, :])
 
     def packed_system(self, g: Array, packed_F: Array) -> Array:
         """The same from the upper triangles of F (pairs, b): with one remaining effect half as much to write."""
@@ -157,16 +171,17 @@ class EliminatedFactor:
         rest = 1 - self.eliminated
         return self.unpacked((packed_F * g[rest : rest + 1, :] + self.unit).T)
 
-    def solve(self, g: Array, x: Array, C: Array) -> tuple[Array, Array]:
-        """(I + K'DK)^-1 x for one vector per gene, x (r, b), without any inverse; and validity (b,).
+    def solve(self, g: Array, x: Array, C: Array) -> Solution:
+        """(I + K'DK)^-1 x for one vector per gene, x (r, b), without any inverse.
 
         `C` (b, q_R, q_R) is `system` at these ratios.
         """
         g_e, D_R = self.split(g)
         delta, ok = self.delta(g_e)
         scaled = delta * x  # (r, b)
-        u, solved = solve(C, (self.K_R @ scaled).T[:, :, None])  # (b, q_R, 1)
-        return scaled - delta * (self.K_R.T @ (D_R * u[:, :, 0]).T), ok & solved
+        e_R, solved = solve(C, (self.K_R @ scaled).T[:, :, None])  # (b, q_R, 1)
+        v = scaled - delta * (self.K_R.T @ (D_R * e_R[:, :, 0]).T)  # (r, b)
+        return Solution(v, e_R[:, :, 0].T, ok & solved)
 
     def rows(self, a: Array) -> tuple[Array, Array]:
         """Rows of a matrix (q, c) of the eliminated effect (d_e, c) and of the rest (q_R, c)."""
@@ -231,7 +246,7 @@ class EliminatedFactor:
         HF1 = xp.matmul(inner.H, F1)  # (b, q_R, q_R)
         D_column = inner.D_R[:, :, None]
         DHF1, crossed, squares = _entries(None, inner.H, HF1, inner.M, D_column)
-        (both,) = _trace_pair(None, DHF1, xp.matrix_transpose(DHF1), D_column, inner.H, F2)
+        both = _trace_pair(None, DHF1, xp.matrix_transpose(DHF1), D_column, inner.H, F2)
 
         T_e = xp.sum(mu_delta, axis=0) - xp.sum(xp.linalg.diagonal(DHF1), axis=1)  # (b,)
         B_ee = xp.sum(mu_delta * mu_delta, axis=0) + _total(both)  # (b,)
@@ -280,7 +295,7 @@ def _total(stack: Array) -> Array:
 
 def _solve_one(F: Array, D_R: Array, unit: Array) -> tuple[Array, Array, Array]:
     """M = (I + g F)^-1 F, its log determinant and validity: one remaining effect, g of either sign."""
-    (C,) = _grown(None, D_R[:, :, None], F, unit[None, :, :])  # (b, q_R, q_R)
+    C = _grown(None, D_R[:, :, None], F, unit[None, :, :])  # (b, q_R, q_R)
     inverse, logdet, ok = inverse_and_logdet(C, unit)
     return namespace(F).matmul(inverse, F), logdet, ok
 
@@ -308,8 +323,8 @@ def _downdate(F: Array, E: Array, sign: float, unit: Array) -> tuple[Array, Arra
     EF, C = _scaled(sign, column, row, F, unit[None, :, :])  # (b, q_R, q_R)
     inverse, logdet, ok = inverse_and_logdet(C, unit)
     FEC = xp.matmul(xp.matrix_transpose(EF), inverse)
-    (M,) = _chosen(sign, row, FEC, F, xp.matmul(FEC, EF))
-    return _symmetric(None, M, xp.matrix_transpose(M))[0], logdet, ok
+    M = _chosen(sign, row, FEC, F, xp.matmul(FEC, EF))
+    return _symmetric(None, M, xp.matrix_transpose(M)), logdet, ok
 
 
 # --- what is elementwise: one kernel each where a library makes one --------------------------------
@@ -324,18 +339,18 @@ def _inverse_or_one(xp: Any, _: None, mu: Array, g: Array) -> tuple[Array, Array
 
 
 @fused
-def _grown(xp: Any, _: None, D: Array, F: Array, unit: Array) -> tuple[Array]:
-    return (unit + D * F,)
+def _grown(xp: Any, _: None, D: Array, F: Array, unit: Array) -> Array:
+    return unit + D * F
 
 
 @fused
-def _complement(xp: Any, _: None, unit: Array, M: Array, D: Array) -> tuple[Array]:
-    return (unit - M * D,)
+def _complement(xp: Any, _: None, unit: Array, M: Array, D: Array) -> Array:
+    return unit - M * D
 
 
 @fused
-def _symmetric(xp: Any, _: None, M: Array, transposed: Array) -> tuple[Array]:
-    return (0.5 * (M + transposed),)
+def _symmetric(xp: Any, _: None, M: Array, transposed: Array) -> Array:
+    return 0.5 * (M + transposed)
 
 
 @fused
@@ -344,9 +359,9 @@ def _entries(xp: Any, _: None, H: Array, HF1: Array, M: Array, D: Array) -> tupl
 
 
 @fused
-def _trace_pair(xp: Any, _: None, DHF1: Array, transposed: Array, D: Array, H: Array, F2: Array) -> tuple[Array]:
+def _trace_pair(xp: Any, _: None, DHF1: Array, transposed: Array, D: Array, H: Array, F2: Array) -> Array:
     # its sum is tr((D H F1)^2) - 2 tr(D H F2)
-    return (DHF1 * transposed - 2.0 * D * H * F2,)
+    return DHF1 * transposed - 2.0 * D * H * F2
 
 
 @fused
@@ -363,6 +378,6 @@ def _scaled(xp: Any, sign: float, column: Array, row: Array, F: Array, unit: Arr
 
 
 @fused
-def _chosen(xp: Any, sign: float, row: Array, FEC: Array, F: Array, FECEF: Array) -> tuple[Array]:
+def _chosen(xp: Any, sign: float, row: Array, FEC: Array, F: Array, FECEF: Array) -> Array:
     present = row > 0
-    return (xp.where(present, FEC / xp.where(present, row, 1.0), F - sign * FECEF),)
+    return xp.where(present, FEC / xp.where(present, row, 1.0), F - sign * FECEF)

@@ -63,8 +63,7 @@ class Axis:
     def basis(self, g: Array, degrees: Array) -> Array:
         """Chebyshev polynomials (b, size) of the `degrees` (1, size) at the ratios `g` (b,), which must lie inside."""
         middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
-        (polynomials,) = _chebyshev(None, g[:, None], degrees, self.lam, middle, half)
-        return polynomials
+        return _chebyshev(None, g[:, None], degrees, self.lam, middle, half)
 
     def transform(self, reference: Array) -> Array:
         """Matrix (size, size) from values at the nodes to Chebyshev coefficients."""
@@ -75,22 +74,21 @@ class Axis:
 
     def covers(self, g: Array) -> Array:
         """Whether the ratios `g` (b,) lie on the grid."""
-        (inside,) = _covers(None, g, self.lam, math.exp(self.lo), math.exp(self.hi))
-        return inside
+        return _covers(None, g, self.lam, math.exp(self.lo), math.exp(self.hi))
 
 
 @fused
-def _chebyshev(xp: Any, _: None, g: Array, degrees: Array, lam: float, middle: float, half: float) -> tuple[Array]:
+def _chebyshev(xp: Any, _: None, g: Array, degrees: Array, lam: float, middle: float, half: float) -> Array:
     # cos(n arccos t) at the place t of [-1, 1] where log(1 + g lam) lies
     t = (xp.log1p(g * lam) - middle) / half
     t = xp.where(t > 1.0, 1.0, xp.where(t < -1.0, -1.0, t))
-    return (xp.cos(xp.acos(t) * degrees),)
+    return xp.cos(xp.acos(t) * degrees)
 
 
 @fused
-def _covers(xp: Any, _: None, g: Array, lam: float, lowest: float, highest: float) -> tuple[Array]:
+def _covers(xp: Any, _: None, g: Array, lam: float, lowest: float, highest: float) -> Array:
     A = 1.0 + g * lam
-    return ((lowest <= A) & (highest >= A),)
+    return (lowest <= A) & (highest >= A)
 
 
 @dataclass(frozen=True)
@@ -119,16 +117,20 @@ class RatioTable:
         table = cls(axes, coefficients, tuple(like([list(range(axis.size))], values) for axis in axes))
         probes = xp.stack([axis.ratios(_probes(i), values) for i, axis in enumerate(axes)], axis=0)
         error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes)), axis=1)  # (w,)
-        largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], -1))), axis=1)
+        nodes = math.prod(values.shape[1:])
+        largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], nodes))), axis=1)
         largest = largest if size is None else size + largest
         return table if bool(xp.all(error <= TOLERANCE * largest)) else None
 
     def evaluate(self, g: Array) -> Array:
         """Values (w, b) at ratios `g` (k, b) that the grid covers."""
         xp = namespace(g)
-        values = self.axes[0].basis(g[0, :], self.degrees[0]) @ xp.reshape(self.coefficients, (self.axes[0].size, -1))
+        sizes, width = self.coefficients.shape[:-1], self.coefficients.shape[-1]
+        flat = xp.reshape(self.coefficients, (sizes[0], math.prod(sizes[1:]) * width))
+        values = self.axes[0].basis(g[0, :], self.degrees[0]) @ flat
         for i, axis in enumerate(self.axes[1:], start=1):
-            values = xp.reshape(values, (g.shape[1], axis.size, -1))  # (b, size_i, the other axes and functions)
+            rest = math.prod(sizes[i + 1 :]) * width
+            values = xp.reshape(values, (g.shape[1], axis.size, rest))  # (b, size_i, the other axes and functions)
             values = xp.matmul(axis.basis(g[i, :], self.degrees[i])[:, None, :], values)[:, 0, :]
         return values.T
 

@@ -1,32 +1,32 @@
 """Fisher scoring over a batch of genes: start, step, safeguard, terminate. The loop exists once, here.
 
-It knows no statistics: a likelihood is something that evaluates a value, a gradient and an information
-matrix per gene. Every gene moves at its own pace inside the batch. A trial point that is not valid, or lies
-below the accepted one, halves that gene's step and nobody else's; where full steps are valid and rising the
-iterates are those of plain Fisher scoring.
+It knows no statistics: a likelihood evaluates a value, a gradient and an information matrix per gene. Every gene
+moves at its own pace inside the batch. A trial point that is not valid, or has a lower value than the accepted one,
+halves the step of that gene alone; where full steps are valid and rising the iterates are those of plain Fisher
+scoring.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from ..backend.arrays import Array, indices, namespace, on_host, to_numpy, zeros
-from ..backend.fusion import fused
-from ..backend.linalg import Vectors, cholesky_rows, rows_of, solve_rows
+from ..backend.fusion import flatten, fused, rebuild
+from ..backend.linalg import Vectors
+from .scoring_steps import longest_valid, relaxed_length, scoring_step
 from .status import Status
 
-#: Relaxed steps are at most this many times Fisher's.
-LONGEST_STEP = 16.0
 #: A gene whose step has been halved this often is stuck.
 SHORTEST_STEP = 2.0**-24
 #: Share of a batch that has to be done before these genes are taken out of it.
 WORTH_LEAVING = 0.25
 #: Off the host, whether genes are done is read after so many steps.
 READ_EVERY = 4
-#: A step shorter than the square root of this, in standard errors of theta, is small on every scale of y.
+#: Newton decrement (squared length of the step in standard errors of theta) up to which a gene may have converged.
 SMALL_DECREMENT = 1e-10
+#: Newton decrement at which a gene has converged whatever the scale of y, and with it of the score, may be.
+TINY_DECREMENT = 1e-20
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,41 @@ class Evaluation:
     """Log-likelihood and its derivatives at one theta per gene."""
 
     value: Array  #: (b,), log-likelihood
-    score: Array  #: (k+1, b), its gradient
-    information: Array  #: (k+1, k+1, b), expected (Fisher) information
+    score_rows: Vectors  #: k+1 vectors (b,), its gradient
+    information_rows: tuple[Vectors, ...]  #: k+1 rows of k+1 vectors (b,), expected (Fisher) information
     yPy: Array  #: (b,), y' P0 y
-    rounding: Array  #: (b,), rounding error of `value`: differences below it mean nothing
+    rounding: Array  #: (b,), rounding error of `value`: smaller differences carry no information
     ok: Array  #: (b,), bool: the numbers are valid
-    outside_table: Array | None = None  #: (b,), bool: not valid because the objective is tabulated elsewhere
-    v: Array | None = None  #: (r, b), what the random effects follow from, where it takes work
+    outside_table: Array | None = None  #: (b,), bool: not evaluated, as the ratios lie outside of the tables
+    v: Array | None = None  #: (r, b), intermediate result that the random effects follow from, where it took a solve
+
+    @property
+    def score(self) -> Array:
+        """Gradient (k+1, b)."""
+        return namespace(self.value).stack(list(self.score_rows), axis=0)
+
+    @property
+    def information(self) -> Array:
+        """Expected information (k+1, k+1, b)."""
+        rows = len(self.information_rows)
+        stacked = namespace(self.value).stack([entry for row in self.information_rows for entry in row], axis=0)
+        return namespace(self.value).reshape(stacked, (rows, rows, self.value.shape[0]))
+
+    def with_derivatives(self, score: Array, information: Array) -> Evaluation:
+        """Return the same with another gradient (k+1, b) and information (k+1, k+1, b)."""
+        rows = range(score.shape[0])
+        return replace(
+            self,
+            score_rows=tuple(score[i, :] for i in rows),
+            information_rows=tuple(tuple(information[i, j, :] for j in rows) for i in rows),
+        )
 
 
 class Objective(Protocol):
     """What the loop needs of a likelihood."""
 
     def begin(self) -> tuple[Array, Evaluation]:
-        """Where to start, theta (k+1, b), and the evaluation there."""
+        """Start theta (k+1, b), and the evaluation there."""
 
     def attempt(self, theta: Array) -> Evaluation:
         """Value, score and information at theta (k+1, b), without waiting for the device."""
@@ -63,12 +84,12 @@ class Rules:
     epsilon: float = 1e-5
     max_iter: int = 50
     nonnegative: bool = False
-    relaxed: bool = False  #: lengthen or shorten steps by the rate of convergence that is seen
+    relaxed: bool = False  #: lengthen or shorten steps by the observed rate of convergence
 
 
 @dataclass(frozen=True)
 class State:
-    """Where each gene of the batch stands; b genes. Vectors only, so that one kernel makes a step."""
+    """Progress of each gene of the batch; b genes. Vectors only, so that one kernel makes a step."""
 
     theta: Vectors  #: k+1 vectors (b,), last accepted point
     step: Vectors  #: k+1 vectors (b,), full step from there
@@ -80,29 +101,19 @@ class State:
     niter: Array  #: (b,), accepted evaluations
     step_halved: Array  #: (b,), bool: a step was ever refused
     status: Array  #: (b,), Status; anything but RUNNING allows one last step
-    done: Array  #: (b,), bool: the last step is behind it
+    done: Array  #: (b,), bool: the last step has been made
 
-    def vectors(self) -> Iterator[Array]:
-        """All of it, one vector after the other."""
-        yield from self.theta
-        yield from self.step
-        yield from (getattr(self, name) for name in _SCALARS)
-
-    @classmethod
-    def of(cls, vectors: Iterable[Array]) -> State:
-        """Return the state of these vectors, in the order of `vectors`."""
-        vectors = list(vectors)
-        rows = (len(vectors) - len(_SCALARS)) // 2
-        scalars = dict(zip(_SCALARS, vectors[2 * rows :], strict=True))
-        return cls(tuple(vectors[:rows]), tuple(vectors[rows : 2 * rows]), **scalars)
-
-
-_SCALARS = tuple(field.name for field in fields(State))[2:]
+    def select(self, index: Array) -> State:
+        """Return the state of the genes at `index`."""
+        xp = namespace(index)
+        vectors, structure = flatten(self)
+        selected: State = rebuild(structure, (xp.take(vector, index) for vector in vectors))
+        return selected
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where each gene ended."""
+    """Result of the loop for each gene."""
 
     theta: Array  #: (k+1, b)
     yPy: Array  #: (b,), y' P0 y there
@@ -110,198 +121,135 @@ class Outcome:
     status: Array  #: (b,)
     step_halved: Array  #: (b,), bool
 
+    def replaced(self, positions: Any, part: Outcome) -> Outcome:
+        """Return the same with the genes at `positions` (host integers) taken from `part`."""
+        xp, b = namespace(self.theta), self.status.shape[0]
+        source = list(range(b))
+        for i, position in enumerate(positions):
+            source[position] = b + i
+        order = indices(source, self.theta)
+
+        def merged(old: Array, new: Array) -> Array:
+            return xp.take(xp.concat([old, new], axis=-1), order, axis=old.ndim - 1)
+
+        return Outcome(
+            theta=merged(self.theta, part.theta),
+            yPy=merged(self.yPy, part.yPy),
+            niter=merged(self.niter, part.niter),
+            status=merged(self.status, part.status),
+            step_halved=merged(self.step_halved, part.step_halved),
+        )
+
 
 def maximise(objective: Objective, start: Array | None, rules: Rules) -> Outcome:
-    """Maximise the likelihood of every gene from `start` (k+1, b), or from where the objective begins.
+    """Maximise the likelihood of every gene from `start` (k+1, b), by default from the objective's own.
 
     As in FLASHMM, `niter` counts evaluations and a last step follows the one that met the stopping rule.
-    Genes that are done stand still, and leave the batch together once they are many.
+    Genes that are done keep their theta, and are removed from the batch together once they are many.
     """
     found = None
     if start is None:
         start, found = objective.begin()
     state = _begin(start)
     every = 1 if on_host(start) else READ_EVERY
-    alive = list(range(start.shape[1]))  # positions of the batch's genes in `start`
-    left: list[tuple[list[int], State]] = []
+    active = list(range(start.shape[1]))  # positions of the batch's genes in `start`
+    finished: list[tuple[list[int], State]] = []
     steps = 0
-    while alive:
+    while active:
         state, found, steps = advance(state, objective, rules, found), None, steps + 1
         if steps % every:
             continue
         done = to_numpy(state.done)
         if done.sum() < WORTH_LEAVING * done.size:
             continue
-        gone, stay = done.nonzero()[0], (~done).nonzero()[0]
-        left.append(([alive[i] for i in gone], _take(state, indices(gone, start))))
-        if stay.size:
-            index = indices(stay, start)
-            state, objective = _take(state, index), objective.select(index)
-        alive = [alive[i] for i in stay]
-    return _collect(left, start)
+        leaving, staying = done.nonzero()[0], (~done).nonzero()[0]
+        finished.append(([active[i] for i in leaving], state.select(indices(leaving, start))))
+        if staying.size:
+            index = indices(staying, start)
+            state, objective = state.select(index), objective.select(index)
+        active = [active[i] for i in staying]
+    return _collect(finished, start)
 
 
 def advance(state: State, objective: Objective, rules: Rules, found: Evaluation | None = None) -> State:
     """Try one step for every gene: accept it and plan the next one, or halve it.
 
-    `found` is the evaluation where the state begins, if it is known.
+    `found` is the evaluation at the state's start, if it is known.
     """
     xp = namespace(state.length)
-    trial = state.theta if found else _trial(rules.nonnegative, *state.theta, *state.step, state.length)
-    found = found or objective.attempt(xp.stack(trial, axis=0))
-    left = () if found.outside_table is None else (found.outside_table,)
-    information = [entry for row in rows_of(found.information) for entry in row]
-    score = [found.score[i, :] for i in range(len(trial))]
-    scalars = (found.value, found.yPy, found.rounding, found.ok)
-    return State.of(_step((rules, len(trial)), *trial, *score, *information, *scalars, *state.vectors(), *left))
+    trial = state.theta if found else _trial(rules.nonnegative, state)
+    found = found or objective.attempt(xp.stack(list(trial), axis=0))
+    return _step(rules, tuple(trial), replace(found, v=None), state)
 
 
 @fused
-def _trial(xp: Any, nonnegative: bool, *vectors: Array) -> tuple[Array, ...]:
-    # theta + length step; a component that was sent to zero lands there exactly
-    rows = len(vectors) // 2
-    theta, step, length = vectors[:rows], vectors[rows : 2 * rows], vectors[-1]
-    trial = [a + length * b for a, b in zip(theta, step, strict=True)]
-    for i in range(rows - 1 if nonnegative else 0):
-        sent = (step[i] < 0) & (trial[i] <= 1e-12 * xp.abs(theta[i]))
-        trial[i] = xp.where(sent, 0.0, trial[i])
+def _trial(xp: Any, nonnegative: bool, state: State) -> Vectors:
+    # theta + length step; a component that a step was shortened for lands at exactly zero
+    trial = [a + state.length * b for a, b in zip(state.theta, state.step, strict=True)]
+    for i in range(len(trial) - 1 if nonnegative else 0):
+        to_zero = (state.step[i] < 0) & (trial[i] <= 1e-12 * xp.abs(state.theta[i]))  # relative: rounding of the length
+        trial[i] = xp.where(to_zero, 0.0, trial[i])
     return tuple(trial)
 
 
 @fused
-def _step(xp: Any, options: tuple[Rules, int], *vectors: Array) -> tuple[Array, ...]:
-    """Accept or halve, plan the next step, and judge: the vectors of the next state.
-
-    `vectors` are the trial point (k+1), score (k+1) and information ((k+1)^2) there, the value, yPy, rounding and
-    validity, the state before, and whether the tables were left.
-    """
-    rules, rows = options
-    after_entries = rows * (rows + 2)
-    trial, score = vectors[:rows], list(vectors[rows : 2 * rows])
-    information = [vectors[(i + 2) * rows : (i + 3) * rows] for i in range(rows)]
-    value, yPy, rounding, ok = vectors[after_entries : after_entries + 4]
-    state_size = 2 * rows + len(_SCALARS)
-    state = State.of(vectors[after_entries + 4 : after_entries + 4 + state_size])
-    left = vectors[after_entries + 4 + state_size :]  # one vector, or none
-
+def _step(xp: Any, rules: Rules, trial: Vectors, found: Evaluation, state: State) -> State:
+    """Accept or halve, plan the next step, and judge: the next state."""
     last = state.status != int(Status.RUNNING)
-    accept = ok & (value >= state.value - state.slack) & ~state.done
+    accept = found.ok & (found.value >= state.value - state.slack) & ~state.done
     plan = accept & ~last
-    step, score = _planned(xp, trial, score, information, rules)
-    decrement = sum(a * b for a, b in zip(step, score, strict=True))
-    score_size = xp.abs(score[0])
-    for entry in score[1:]:
-        score_size = xp.maximum(score_size, xp.abs(entry))
-    length = _full_length(xp, state, step, information, rules)
-    if rules.nonnegative:
-        length = xp.minimum(length, _longest(xp, trial, step))
+    step, score = scoring_step(xp, trial, found.score_rows, found.information_rows, nonnegative=rules.nonnegative)
+    length = _full_length(xp, rules, state, trial, step, found)
     after = State(
         theta=tuple(xp.where(accept, new, old) for new, old in zip(trial, state.theta, strict=True)),
         step=tuple(xp.where(plan, new, old) for new, old in zip(step, state.step, strict=True)),
         length=xp.where(plan, length, 0.5 * state.length),
-        value=xp.where(accept, value, state.value),
-        slack=xp.where(accept, rounding, state.slack),
-        yPy=xp.where(accept, yPy, state.yPy),
-        decrement=xp.where(plan, decrement, state.decrement),
+        value=xp.where(accept, found.value, state.value),
+        slack=xp.where(accept, found.rounding, state.slack),
+        yPy=xp.where(accept, found.yPy, state.yPy),
+        decrement=xp.where(plan, sum(a * b for a, b in zip(step, score, strict=True)), state.decrement),
         niter=xp.where(plan, state.niter + 1, state.niter),
         step_halved=state.step_halved | ~(accept | last),
         status=state.status,
         done=last,
     )
-    status, done = _judge(xp, state, after, plan, score_size, rules), last
-    for gone in left:  # a last step out of the tables too is one that has to be made without them
-        gone = gone & ~state.done
-        status, done = xp.where(gone, int(Status.OUTSIDE_TABLE), status), done | gone
-    return tuple(replace(after, status=status, done=done).vectors())
+    status, done = _judge(xp, state, after, plan, _largest(xp, score), rules), last
+    if found.outside_table is not None:  # a last step out of the tables has to be made without them, too
+        left = found.outside_table & ~state.done
+        status, done = xp.where(left, int(Status.OUTSIDE_TABLE), status), done | left
+    return replace(after, status=status, done=done)
+
+
+def _full_length(xp: Any, rules: Rules, state: State, trial: Vectors, step: Vectors, found: Evaluation) -> Array:
+    # length of the next step (b,) before any halving: 1, unless it is relaxed or makes a component negative
+    length = 0.0 * state.length + 1.0
+    if rules.relaxed:
+        length = relaxed_length(xp, state.length, state.step, step, found.information_rows)
+    return xp.minimum(length, longest_valid(xp, trial, step)) if rules.nonnegative else length
+
+
+def _largest(xp: Any, vectors: Vectors) -> Array:
+    # largest absolute value (b,)
+    largest = xp.abs(vectors[0])
+    for vector in vectors[1:]:
+        largest = xp.maximum(largest, xp.abs(vector))
+    return largest
 
 
 def _judge(xp: Any, before: State, after: State, plan: Array, score_size: Array, rules: Rules) -> Array:
     # the first rule that applies to a running gene
     at_rounding = 0.5 * after.decrement <= after.slack
-    converged = plan & (score_size <= rules.epsilon) & (after.decrement <= SMALL_DECREMENT)
+    out_of_steps = plan & (after.niter >= rules.max_iter)
+    small = (score_size <= rules.epsilon) & (after.decrement <= SMALL_DECREMENT)
+    converged = plan & (small | (after.decrement <= TINY_DECREMENT))
     rounding = plan & at_rounding & (after.decrement >= before.decrement)
     stuck = ~plan & (after.length < SHORTEST_STEP)
-    out_of_steps = plan & (after.niter >= rules.max_iter)
     nothing_to_gain = at_rounding & (~plan | out_of_steps)  # a step that is refused, or the last one
-    running = before.status  # 0 where it runs
-    verdict = xp.where(stuck, int(Status.FAILED), running)
+    verdict = xp.where(stuck, int(Status.FAILED), before.status)
     verdict = xp.where(out_of_steps, int(Status.MAX_ITER), verdict)
     verdict = xp.where(rounding | nothing_to_gain, int(Status.CONVERGED_AT_ROUNDING), verdict)
     verdict = xp.where(converged, int(Status.CONVERGED), verdict)
     return xp.where(before.status == int(Status.RUNNING), verdict, before.status)
-
-
-def _planned(
-    xp: Any, theta: Vectors, score: list[Array], information: Sequence[Vectors], rules: Rules
-) -> tuple[list[Array], list[Array]]:
-    # Fisher step, and the score of the components that may move: k+1 vectors each
-    if not rules.nonnegative:
-        return _fisher_step(xp, information, score), score
-    held = _held(xp, theta, score, information)
-    return _fisher_step(xp, _without(xp, information, held), _freed(xp, score, held)), _freed(xp, score, held)
-
-
-def _fisher_step(xp: Any, information: Sequence[Vectors], score: list[Array]) -> list[Array]:
-    factor, _ = cholesky_rows(xp, information)
-    return solve_rows(factor, score)
-
-
-def _without(xp: Any, information: Sequence[Vectors], held: list[Array]) -> list[list[Array]]:
-    # rows and columns of components that are held become the identity
-    held = [*held, None]  # the residual variance never is
-    result = [list(row) for row in information]
-    for i, row in enumerate(information):
-        for j, entry in enumerate(row):
-            for one in (held[i], held[j]):
-                if one is not None:
-                    result[i][j] = entry = xp.where(one, 1.0 if i == j else 0.0, entry)
-    return result
-
-
-def _freed(xp: Any, score: list[Array], held: list[Array]) -> list[Array]:
-    return [xp.where(one, 0.0, entry) for one, entry in zip(held, score, strict=False)] + score[-1:]
-
-
-def _held(xp: Any, theta: Vectors, score: list[Array], information: Sequence[Vectors]) -> list[Array]:
-    """Components that stay at zero (k vectors): those at zero that the score, or the joint step, would push below.
-
-    Holding one changes the step of the others, so this is repeated once per component. Projecting the
-    joint step instead would leave the residual variance off its optimum.
-    """
-    at_zero = [component <= 0 for component in theta[:-1]]
-    held = [zero & (pull <= 0) for zero, pull in zip(at_zero, score, strict=False)]
-    for _ in at_zero:
-        step = _fisher_step(xp, _without(xp, information, held), _freed(xp, score, held))
-        held = [one | (zero & (move < 0)) for one, zero, move in zip(held, at_zero, step, strict=False)]
-    return held
-
-
-def _longest(xp: Any, theta: Vectors, step: list[Array]) -> Array:
-    # longest share of the step (b,) that keeps components from becoming negative: up to the first at zero
-    longest = None
-    for component, move in zip(theta[:-1], step, strict=False):
-        falling = move < 0
-        reach = xp.where(falling, -component / xp.where(falling, move, -1.0), LONGEST_STEP)
-        longest = reach if longest is None else xp.minimum(longest, reach)
-    return longest
-
-
-def _full_length(xp: Any, state: State, step: list[Array], information: Sequence[Vectors], rules: Rules) -> Array:
-    """Length of the next step (b,): 1, or where that is asked for from how the last one changed it.
-
-    Scoring converges linearly, step' = rho step, with rho close to 1 or -1 where the expected information is far
-    from the observed one. A step of length a leaves the share 1 - a (1 - rho) of the error; the length 1 / (1 - rho)
-    would leave none, and a / (1 - rho') estimates it from the rho' seen at length a (Aitken's extrapolation).
-    """
-    if not rules.relaxed:
-        return 0.0 * state.length + 1.0
-    metric = [sum(F * move for F, move in zip(row, state.step, strict=True)) for row in information]
-    before = sum(a * b for a, b in zip(state.step, metric, strict=True))
-    rho = sum(a * b for a, b in zip(step, metric, strict=True)) / xp.where(before > 0, before, 1.0)  # (b,)
-    share = 1.0 - rho
-    length = state.length / xp.where(share < 1.0 / LONGEST_STEP, 1.0 / LONGEST_STEP, share)
-    length = xp.where(length < 0.5, 0.5, length)
-    return xp.where(length > LONGEST_STEP, LONGEST_STEP, length)
 
 
 def _begin(start: Array) -> State:
@@ -326,24 +274,21 @@ def _begin(start: Array) -> State:
     )
 
 
-def _take(state: State, index: Array) -> State:
-    xp = namespace(index)
-    return State.of(xp.take(vector, index) for vector in state.vectors())
-
-
-def _collect(left: list[tuple[list[int], State]], start: Array) -> Outcome:
+def _collect(finished: list[tuple[list[int], State]], start: Array) -> Outcome:
     # genes back in their first order
     xp = namespace(start)
-    left = left or [([], _begin(start))]
-    positions = [position for some, _ in left for position in some]
+    finished = finished or [([], _begin(start))]
+    positions = [position for some, _ in finished for position in some]
     order = indices(sorted(range(len(positions)), key=positions.__getitem__), start)
+    states = [state for _, state in finished]
 
     def joined(vectors: list[Array]) -> Array:
         return xp.take(xp.concat(vectors, axis=0), order)
 
-    states = [state for _, state in left]
-    theta = [joined([state.theta[i] for state in states]) for i in range(start.shape[0])]
-    rest = {
-        name: joined([getattr(state, name) for state in states]) for name in ("yPy", "niter", "status", "step_halved")
-    }
-    return Outcome(theta=xp.stack(theta, axis=0), **rest)
+    return Outcome(
+        theta=xp.stack([joined([state.theta[i] for state in states]) for i in range(start.shape[0])], axis=0),
+        yPy=joined([state.yPy for state in states]),
+        niter=joined([state.niter for state in states]),
+        status=joined([state.status for state in states]),
+        step_halved=joined([state.step_halved for state in states]),
+    )

@@ -29,6 +29,8 @@ from .grouped_effects import GroupedEffects
 from .mixed_model import Contrasts, MixedModel
 from .status import Status
 
+#: Rounding error of the residual variance, relative to its size, beyond which a gene is ill-conditioned.
+LOST_DIGITS = 1e-3
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
 #: A gene that needs more goes on for so many times max_iter.
@@ -98,7 +100,6 @@ class BlockFitter:
         block = design.with_genes(part)
         estimates = Estimates.empty(part.m, design.XXinv.shape[0], part.n_variances + 1)
         varying = flag_indices(block.has_residual_variance)
-        estimates.ill_conditioned[:] = to_numpy(block.ill_conditioned)
         if varying.size == 0:
             return estimates
         if varying.size < part.m:
@@ -141,21 +142,22 @@ def estimate_block(model: MixedModel, start: Array | None, coefficients: Contras
         outcome = _refit_without_optimum(model, outcome, options)
     theta = _profiled(model, outcome)
     at_theta = model.likelihood.evaluate(theta)
-    spread, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
+    covariance, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
+    ill_conditioned = model.likelihood.rss_error > LOST_DIGITS * outcome.yPy
     return Estimates(
         theta=to_numpy(theta),
-        se_theta=_root(to_numpy(xp.stack([spread[i, i, :] for i in range(theta.shape[0])], axis=0))),
+        se_theta=_root(to_numpy(xp.stack([covariance[i, i, :] for i in range(theta.shape[0])], axis=0))),
         dlogL=to_numpy(at_theta.score),
         logLik=to_numpy(at_theta.value + 0.5 * (at_theta.yPy / theta[-1, :] - model.likelihood.n_effective)),
         niter=to_numpy(outcome.niter).astype(float),
-        status=_named(to_numpy(outcome.status), _at_boundary(model, theta), options),
+        status=_final_status(to_numpy(outcome.status), _at_boundary(model, theta), to_numpy(ill_conditioned), options),
         coef=to_numpy(model.coefficients(theta, at_theta.v)),
         se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
-    )
+    ).without_invalid()
 
 
 def _root(variance: np.ndarray) -> np.ndarray:
-    # standard errors; NaN where there is no positive variance, as for a component that the data do not tell
+    # standard errors; NaN where there is no positive variance, as for a component that is not identifiable
     return np.sqrt(np.where(variance > 0, variance, np.nan))
 
 
@@ -175,7 +177,7 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
     index = indices(slow, outcome.theta)
     more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
     again = _maximised(model.select(index), namespace(index).take(outcome.theta, index, axis=1), more)
-    return _replaced(outcome, slow, replace(again, niter=again.niter + options.max_iter))
+    return outcome.replaced(slow, replace(again, niter=again.niter + options.max_iter))
 
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
@@ -188,7 +190,7 @@ def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
         return outcome
     index = indices(left, outcome.theta)
     start = None if start is None else namespace(start).take(start, index, axis=1)
-    return _replaced(outcome, left, maximise(model.likelihood.untabulated().select(index), start, rules))
+    return outcome.replaced(left, maximise(model.likelihood.untabulated().select(index), start, rules))
 
 
 def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:
@@ -204,25 +206,13 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     if redo.size == 0:
         return outcome
     part = model.select(indices(redo, outcome.theta))
-    return _replaced(outcome, redo, _climb(part, None, options, nonnegative=True))
+    return outcome.replaced(redo, _climb(part, None, options, nonnegative=True))
 
 
 def _profiled(model: MixedModel, outcome: Outcome) -> Array:
     """Theta (k+1, b) after FLASHMM's last update: s_0 = yPy / N at the last ratios, the others unchanged."""
     s_0 = outcome.yPy / model.likelihood.n_effective
     return namespace(s_0).concat([outcome.theta[:-1, :], s_0[None, :]], axis=0)
-
-
-def _replaced(outcome: Outcome, genes: np.ndarray, part: Outcome) -> Outcome:
-    # `outcome` with some genes (positions) taken from another one
-    source = np.arange(outcome.status.shape[0])
-    source[genes] = source.size + np.arange(genes.size)
-    xp, order = namespace(outcome.theta), indices(source, outcome.theta)
-    joined = {
-        name: xp.take(xp.concat([value, getattr(part, name)], axis=-1), order, axis=value.ndim - 1)
-        for name, value in vars(outcome).items()
-    }
-    return Outcome(**joined)
 
 
 def _valid(model: MixedModel, theta: Array) -> np.ndarray:
@@ -243,10 +233,13 @@ def _at_boundary(model: MixedModel, theta: Array) -> np.ndarray:
     return (to_numpy(theta)[:-1] == 0).any(axis=0)
 
 
-def _named(status: np.ndarray, held: np.ndarray, options: FitOptions) -> np.ndarray:
-    # a converged gene at the boundary
+def _final_status(
+    status: np.ndarray, at_boundary: np.ndarray, ill_conditioned: np.ndarray, options: FitOptions
+) -> np.ndarray:
+    # of a converged gene at the boundary, and of one whose residual variance is lost
     good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
-    return np.where(good & held & (options.bounds != "none"), int(Status.BOUNDARY), status)
+    status = np.where(good & at_boundary & (options.bounds != "none"), int(Status.BOUNDARY), status)
+    return np.where(ill_conditioned, int(Status.ILL_CONDITIONED), status)
 
 
 def start_values(theta0: Any, model: MixedModel, m: int) -> np.ndarray | None:

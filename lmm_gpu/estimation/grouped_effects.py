@@ -17,7 +17,7 @@ from .group_elimination import Elimination, GroupedDesign, eliminate, rotated, t
 from .grouped_forms import GroupedForms
 from .grouped_traces import design_traces
 from .likelihood import Traces
-from .projection import Projection
+from .projection import ProjectedGenes, Projection
 from .semidefinite import maximise_semidefinite, smallest_eigenvalues
 
 #: A covariance matrix whose smallest eigenvalue is less than this share of s_0 per unit of effect is singular.
@@ -37,6 +37,8 @@ class GroupedEffects(GroupedForms):
     within_y: Array  #: (b, q_R), Z_R'Ry less the part of the eliminated effects
     zry: Array  #: (q, b), Z'Ry
     yry: Array  #: (b,)
+    rss: Array  #: (b,), zero: `between_ss` is all of y'P0 y
+    rss_error: Array  #: (b,), rounding error of y'Ry
     n_effective: int
     residual_df: int
     rank: int
@@ -72,6 +74,8 @@ class GroupedEffects(GroupedForms):
             within_y=zeros((0, rest.shape[0]), ZX),
             zry=zeros((ZZ.shape[0], 0), ZX),
             yry=zeros((0,), ZX),
+            rss=zeros((0,), ZX),
+            rss_error=zeros((0,), ZX),
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
             rank=design.rank - p,
@@ -86,14 +90,16 @@ class GroupedEffects(GroupedForms):
 
     # --- genes ---
 
-    def with_genes(self, zry: Array, yry: Array) -> GroupedEffects:
-        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+    def with_genes(self, genes: ProjectedGenes) -> GroupedEffects:
+        """Return the likelihood of other genes of the same design."""
+        zry, yry = genes.sums.zry, genes.sums.yry
         xp, term = namespace(zry), self.terms[self.widest]
         eliminated, rest = self._split(xp.permute_dims(zry, (1, 0)))  # (b, k G), (b, q_R)
         y = rotated(self.design.root, eliminated[:, :, None])[:, :, 0]
         loads = self.design.loads[:, :, self.design.n_fixed :]  # (1 or b, k G, q_R)
         assert term.size == y.shape[1]
-        return replace(self, y=y, within_y=rest - transposed_times(loads, y), zry=zry, yry=yry)
+        sums = {"zry": zry, "yry": yry, "rss": 0.0 * yry, "rss_error": genes.sums.unit * genes.sums.size}
+        return replace(self, y=y, within_y=rest - transposed_times(loads, y), **sums)
 
     def select(self, index: Array) -> GroupedEffects:
         """Return the same likelihood for the genes at `index` (integers) only."""
@@ -105,6 +111,8 @@ class GroupedEffects(GroupedForms):
             within_y=xp.take(self.within_y, index, axis=0),
             zry=xp.take(self.zry, index, axis=1),
             yry=xp.take(self.yry, index, axis=0),
+            rss=xp.take(self.rss, index, axis=0),
+            rss_error=xp.take(self.rss_error, index, axis=0),
         )
 
     def _part(self, lo: int, hi: int) -> GroupedEffects:
@@ -112,7 +120,8 @@ class GroupedEffects(GroupedForms):
         if self.yry.shape[0] == 0:
             return self
         genes = {"y": self.y[lo:hi, :], "within_y": self.within_y[lo:hi, :], "zry": self.zry[:, lo:hi]}
-        return replace(self, design=self.design.part(lo, hi), yry=self.yry[lo:hi], **genes)
+        genes |= {"yry": self.yry[lo:hi], "rss": self.rss[lo:hi], "rss_error": self.rss_error[lo:hi]}
+        return replace(self, design=self.design.part(lo, hi), **genes)
 
     # --- the likelihood ---
 
@@ -128,7 +137,7 @@ class GroupedEffects(GroupedForms):
 
         def rows(part: GroupedEffects, g: Array) -> Array:
             T, B = design_traces(part._trace_elimination(g, None), part.terms, part.widest)
-            return xp.concat([T, xp.reshape(B, (L * L, -1))], axis=0)
+            return xp.concat([T, xp.reshape(B, (L * L, g.shape[1]))], axis=0)
 
         found = self._pieces(rows, g)
         return found[:L, :], xp.reshape(found[L:, :], (L, L, g.shape[1]))
@@ -137,12 +146,12 @@ class GroupedEffects(GroupedForms):
         """Reduce the data without random effects."""
         return self.traces(zeros((self.n_components, self.yry.shape[0]), self.yry))
 
-    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
         """Not available: a covariance matrix has no single ratio."""
         raise NotImplementedError("sums of squares between the levels of correlated effects are not available")
 
     def effect_weights(self, g: Array, a: Array, j: int) -> Array:
-        """Not available, as `between`."""
+        """Not available, as `between_group_ss`."""
         raise NotImplementedError("weights of the levels of correlated effects are not available")
 
     def _eliminated(self, g: Array) -> Elimination:
@@ -176,7 +185,7 @@ class GroupedEffects(GroupedForms):
             T=T,
             B=B,
             E=xp.stack(E, axis=0),
-            z=xp.stack(z, axis=0),
+            between_ss=self.yry - xp.sum(g * xp.stack(z, axis=0), axis=0),
             logdet=traced.logdet,
             ok=at.ok & traced.ok,
             condition=xp.ones_like(g[0, :]),
@@ -213,7 +222,14 @@ def _packed(t: Traces) -> Array:
     # traces as rows (..., b), to be concatenated over genes
     xp = namespace(t.T)
     L = t.T.shape[0]
-    rows = [t.T, xp.reshape(t.B, (L * L, -1)), t.E, t.z, t.logdet[None, :], t.condition[None, :]]
+    rows = [
+        t.T,
+        xp.reshape(t.B, (L * L, t.B.shape[2])),
+        t.E,
+        t.between_ss[None, :],
+        t.logdet[None, :],
+        t.condition[None, :],
+    ]
     ok = xp.astype(t.ok, t.T.dtype)[None, :]
     return xp.concat([*rows, ok, t.v], axis=0)
 
@@ -224,11 +240,11 @@ def _unpacked(rows: Array, L: int, p: int) -> Traces:
         T=rows[:L, :],
         B=xp.reshape(rows[L:at, :], (L, L, rows.shape[1])),
         E=rows[at : at + L, :],
-        z=rows[at + L : at + 2 * L, :],
-        logdet=rows[at + 2 * L, :],
-        condition=rows[at + 2 * L + 1, :],
-        ok=rows[at + 2 * L + 2, :] > 0.5,
-        v=rows[at + 2 * L + 3 :, :],
+        between_ss=rows[at + L, :],
+        logdet=rows[at + L + 1, :],
+        condition=rows[at + L + 2, :],
+        ok=rows[at + L + 3, :] > 0.5,
+        v=rows[at + L + 4 :, :],
     )
 
 

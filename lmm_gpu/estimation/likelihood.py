@@ -7,21 +7,30 @@ V = s_0 I + sum_i s_i Z_i Z_i', theta = (s_1 .. s_k, s_0), P0 = s_0 P, and ZVZ =
     loglik = -1/2 [ N log(2 pi s_0) + log det A + yPy / s_0 ],   N = n - p (REML) or n (ML)
     score_i = ( E_i / s_0^2 - T_i / s_0 ) / 2,    score_0 = ( yR2y / s_0^2 - (N - sum g_i T_i) / s_0 ) / 2
     2 s_0^2 information: F_ij = B_ij,  F_i0 = T_i - sum_j g_j B_ij,  F_00 = N - 2 sum g_i T_i + g' B g
+
+The quadratic forms are sums of what lies within and between the levels of the random effects. With S = K K',
+h = K^+ Z'Ry and A = I + K'DK,
+
+    yPy = y'P0 y = rss + h'A^-1 h,    yR2y = y'P0 P0 y = yPy - sum g_i E_i,    rss = y'Ry - h'h,
+
+where rss, the residual sum of squares of y on [X Z], does not depend on the ratios. It is the only difference of large
+numbers: where the cells of a level are nearly equal, its rounding error decides how many digits s_0 has.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..backend.arrays import Array, namespace
 from ..backend.fusion import fused
-from ..backend.linalg import Vectors
+from ..backend.linalg import Vectors, rows_of
 from .chebyshev import RatioTable
 from .fisher_scoring import Evaluation
+from .projection import ProjectedGenes, Remainder
 
 #: Relative rounding error of the terms of the log-likelihood.
 ROUNDING = 1e-13
@@ -35,12 +44,28 @@ class Traces:
     T: Array  #: (k, b), tr(ZVZ_ii)
     B: Array  #: (k, k, b), sum of squares of the block ZVZ_ij
     E: Array  #: (k, b), |Z_i' P0 y|^2
-    z: Array  #: (k, b), (Z_i' R y) . (Z_i' P0 y)
+    between_ss: Array  #: (b,), h'A^-1 h = y'P0 y - rss
     logdet: Array  #: (b,), log det(V / s_0) up to the part of X
     ok: Array  #: (b,), bool: the covariance matrix is positive definite
-    condition: Array  #: (b,), condition number of what was solved for E and z
-    outside_table: Array | None = None  #: (b,), bool: not known, because the ratios lie outside of the tables
-    v: Array | None = None  #: (r, b), A^-1 K^+ Z'Ry, what the random effects follow from, where that took a solve
+    condition: Array  #: (b,), condition number of what was solved for E
+    outside_table: Array | None = None  #: (b,), bool: not evaluated, as the ratios lie outside of the tables
+    v: Array | None = None  #: (r, b), A^-1 h, which the random effects follow from, where it took a solve
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Traces, ratios and residual variance as vectors (b,), for one kernel."""
+
+    s_0: Array
+    rss: Array
+    g: Vectors  #: k vectors
+    T: Vectors  #: k vectors
+    B: tuple[Vectors, ...]  #: k rows of k vectors
+    E: Vectors  #: k vectors
+    between_ss: Array
+    logdet: Array
+    condition: Array
+    ok: Array
 
 
 class Likelihood(ABC):
@@ -58,6 +83,10 @@ class Likelihood(ABC):
         Rank of Z after X is projected out.
     yry : array (b,)
         Residual sum of squares of each gene after ordinary least squares on X.
+    rss : array (b,)
+        Residual sum of squares on [X Z], at least its rounding error.
+    rss_error : array (b,)
+        Bound of the rounding error of `rss`.
     """
 
     n_components: int
@@ -65,10 +94,12 @@ class Likelihood(ABC):
     residual_df: int
     rank: int
     yry: Array
+    rss: Array
+    rss_error: Array
 
     @abstractmethod
-    def with_genes(self: L, zry: Array, yry: Array) -> L:
-        """Return the likelihood of other genes of the same design, with Z'Ry (q, b) and y'Ry (b,)."""
+    def with_genes(self: L, genes: ProjectedGenes) -> L:
+        """Return the likelihood of other genes of the same design."""
 
     @abstractmethod
     def select(self: L, index: Array) -> L:
@@ -87,7 +118,7 @@ class Likelihood(ABC):
         """Reduce the data without random effects, where all ratios are zero."""
 
     @abstractmethod
-    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
         """Sum of squares between the levels of random effect j at T of its ratios (T, b), and its slope there (T, b).
 
         y'P0 y less what is left of it as g_j goes to infinity, the other ratios being those of `g` (k, b). The slope
@@ -100,7 +131,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
-        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c); `v` of the evaluation there, if it is at hand."""
+        """a' u (c, b) of the BLUPs u for the columns of `a` (q, c); `v` of the evaluation there, if known."""
 
     @abstractmethod
     def variance_form(self, g: Array, a: Array) -> Array:
@@ -162,35 +193,20 @@ class Likelihood(ABC):
 
     def attempt(self, theta: Array) -> Evaluation:
         """`evaluate` for the scoring loop: it never waits for the device, but a gene may have left the tables."""
-        return self._at(theta, self.traces)
+        return self.evaluate(theta)
 
     def evaluate(self, theta: Array) -> Evaluation:
         """Log-likelihood, score and Fisher information at `theta` (k+1, b)."""
-        return self._at(theta, self.traces)
+        return self._composed(theta[-1, :], g := self._valid_ratios(theta), self.traces(g))
 
     def information(self, theta: Array) -> Array:
-        """Fisher information at `theta` (k+1, b) alone (k+1, k+1, b): no gene enters it but by its theta."""
-        k = self.n_components
+        """Fisher information at `theta` (k+1, b) alone (k+1, k+1, b): a gene matters by its theta only."""
+        xp, k = namespace(theta), self.n_components
         g = self.ratios(theta)  # (k, b)
         T, B = self.design_traces(g)
-        parts = [x[i, :] for x in (g, T) for i in range(k)] + [B[i, j, :] for i in range(k) for j in range(k)]
-        entries = _information(k, theta[k, :], float(self.n_effective), *parts)
-        return namespace(theta).reshape(namespace(theta).stack(entries, axis=0), (k + 1, k + 1, theta.shape[1]))
-
-    def _at(self, theta: Array, traces: Callable[[Array], Traces]) -> Evaluation:
-        k = self.n_components
-        (g,) = _ratios(None, theta[:k, :], theta[k:, :])  # (k, b)
-        return self._composed(theta[k, :], g, traces(g))
-
-    def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
-        """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
-        xp, k = namespace(g), self.n_components
-        per_effect = [x[i, :] for x in (g, t.T, t.E, t.z) for i in range(k)]
-        blocks = [t.B[i, j, :] for i in range(k) for j in range(k)]
-        scalars = (s_0, self.yry, t.logdet, t.ok, t.condition, float(self.n_effective))
-        value, yPy, rounding, ok, *rest = _compose(k, *scalars, *per_effect, *blocks)
-        information = xp.reshape(xp.stack(rest[k + 1 :], axis=0), (k + 1, k + 1, g.shape[1]))
-        return Evaluation(value, xp.stack(rest[: k + 1], axis=0), information, yPy, rounding, ok, t.outside_table, t.v)
+        entries = _information(None, theta[k, :], float(self.n_effective), _rows(g), _rows(T), _square_rows(B))
+        flat = xp.stack([entry for row in entries for entry in row], axis=0)
+        return xp.reshape(flat, (k + 1, k + 1, theta.shape[1]))
 
     def observed_information(self, theta: Array) -> Array:
         """Observed information (k+1, k+1, b) at `theta` (k+1, b): the negative Hessian of the log-likelihood.
@@ -202,7 +218,7 @@ class Likelihood(ABC):
         t = self.traces(g)
         curvature = self.curvature_form(g)  # (k, k, b)
         by_residual = t.E - xp.sum(curvature * g[None, :, :], axis=1)  # (k, b)
-        yR2y = self.yry - xp.sum(g * (t.E + t.z), axis=0)  # (b,)
+        yR2y = self.rss + t.between_ss - xp.sum(g * t.E, axis=0)  # (b,)
         corner = yR2y - xp.sum(g * by_residual, axis=0)  # (b,)
         top = xp.concat([curvature, by_residual[:, None, :]], axis=1)  # (k, k+1, b)
         bottom = xp.concat([by_residual, corner[None, :]], axis=0)  # (k+1, b)
@@ -213,49 +229,98 @@ class Likelihood(ABC):
         """Variance ratios g (k, b) at `theta` (k+1, b)."""
         return theta[: self.n_components, :] / theta[self.n_components :, :]
 
+    def _valid_ratios(self, theta: Array) -> Array:
+        k = self.n_components
+        return _ratios(None, theta[:k, :], theta[k:, :])  # (k, b)
+
+    def _composed(self, s_0: Array, g: Array, t: Traces) -> Evaluation:
+        """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
+        point = _Point(
+            s_0=s_0,
+            rss=self.rss,
+            g=_rows(g),
+            T=_rows(t.T),
+            B=_square_rows(t.B),
+            E=_rows(t.E),
+            between_ss=t.between_ss,
+            logdet=t.logdet,
+            condition=t.condition,
+            ok=t.ok,
+        )
+        evaluation = _compose(None, float(self.n_effective), point)
+        return replace(evaluation, outside_table=t.outside_table, v=t.v)
+
+    def _remainder(self, sums: Remainder, h: Array, amplification: Array) -> tuple[Array, Array]:
+        """Residual sum of squares on [X Z] (b,), at least as large as its rounding error, and that error (b,).
+
+        `h` (r, b) is that of `sums`. `amplification` (1, r) are the squared factors by which relative errors of the
+        sums are larger in h: the error of h_j is that of a number of the size of h_j times the factor.
+        """
+        squares = h * h  # (r, b)
+        sizes = sums.size + (amplification @ squares)[0, :]
+        values = _within_ss(None, sums.yry, namespace(h).sum(squares, axis=0), sizes, sums.unit)
+        return values if self.residual_df > self.rank else (0.0 * values[0], 0.0 * values[1])
+
+
+def _rows(values: Array) -> tuple[Array, ...]:
+    return tuple(values[i, :] for i in range(values.shape[0]))
+
+
+def _square_rows(values: Array) -> tuple[Vectors, ...]:
+    return tuple(tuple(row) for row in rows_of(values))
+
 
 @fused
-def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> tuple[Array]:
+def _within_ss(xp: Any, _: None, yry: Array, explained: Array, size: Array, unit: float) -> tuple[Array, Array]:
+    error = unit * size
+    return xp.maximum(yry - explained, error), error
+
+
+@fused
+def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> Array:
     # variance ratios; those of a residual variance that is not positive are not valid, whatever they are
-    return (components / xp.where(s_0 > 0, s_0, 1.0),)
+    return components / xp.where(s_0 > 0, s_0, 1.0)
 
 
 @fused
-def _compose(
-    xp: Any, k: int, s_0: Array, yry: Array, logdet: Array, ok: Array, condition: Array, N: float, *parts: Array
-) -> tuple[Array, ...]:
-    """Value, yPy, rounding, validity, score (k+1) and information ((k+1)^2), vectors (b,), as in the module's head."""
-    positive = s_0 > 0
-    s_0 = xp.where(positive, s_0, 1.0)
-    g, T, E, z = (parts[i * k : (i + 1) * k] for i in range(4))
-    B = [parts[(4 + i) * k : (5 + i) * k] for i in range(k)]
-    gz = [g_i * z_i for g_i, z_i in zip(g, z, strict=True)]
-    yPy = yry - sum(gz)
-    yR2y = yPy - sum(g_i * E_i for g_i, E_i in zip(g, E, strict=True))
-    terms = N * xp.log(2 * math.pi * s_0), logdet, yPy / s_0
-    value = -0.5 * (terms[0] + terms[1] + terms[2])
+def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
+    """Value, score and information as in the module's docstring."""
+    positive = at.s_0 > 0
+    s_0 = xp.where(positive, at.s_0, 1.0)
+    gE = [g_i * E_i for g_i, E_i in zip(at.g, at.E, strict=True)]
+    yPy = at.rss + at.between_ss
+    yR2y = yPy - sum(gE)
+    terms = N * xp.log(2 * math.pi * s_0), at.logdet, yPy / s_0
     size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
-    rounding = ROUNDING * (1.0 + size) + 0.01 * ROUNDING * condition * sum(xp.abs(x) for x in gz) / s_0
+    solved = sum(xp.abs(x) for x in gE) / s_0
+    value = -0.5 * (terms[0] + terms[1] + terms[2])
 
-    gT, F = _fisher(g, T, B, N)
-    score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(E, T, strict=True)]
+    gT, F = _fisher(at.g, at.T, at.B, N)
+    score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(at.E, at.T, strict=True)]
     score.append(0.5 * (yR2y / s_0 - (N - gT)) / s_0)
     scale = 0.5 / (s_0 * s_0)
-    information = [scale * entry for row in F for entry in row]
-    return value, yPy, rounding, ok & positive & xp.isfinite(value), *score, *information
+    return Evaluation(
+        value=value,
+        score_rows=tuple(score),
+        information_rows=tuple(tuple(scale * entry for entry in row) for row in F),
+        yPy=yPy,
+        rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * at.condition * solved,
+        ok=at.ok & positive & xp.isfinite(value),
+    )
 
 
 @fused
-def _information(xp: Any, k: int, s_0: Array, N: float, *parts: Array) -> tuple[Array, ...]:
-    # the information alone, (k+1)^2 vectors (b,)
+def _information(
+    xp: Any, _: None, s_0: Array, N: float, g: Vectors, T: Vectors, B: Sequence[Vectors]
+) -> tuple[Vectors, ...]:
+    # the information alone, k+1 rows of k+1 vectors (b,)
     s_0 = xp.where(s_0 > 0, s_0, 1.0)
-    _, F = _fisher(parts[:k], parts[k : 2 * k], [parts[(2 + i) * k : (3 + i) * k] for i in range(k)], N)
     scale = 0.5 / (s_0 * s_0)
-    return tuple(scale * entry for row in F for entry in row)
+    return tuple(tuple(scale * entry for entry in row) for row in _fisher(g, T, B, N)[1])
 
 
 def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float) -> tuple[Array, list[list[Array]]]:
-    # sum g_i T_i, and rows of 2 s_0^2 times the information, as in the module's head
+    # sum g_i T_i, and rows of 2 s_0^2 times the information, as in the module's docstring
     gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
     Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]
     F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]

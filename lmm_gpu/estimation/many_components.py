@@ -16,12 +16,12 @@ from ..backend.blocks import blocks, ranges
 from ..backend.fusion import fused
 from ..backend.linalg import largest_eigenvalue
 from ..backend.threads import in_threads
-from .block_elimination import EliminatedFactor
+from .block_elimination import EliminatedFactor, Solution
 from .block_size import table_bytes
 from .chebyshev import Axis, RatioTable, lookup, on_grid
 from .fisher_scoring import Evaluation
 from .likelihood import Likelihood, Traces
-from .projection import Projection
+from .projection import ProjectedGenes, Projection
 from .two_components import NODES, Spectra
 
 #: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
@@ -46,8 +46,9 @@ class MultiComponent(Likelihood):
     F_rest: Array | None  #: (pairs, 1), the rest of F
     d: tuple[int, ...]
     h: Array  #: (r, b), Z'Ry = K h
-    h_R: Array  #: (q_R, b), K_R h
     yry: Array  #: (b,)
+    rss: Array  #: (b,)
+    rss_error: Array  #: (b,)
     n_effective: int
     residual_df: int
     rank: int
@@ -83,8 +84,9 @@ class MultiComponent(Likelihood):
             F_rest=None,
             d=d,
             h=root.inverse[:, :0],
-            h_R=root.K_R[:, :0],
             yry=root.mu[:0],
+            rss=root.mu[:0],
+            rss_error=root.mu[:0],
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
             rank=root.mu.shape[0],
@@ -93,29 +95,33 @@ class MultiComponent(Likelihood):
         )
         return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
 
-    def with_genes(self, zry: Array, yry: Array) -> MultiComponent:
-        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
-        h = self.root.inverse @ zry  # (r, b)
-        return replace(self, h=h, h_R=self.root.K_R @ h, yry=yry)
+    def with_genes(self, genes: ProjectedGenes) -> MultiComponent:
+        """Return the likelihood of `genes` of the same design."""
+        h = self.root.inverse @ genes.sums.zry  # (r, b)
+        within = h if genes.within is genes.sums else self.root.inverse @ genes.within.zry
+        rss, error = self._remainder(genes.within, within, self.root.amplification)
+        return replace(self, h=h, yry=genes.sums.yry, rss=rss, rss_error=error)
 
     def select(self, index: Array) -> MultiComponent:
         """Return the likelihood for the genes at `index`."""
         xp = namespace(self.h)
-        h, h_R = (xp.take(x, index, axis=1) for x in (self.h, self.h_R))
-        return replace(self, h=h, h_R=h_R, yry=xp.take(self.yry, index, axis=0))
+        yry, rss, error = (xp.take(x, index, axis=0) for x in (self.yry, self.rss, self.rss_error))
+        return replace(self, h=xp.take(self.h, index, axis=1), yry=yry, rss=rss, rss_error=error)
 
     def attempt(self, theta: Array) -> Evaluation:
-        """`evaluate`, with the genes told that have left the tables."""
-        return self._at(theta, self.traces if self.trace_table is None else self._tabulated_traces)
+        """`evaluate` from the tables alone, with a flag for genes that lie outside of them."""
+        if self.trace_table is None:
+            return self.evaluate(theta)
+        return self._composed(theta[-1, :], g := self._valid_ratios(theta), self._tabulated_traces(g))
 
     def traces(self, g: Array) -> Traces:
-        """T, B, E, z and log det at the ratios `g` (k, b)."""
+        """Reduce the data at the ratios `g` (k, b)."""
         if self.trace_table is None:
             T, B, logdet, ok, F = self.root_trace.traces(g)
             F = F if self.root_trace is self.root else self.root.F(g)
-            return self._with_squares(g, T, B, logdet, ok, *self.root.solve(g, self.h, self.root.system(g, F)))
+            return self._with_squares(g, T, B, logdet, ok, self.root.solve(g, self.h, self.root.system(g, F)))
         shared = lookup(self.trace_table, g, self._trace_functions)  # (k + k^2 + 2, b)
-        return self._with_squares(g, *self._unscaled(g, shared), *self._whitened(g))
+        return self._with_squares(g, *self._unscaled(g, shared), self._whitened(g))
 
     def design_traces(self, g: Array) -> tuple[Array, Array]:
         """T (k, b) and B (k, k, b) of `traces`."""
@@ -130,36 +136,39 @@ class MultiComponent(Likelihood):
         inside = xp.where(covered[None, :], g, 0.0)
         g_e = inside[self.root.eliminated : self.root.eliminated + 1, :]
         whitened = self._whitened_by(inside, self.F_table.evaluate(g_e))
-        found = self._with_squares(inside, *self._unscaled(inside, self.trace_table.evaluate(inside)), *whitened)
+        found = self._with_squares(inside, *self._unscaled(inside, self.trace_table.evaluate(inside)), whitened)
         return replace(found, ok=found.ok & covered, outside_table=~covered)
 
-    def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, v: Array, solved: Array) -> Traces:
-        # with E and z from v = A^-1 h (r, b)
+    def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, solution: Solution) -> Traces:
+        E, between_ss = self._squares(g, solution)
         condition = namespace(g).max(self._scale(g), axis=0)
-        return Traces(T, B, *self._squares(v), logdet=logdet, ok=ok & solved, condition=condition, v=v)
+        ok = ok & solution.ok
+        return Traces(T, B, E, between_ss, logdet=logdet, ok=ok, condition=condition, v=solution.v)
 
     def untabulated(self) -> MultiComponent:
         """Return the same without tables."""
         return replace(self, axes=None, spectra=None, trace_table=None, F_table=None, F_rest=None)
 
     def traces_at_zero(self) -> Traces:
-        """T, B, E, z and log det without random effects: A = I."""
+        """Reduce the data without random effects: A = I."""
         xp, k, b = namespace(self.h), self.n_components, self.h.shape[1]
         T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
         zero = xp.zeros_like(self.yry)
-        return Traces(T, B, *self._squares(self.h), logdet=zero, ok=zero == 0, condition=zero + 1.0)
+        at_zero = Solution(self.h, self.root.K_R @ self.h, zero == 0)
+        E, between_ss = self._squares(xp.zeros_like(T), at_zero)
+        return Traces(T, B, E, between_ss, logdet=zero, ok=at_zero.ok, condition=zero + 1.0)
 
-    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
         """Sum of squares between the levels of effect j at its ratios (T, b), and its slope (T, b): one solve each."""
         xp = namespace(g)
-        left, slope = [], []
+        between, slope = [], []
         for node in nodes:
             at = xp.concat([g[:j, :], xp.zeros_like(g[:1, :]) + node, g[j + 1 :, :]], axis=0)
-            E, z = self._squares(self._whitened(at)[0])  # (k, b)
-            left.append(self.yry - xp.sum(at * z, axis=0))
+            E, between_ss = self._squares(at, self._whitened(at))
+            between.append(between_ss)
             slope.append(-E[j, :])
-        floor = left[-1] + nodes[-1] * slope[-1]  # g_j E_j is what is left to fall, where the levels are next to fixed
-        return xp.stack(left, axis=0) - floor[None, :], xp.stack(slope, axis=0)
+        limit = between[-1] + nodes[-1] * slope[-1]  # g_j E_j is what it still falls by from the last node to infinity
+        return xp.stack(between, axis=0) - limit[None, :], xp.stack(slope, axis=0)
 
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form`, if there is a grid."""
@@ -174,14 +183,14 @@ class MultiComponent(Likelihood):
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
         xp, root = namespace(g), self.root
-        v, _ = self._whitened(g)
+        solution = self._whitened(g)
         g_e, D_R = root.split(g)
-        return xp.concat(root.components(g_e[None, :] * (root.K_e @ v), D_R.T * (root.K_R @ v)), axis=0)
+        return xp.concat(root.components(g_e[None, :] * (root.K_e @ solution.v), D_R.T * solution.e_R), axis=0)
 
     def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
         """a' u (c, b): the roots meet the few columns of `a`, not the genes."""
         root = self.root
-        v = self._whitened(g)[0] if v is None else v
+        v = self._whitened(g).v if v is None else v
         g_e, D_R = root.split(g)
         a_e, a_R = root.rows(a)
         return g_e[None, :] * ((root.K_e.T @ a_e).T @ v) + a_R.T @ (D_R.T * (root.K_R @ v))
@@ -203,44 +212,41 @@ class MultiComponent(Likelihood):
 
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = a - K A^-1 K'D a."""
-        xp, root = namespace(g), self.root
-        y = root.apply(root.inner(g), self._loaded(g, a))  # (r, c, b)
-        K = root.components(root.K_e, root.K_R)
-        w = [part[:, :, None] - xp.tensordot(K_i, y, axes=1) for part, K_i in zip(self._parts(a), K, strict=True)]
-        return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in w], axis=0)
+        xp = namespace(g)
+        return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in self._effect_weights(g, a)], axis=0)
 
     def effect_weights(self, g: Array, a: Array, j: int) -> Array:
         """w_j (d_j, c, b)."""
-        return self._moved(g, a)[j]
+        return self._effect_weights(g, a)[j]
 
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w_i' ZVZ_ij w_j (k, k, c, b)."""
-        x, y = self._loaded_pairs(g, self._moved(g, a))  # (r, k, c, b)
+        x, y = self._loaded_pairs(g, self._effect_weights(g, a))  # (r, k, c, b)
         return namespace(g).sum(x[:, :, None, :, :] * y[:, None, :, :, :], axis=0)
 
     def gradient_pairs(self, g: Array, a: Array) -> Array:
         """w_i' w_i (k, c, c, b)."""
         xp = namespace(g)
-        stacks = [xp.permute_dims(w_i, (2, 1, 0)) for w_i in self._moved(g, a)]  # (b, c, d_i)
+        stacks = [xp.permute_dims(w_i, (2, 1, 0)) for w_i in self._effect_weights(g, a)]  # (b, c, d_i)
         products = [xp.matmul(w_i, xp.matrix_transpose(w_i)) for w_i in stacks]  # (b, c, c)
         return xp.permute_dims(xp.stack(products, axis=0), (0, 2, 3, 1))
 
     def adjustment_pairs(self, g: Array, a: Array) -> Array:
         """w_i' ZVZ_ij w_j (k, k, c, c, b)."""
         xp, (k, b), c = namespace(g), g.shape, a.shape[1]
-        x, y = (xp.reshape(z, (-1, k * c, b)) for z in self._loaded_pairs(g, self._moved(g, a)))
+        x, y = (xp.reshape(z, (z.shape[0], k * c, b)) for z in self._loaded_pairs(g, self._effect_weights(g, a)))
         square = xp.matmul(xp.permute_dims(x, (2, 1, 0)), xp.permute_dims(y, (2, 0, 1)))  # (b, k * c, k * c)
         return xp.permute_dims(xp.reshape(square, (b, k, c, k, c)), (1, 3, 2, 4, 0))
 
     def curvature_form(self, g: Array) -> Array:
         """e_i' ZVZ_ij e_j (k, k, b)."""
         root = self.root
-        v, _ = self._whitened(g)
-        e = [e_i[:, None, :] for e_i in root.components(root.K_e @ v, root.K_R @ v)]  # (d_i, 1, b)
+        solution = self._whitened(g)
+        e = [e_i[:, None, :] for e_i in root.components(root.K_e @ solution.v, solution.e_R)]  # (d_i, 1, b)
         x, y = self._loaded_pairs(g, e)  # (r, k, 1, b)
         return namespace(g).sum(x[:, :, None, 0, :] * y[:, None, :, 0, :], axis=0)
 
-    def _moved(self, g: Array, a: Array) -> list[Array]:
+    def _effect_weights(self, g: Array, a: Array) -> list[Array]:
         # w_i (d_i, c, b) for w = a - K A^-1 K'D a
         xp, root = namespace(g), self.root
         y = root.apply(root.inner(g), self._loaded(g, a))  # (r, c, b)
@@ -313,11 +319,12 @@ class MultiComponent(Likelihood):
         both = [xp.broadcast_to(spectra.g_e[:, None], (J, I)), xp.broadcast_to(g[None, :], (J, I))]
         ratios = xp.stack(both[::-1] if self.root.eliminated else both, axis=0)  # (2, J, I)
         flat = [xp.reshape(x, (*x.shape[:-2], J * I)) for x in (ratios, *spectra.traces(g))]
-        return xp.reshape(self._trace_rows(*flat), (-1, J, I))
+        rows = self._trace_rows(*flat)
+        return xp.reshape(rows, (rows.shape[0], J, I))
 
     def _trace_rows(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array) -> Array:
-        xp, scale = namespace(g), self._scale(g)  # (k, b)
-        B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (-1, g.shape[1]))
+        xp, (k, b), scale = namespace(g), g.shape, self._scale(g)  # (k, b)
+        B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (k * k, b))
         return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
 
     def _unscaled(self, g: Array, rows: Array) -> tuple[Array, Array, Array, Array]:
@@ -329,31 +336,30 @@ class MultiComponent(Likelihood):
 
     def _scale(self, g: Array, effect: int | None = None) -> Array:
         # 1 + g lam (k, b) of all effects, or (1, b) of one; 1 where it is not positive, which is not valid anyhow
-        (scale,) = _positive_scale(None, g, self.lam if effect is None else self.lam[effect : effect + 1, :])
-        return scale
+        return _positive_scale(None, g, self.lam if effect is None else self.lam[effect : effect + 1, :])
 
     def _F_function(self, g_e: Array) -> Array:
         # upper triangle of the part of F that falls with the ratio (pairs, b), scaled likewise
         return self.root.packed_F(g_e) * self._scale(g_e, self.root.eliminated)
 
-    def _whitened(self, g: Array) -> tuple[Array, Array]:
-        # v = A^-1 h (r, b), so that Z'P0 y = K v, and validity
+    def _whitened(self, g: Array) -> Solution:
+        # v = A^-1 h (r, b), so that Z'P0 y = K v
         if self.F_table is None:
             return self.root.solve(g, self.h, self.root.system(g, self.root.F(g)))
         g_e = g[self.root.eliminated : self.root.eliminated + 1, :]  # (1, b)
         return self._whitened_by(g, lookup(self.F_table, g_e, self._F_function))
 
-    def _whitened_by(self, g: Array, F_scaled: Array) -> tuple[Array, Array]:
+    def _whitened_by(self, g: Array, F_scaled: Array) -> Solution:
         # the same from rows of `_F_function` (pairs, b)
         e = self.root.eliminated
         packed_F = F_scaled / self._scale(g[e : e + 1, :], e) + self.F_rest
         return self.root.solve(g, self.h, self.root.packed_system(g, packed_F))
 
-    def _squares(self, v: Array) -> tuple[Array, Array]:
-        """E and z (k, b) from v = A^-1 h (r, b)."""
-        v_v, v_h = _products(None, v, self.h)  # (r, b)
-        e_e, e_h = _products(None, self.root.K_R @ v, self.h_R)  # (q_R, b)
-        return self.root.sums(v_v, e_e), self.root.sums(v_h, e_h)
+    def _squares(self, g: Array, solution: Solution) -> tuple[Array, Array]:
+        """E (k, b), and h'A^-1 h = |v|^2 + sum g_i E_i (b,): v'h would cancel where ratios are large."""
+        v_v, e_e = _square(None, solution.v), _square(None, solution.e_R)  # (r, b), (q_R, b)
+        E = self.root.sums(v_v, e_e)
+        return E, namespace(g).sum(v_v, axis=0) + namespace(g).sum(g * E, axis=0)
 
     def _parts(self, a: Array) -> list[Array]:
         # rows of a (q, c) of each random effect
@@ -369,15 +375,16 @@ class MultiComponent(Likelihood):
 
 def _rows(values: Array, kept: int) -> Array:
     # all but the last `kept` axes as one
-    return namespace(values).reshape(values, (-1, *values.shape[-kept:]))
+    shape = values.shape
+    return namespace(values).reshape(values, (math.prod(shape[:-kept]), *shape[-kept:]))
 
 
 @fused
-def _products(xp: Any, _: None, a: Array, b: Array) -> tuple[Array, Array]:
-    return a * a, a * b
+def _square(xp: Any, _: None, a: Array) -> Array:
+    return a * a
 
 
 @fused
-def _positive_scale(xp: Any, _: None, g: Array, lam: Array) -> tuple[Array]:
+def _positive_scale(xp: Any, _: None, g: Array, lam: Array) -> Array:
     scale = 1.0 + g * lam
-    return (xp.where(scale > 0, scale, 1.0),)
+    return xp.where(scale > 0, scale, 1.0)

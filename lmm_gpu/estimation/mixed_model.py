@@ -47,7 +47,6 @@ class MixedModel:
     largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
     beta_ols: Array  #: (p, b)
     has_residual_variance: Array  #: (b,), bool: the gene has variance left after X
-    ill_conditioned: Array  #: (b,), bool: and that is a small difference of large numbers
 
     @classmethod
     def build(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
@@ -82,7 +81,7 @@ class MixedModel:
         cls, summary: SummaryStats, projection: Projection, likelihood: Likelihood, largest: Array
     ) -> MixedModel:
         none = projection.genes(summary.select(slice(0)))
-        return cls(projection, likelihood, largest, none.beta_ols, none.has_residual_variance, none.ill_conditioned)
+        return cls(projection, likelihood, largest, none.beta_ols, none.has_residual_variance)
 
     @staticmethod
     def _likelihood(
@@ -97,10 +96,9 @@ class MixedModel:
         genes = self.projection.genes(summary)
         return replace(
             self,
-            likelihood=self.likelihood.with_genes(genes.zry, genes.yry),
+            likelihood=self.likelihood.with_genes(genes),
             beta_ols=genes.beta_ols,
             has_residual_variance=genes.has_residual_variance,
-            ill_conditioned=genes.ill_conditioned,
         )
 
     def select(self, index: Array) -> MixedModel:
@@ -111,7 +109,6 @@ class MixedModel:
             likelihood=self.likelihood.select(index),
             beta_ols=xp.take(self.beta_ols, index, axis=1),
             has_residual_variance=xp.take(self.has_residual_variance, index, axis=0),
-            ill_conditioned=xp.take(self.ill_conditioned, index, axis=0),
         )
 
     @property
@@ -148,7 +145,7 @@ class MixedModel:
         # |w_i|^2 (k * c, b)
         a = contrasts.a
         form = in_pieces(lambda g: self.likelihood.gradient_form(g, a), g, a.shape[0] * a.shape[1])
-        return namespace(g).reshape(form, (-1, g.shape[1]))
+        return namespace(g).reshape(form, (form.shape[0] * form.shape[1], g.shape[1]))
 
     def contrast_variance(self, theta: Array, contrasts: Contrasts | Array) -> Array:
         """Variances (c, b) of contrasts, prepared or as rows (c, p)."""
@@ -163,7 +160,7 @@ class MixedModel:
         ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
         g = self.likelihood.ratios(theta)  # (k, b)
         rows = lookup(ready.gradient, g, lambda g: self._gradient_rows(g, ready))
-        by_component = xp.reshape(rows, (g.shape[0], -1, g.shape[1]))  # (k, c, b)
+        by_component = xp.reshape(rows, (g.shape[0], ready.ols.shape[0], g.shape[1]))  # (k, c, b)
         variance = self.contrast_variance(theta, ready) if variance is None else variance
         total = variance / theta[-1, :][None, :]
         by_residual = total - xp.sum(g[:, None, :] * by_component, axis=0)  # (c, b)

@@ -14,7 +14,7 @@ from ..backend.arrays import Array, like, namespace
 from ..backend.fusion import fused
 from ..backend.linalg import eigh_psd, log_product
 from .likelihood import Likelihood, Traces
-from .projection import Projection
+from .projection import ProjectedGenes, Projection
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ class SingleComponent(Likelihood):
 
     lam: Array  #: (q,), eigenvalues of S
     lam_trace: Array  #: (q,), eigenvalues whose traces enter: of S (REML) or of Z'Z (ML)
+    inverse_lam: Array  #: (q,), 1 / lam, 0 where S is singular
+    amplification: Array  #: (1, q), squared factors by which relative errors of the sums are larger in c / lam^1/2
     U: Array  #: (q, q), eigenvectors of S
+    rotation: Array  #: (q, q), U', with rows of zeros where S is singular and U' Z'Ry is rounding error
     c: Array  #: (q, b), U' Z'Ry
     yry: Array  #: (b,)
+    rss: Array  #: (b,)
+    rss_error: Array  #: (b,)
     n_effective: int
     residual_df: int
     rank: int
@@ -35,33 +40,49 @@ class SingleComponent(Likelihood):
     def decompose(cls, projection: Projection, method: str) -> SingleComponent:
         """Decompose the design once; no genes yet."""
         xp = namespace(projection.S)
-        lam, U = eigh_psd(projection.S, xp.max(xp.linalg.diagonal(projection.ZZ)))
+        squares = xp.linalg.diagonal(projection.ZZ)  # (q,)
+        lam, U = eigh_psd(projection.S, xp.max(squares))
+        inverse_lam = xp.where(lam > 0, 1.0 / xp.where(lam > 0, lam, 1.0), 0.0)
         p = projection.XXinv.shape[0]
         return cls(
             lam=lam,
             lam_trace=lam if method == "REML" else eigh_psd(projection.ZZ)[0],
+            inverse_lam=inverse_lam,
+            amplification=(inverse_lam * (squares @ (U * U)))[None, :],
             U=U,
+            rotation=xp.where((lam > 0)[:, None], U.T, 0.0),
             c=U[:, :0],
             yry=lam[:0],
+            rss=lam[:0],
+            rss_error=lam[:0],
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
             rank=int(xp.count_nonzero(lam)),
         )
 
-    def with_genes(self, zry: Array, yry: Array) -> SingleComponent:
-        """Return the likelihood of genes with Z'Ry (q, b) and y'Ry (b,)."""
-        return replace(self, c=self.U.T @ zry, yry=yry)
+    def with_genes(self, genes: ProjectedGenes) -> SingleComponent:
+        """Return the likelihood of `genes` of the same design."""
+        c = self.rotation @ genes.sums.zry  # (q, b)
+        within = c if genes.within is genes.sums else self.rotation @ genes.within.zry
+        h = namespace(c).sqrt(self.inverse_lam)[:, None] * within
+        rss, error = self._remainder(genes.within, h, self.amplification)
+        return replace(self, c=c, yry=genes.sums.yry, rss=rss, rss_error=error)
+
+    def with_rotated(self, c: Array, rss: Array) -> SingleComponent:
+        """Return the likelihood of genes with U' Z'Ry (q, b), 0 where S is singular, and known exact `rss` (b,)."""
+        return replace(self, c=c, yry=rss + self.inverse_lam @ (c * c), rss=rss, rss_error=0.0 * rss)
 
     def select(self, index: Array) -> SingleComponent:
         """Return the likelihood for the genes at `index`."""
         xp = namespace(self.c)
-        return replace(self, c=xp.take(self.c, index, axis=1), yry=xp.take(self.yry, index, axis=0))
+        yry, rss, error = (xp.take(x, index, axis=0) for x in (self.yry, self.rss, self.rss_error))
+        return replace(self, c=xp.take(self.c, index, axis=1), yry=yry, rss=rss, rss_error=error)
 
     def traces(self, g: Array) -> Traces:
-        """T, B, E, z and log det at the ratios `g` (1, b)."""
+        """T, B, E, h'A^-1 h and log det at the ratios `g` (1, b)."""
         xp = namespace(g)
         ok = self._positive(g)  # (b,)
-        w, w2, zs, Es = _sums(None, self.lam[:, None], xp.where(ok, g, 0.0), self.c)  # (q, b) each
+        w, w2, c2w, c2w2 = _sums(None, self.lam[:, None], xp.where(ok, g, 0.0), self.c)  # (q, b) each
         if self.lam_trace is not self.lam:
             ok_trace = 1.0 + xp.max(self.lam_trace) * g[0, :] > 0
             w, w2 = _weights(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0))
@@ -70,8 +91,8 @@ class SingleComponent(Likelihood):
         return Traces(
             T=T,
             B=B,
-            E=xp.sum(Es, axis=0)[None, :],
-            z=xp.sum(zs, axis=0)[None, :],
+            E=xp.sum(c2w2, axis=0)[None, :],
+            between_ss=self.inverse_lam @ c2w,
             logdet=-log_product(w),
             ok=ok,
             condition=xp.ones_like(g[0, :]),
@@ -88,18 +109,26 @@ class SingleComponent(Likelihood):
         return lam @ w, ((lam * lam) @ w2)[None, :, :]
 
     def traces_at_zero(self) -> Traces:
-        """T, B, E, z and log det without random effects: w = 1."""
+        """T, B, E, h'A^-1 h and log det without random effects: w = 1."""
         xp, lam = namespace(self.c), self.lam_trace
         zero = xp.zeros_like(self.yry)  # (b,)
-        squares = xp.sum(self.c * self.c, axis=0)[None, :]  # (1, b)
+        squares = self.c * self.c  # (q, b)
         T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
-        return Traces(T[None, :], B[None, None, :], squares, squares, logdet=zero, ok=zero == 0, condition=zero + 1.0)
+        return Traces(
+            T=T[None, :],
+            B=B[None, None, :],
+            E=xp.sum(squares, axis=0)[None, :],
+            between_ss=self.inverse_lam @ squares,
+            logdet=zero,
+            ok=zero == 0,
+            condition=zero + 1.0,
+        )
 
-    def between(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
+    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
         """Sum c^2 w / lam (T, b), over the directions that have random effects, and its slope in g (T, b)."""
-        xp, lam = namespace(self.c), self.lam[:, None]
+        lam = self.lam[:, None]
         w = 1.0 / (1.0 + lam * like(nodes, lam)[None, :])  # (q, T)
-        squares = xp.where(lam > 0, self.c * self.c / xp.where(lam > 0, lam, 1.0), 0.0)  # (q, b)
+        squares = self.inverse_lam[:, None] * self.c * self.c  # (q, b)
         return w.T @ squares, -((lam * w * w).T @ squares)
 
     def random_effects(self, g: Array) -> Array:
@@ -118,12 +147,7 @@ class SingleComponent(Likelihood):
 
     def covariance_form(self, g: Array, a: Array) -> Array:
         """a' N a for all pairs of columns (c, c, b)."""
-        xp = namespace(a)
-        w = self._shrinkage(g)
-        ua = self.U.T @ a  # (q, c)
-        q, c = ua.shape
-        pairs = xp.reshape(ua[:, :, None] * ua[:, None, :], (q, c * c))
-        return xp.reshape(pairs.T @ (g * w), (c, c, g.shape[1]))
+        return self._weighted_pairs(g * self._shrinkage(g), a)
 
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w|^2 (1, c, b)."""
@@ -190,7 +214,7 @@ def _weights(xp: Any, _: None, lam: Array, g: Array) -> tuple[Array, Array]:
 
 @fused
 def _sums(xp: Any, _: None, lam: Array, g: Array, c: Array) -> tuple[Array, ...]:
-    # w, w^2, c^2 w and (c w)^2: their sums over the eigenvalues are what an evaluation needs
+    # w, w^2, c^2 w and (c w)^2: an evaluation needs their weighted sums over the eigenvalues
     w = 1.0 / (1.0 + lam * g)
-    zs = c * c * w
-    return w, w * w, zs, zs * w
+    c2w = c * c * w
+    return w, w * w, c2w, c2w * w

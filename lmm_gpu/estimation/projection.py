@@ -5,34 +5,45 @@ With R = I - X XXinv X':  S = Z'RZ,  Z'Ry = Z'y - Z'X beta_ols  and  y'Ry = y'y 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..backend.arrays import Array, namespace
 from ..backend.linalg import eps, inverse_spd, orthonormal_columns
 from ..sumstats.summary_stats import SummaryStats
 
-#: y'Ry below this share of y'y is rounding: the gene does not vary once X is taken out.
+#: y'Ry below this share of y'y is rounding error: the gene does not vary once X is taken out.
 NO_VARIANCE = 1e-13
-#: y'Ry below this share of y'y has lost ten of its sixteen digits.
-FEW_DIGITS = 1e-10
-#: A spread of so many rounding units of the values themselves is rounding too.
+#: A standard deviation of so many rounding units of the values themselves is rounding error too.
 _ROUNDED = 4
+#: Rounding units by which a sum over cells may be off, and by how many more for the square root of their number.
+_UNITS, _UNITS_PER_ROOT = 4.0, 0.05
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """Sums of b genes with X projected out, and how accurate they are."""
+
+    zry: Array  #: (q, b), Z'Ry
+    yry: Array  #: (b,), y'Ry
+    size: Array  #: (b,), sum of squares of the numbers that y'Ry is a difference of
+    unit: float  #: rounding error of y'Ry relative to `size`
 
 
 @dataclass(frozen=True)
 class ProjectedGenes:
-    """What is left of b genes once X is projected out."""
+    """Sums of b genes once X is projected out."""
 
     beta_ols: Array  #: (p, b)
-    zry: Array  #: (q, b), Z'Ry
-    yry: Array  #: (b,), y'Ry
-    has_residual_variance: Array  #: (b,), bool: there is variance left; all-zero and constant genes have none
-    ill_conditioned: Array  #: (b,), bool: what is left is a small difference of large numbers
+    sums: Remainder
+    within: Remainder  #: the same of values less their group means where those are known, else `sums` itself
+    has_residual_variance: Array  #: (b,), bool: all-zero and constant genes have none
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What all genes share: the design with X projected out of the random effects."""
+    """The design with X projected out of the random effects, shared by all genes."""
 
     n: int
     XX: Array  #: (p, p)
@@ -75,18 +86,31 @@ class Projection:
         """Project X out of the genes of `summary`, some or all of the design's.
 
         R(y - c) = Ry where X makes the constant, X k = 1: there the sums about a centre have more digits, and
-        beta = beta_c + k c.
+        beta = beta_c + k c. What lies within the levels of Z does not change when their means are subtracted.
         """
         about, centred = summary.centred or summary, summary.centred
-        beta = self.XXinv @ about.XY  # (p, b), of y less its centre
-        yry = about.Ynorm - namespace(beta).sum(about.XY * beta, axis=0)  # (b,)
-        varies = yry > NO_VARIANCE * about.Ynorm
+        beta, sums = self._without_fixed_effects(about)
+        varies = sums.yry > NO_VARIANCE * about.Ynorm
         if centred is not None:
-            varies = varies & (yry > summary.n * namespace(yry).square(_ROUNDED * eps(yry) * centred.centre))
+            varies = varies & (sums.yry > summary.n * namespace(beta).square(_ROUNDED * eps(beta) * centred.centre))
+        grouped = getattr(summary, "within", None)
         return ProjectedGenes(
             beta_ols=beta if centred is None else beta + centred.constant[:, None] * centred.centre[None, :],
-            zry=about.ZY - self.ZX @ beta,
-            yry=yry,
+            sums=sums,
+            within=sums if grouped is None else self._without_fixed_effects(grouped)[1],
             has_residual_variance=varies,
-            ill_conditioned=varies & (yry < FEW_DIGITS * about.Ynorm),
         )
+
+    def _without_fixed_effects(self, about: Any) -> tuple[Array, Remainder]:
+        # beta (p, b), and the sums without X, from X'y, Z'y and y'y of y less some centre
+        xp = namespace(about.XY)
+        beta = self.XXinv @ about.XY  # (p, b)
+        lengths = xp.sqrt(xp.linalg.diagonal(self.XX))  # (p,)
+        fitted = xp.square(lengths @ xp.abs(beta))  # (b,), bounds |X beta|^2 without cancellation
+        remainder = Remainder(
+            zry=about.ZY - self.ZX @ beta,
+            yry=about.Ynorm - xp.sum(about.XY * beta, axis=0),
+            size=about.Ynorm + fitted,
+            unit=eps(beta) * (_UNITS + _UNITS_PER_ROOT * math.sqrt(self.n)),
+        )
+        return beta, remainder

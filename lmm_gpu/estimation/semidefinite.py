@@ -61,7 +61,7 @@ class FactorObjective:
         ridge = xp.stack([information[i, i, :] for i in range(theta.shape[0])], axis=0)  # (L+1, b)
         unit = identity(theta.shape[0], theta)
         information = information + _RIDGE * unit[:, :, None] * ridge[None, :, :]
-        return replace(found, score=xp.permute_dims(score, (1, 0)), information=information, v=None)
+        return replace(found.with_derivatives(xp.permute_dims(score, (1, 0)), information), v=None)
 
 
 def maximise_semidefinite(likelihood: Any, start: Array | None, rules: Rules) -> Outcome:

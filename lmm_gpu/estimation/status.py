@@ -21,7 +21,8 @@ class Status(IntEnum):
     MAX_ITER = 4  #: stopped by max_iter
     NO_VARIANCE = 5  #: the gene does not vary once X is taken out
     FAILED = 6  #: no valid estimate
-    OUTSIDE_TABLE = 7  #: left where the objective is tabulated: to be maximised without tables
+    OUTSIDE_TABLE = 7  #: the ratios left the tables: to be maximised without them
+    ILL_CONDITIONED = 8  #: the residual variance is lost in the rounding error of the sums
 
     @property
     def word(self) -> str:

@@ -134,7 +134,8 @@ def _profile(
     g = np.expm1(x) / n
     at = ratios.copy()
     at[list(stratum.coarser)] = g[-1]
-    Q, slope = (to_numpy(part) for part in likelihood.between(like(at, likelihood.yry), stratum.component, g.tolist()))
+    sums = likelihood.between_group_ss(like(at, likelihood.yry), stratum.component, g.tolist())
+    Q, slope = (to_numpy(part) for part in sums)
     return x, np.log(Q / s_0), slope / Q * (np.exp(x) / n)[:, None], n
 
 

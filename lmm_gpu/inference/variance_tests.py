@@ -9,7 +9,7 @@ but the eigenvalues of the design, one for all genes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
@@ -82,13 +82,13 @@ def _halved_tail(z: np.ndarray, variance: np.ndarray, alternative: str) -> np.nd
 def likelihood_ratio(likelihood: SingleComponent, theta: Array) -> Array:
     """Twice the log of the (restricted) likelihood ratio (b,) between one component, at its ratio, and none.
 
-    With s_0 at its best for the ratio: -N log(1 - g z / y'Ry) - log det A, no difference of large numbers.
+    With s_0 at its best for the ratio: -N log(y'P0 y / y'Ry) - log det A.
     """
     xp = namespace(theta)
     g = likelihood.ratios(theta)  # (1, b)
     t = likelihood.traces(g)
     with np.errstate(divide="ignore", invalid="ignore"):  # a gene without a valid estimate
-        return -likelihood.n_effective * xp.log1p(-g[0, :] * t.z[0, :] / likelihood.yry) - t.logdet
+        return -likelihood.n_effective * xp.log((likelihood.rss + t.between_ss) / likelihood.yry) - t.logdet
 
 
 def exact_null(likelihood: SingleComponent, draws: int, seed: int) -> np.ndarray:
@@ -113,8 +113,7 @@ def _null_genes(likelihood: SingleComponent, draws: int, seed: int) -> Iterator[
     for lo, hi in blocks(draws, _BLOCK):
         w = np.where(lam[:, None] > 0, rng.normal(size=(lam.size, hi - lo)), 0.0)  # (q, b)
         rest = rng.chisquare(outside, size=hi - lo) if outside else np.zeros(hi - lo)  # (b,)
-        c, yry = np.sqrt(lam)[:, None] * w, np.sum(w * w, axis=0) + rest
-        yield replace(likelihood, c=like(c, likelihood.lam), yry=like(yry, likelihood.lam))
+        yield likelihood.with_rotated(like(np.sqrt(lam)[:, None] * w, likelihood.lam), like(rest, likelihood.lam))
 
 
 def _maximised_ratio(genes: SingleComponent) -> np.ndarray:

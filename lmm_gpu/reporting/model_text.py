@@ -144,7 +144,7 @@ STATUSES = {
     "boundary": "converged with a variance component at zero",
     "max_iter": "not converged within the maximum number of iterations: raise max_iter",
     "no_variance": "constant, or constant given the fixed effects: no estimate",
-    "ill_conditioned": "nearly constant within groups: too few significant digits for a p-value",
+    "ill_conditioned": "residual variance below the rounding error of the sums: no standard errors or p-values",
     "failed": "no valid estimate",
 }
 

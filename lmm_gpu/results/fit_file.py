@@ -59,7 +59,7 @@ def read_fit(path: str | Path) -> tuple[SummaryStats, Estimates, dict[str, Any]]
         summary = SummaryStats.from_content((arrays, labels, attributes))
         found = {name: arrays[f"{_ESTIMATES}{name}"] for name in _shapes(summary)}
         _check(found, summary)
-        estimates = Estimates(**found, ill_conditioned=np.zeros(summary.m, dtype=bool))
+        estimates = Estimates(**found)
         settings = {name: of(attributes[name]) for name, of in _SETTINGS.items()}
         return summary, estimates, settings | {"outputs": tuple(labels["outputs"])}
 

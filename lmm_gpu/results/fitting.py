@@ -54,7 +54,7 @@ def fit_summary(
     else:
         estimates, model = fit_genes_on_workers(summary, options, client, progress)
     warn_of_status(estimates.status)
-    lost = [summary.features[gene] for gene in np.flatnonzero(estimates.ill_conditioned)]
+    lost = [summary.features[gene] for gene in np.flatnonzero(estimates.status == Status.ILL_CONDITIONED)]
     warn_of_lost_digits(lost, summary.m)
     return LMMFit(estimates, summary, model, replace(options, theta0=None))
 
@@ -72,12 +72,14 @@ def warn_of_status(status: np.ndarray) -> None:
 
 
 def warn_of_lost_digits(lost: list[str], m: int) -> None:
-    """Warn of features whose residual sum of squares y'Ry is a small difference of large numbers."""
+    """Warn of genes whose residual variance is lost in the rounding error of their sums over cells."""
     if lost:
         named = ", ".join(lost[:3])
         warnings.warn(
-            f"{len(lost)} of {m} features ({named}{', ...' if len(lost) > 3 else ''}) lie so far from zero, or along "
-            "a fixed effect, for their spread that fewer than six digits are left of it: subtract a constant, or that "
-            "effect, from their values first",
+            f"{len(lost)} of {m} features ({named}{', ...' if len(lost) > 3 else ''}) are ill-conditioned: values that "
+            "are (nearly) constant within the levels of a random effect, or lie far from zero or along a fixed effect "
+            "for their standard deviation, have a residual variance below the rounding error of the sums. They get "
+            "coefficients but no p-values (status ill_conditioned): analyse one value per level, or subtract a "
+            "constant or that effect first",
             stacklevel=3,
         )

@@ -6,8 +6,6 @@ deviation; entry ij of an information matrix to sqrt(F_ii F_jj).
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import dense
 import numpy as np
 import pytest
@@ -246,8 +244,8 @@ def test_multi_component_with_one_component_is_single_component(one):
     projection, summary, theta, method = one
     q = projection.S.shape[0]
     genes = projection.genes(summary)
-    single = SingleComponent.decompose(projection, method).with_genes(genes.zry, genes.yry)
-    multi = MultiComponent.decompose(projection, (q,), method).with_genes(genes.zry, genes.yry)
+    single = SingleComponent.decompose(projection, method).with_genes(genes)
+    multi = MultiComponent.decompose(projection, (q,), method).with_genes(genes)
     assert single.rank == multi.rank
     assert_same_evaluation(multi.evaluate(theta), single.evaluate(theta))
     g = single.ratios(theta)
@@ -262,12 +260,12 @@ def test_one_component_split_in_two_with_equal_ratios(one):
     projection, summary, theta, method = one
     q = projection.S.shape[0]
     genes = projection.genes(summary)
-    single = SingleComponent.decompose(projection, method).with_genes(genes.zry, genes.yry)
-    pair = MultiComponent.decompose(projection, (q - 3, 3), method).with_genes(genes.zry, genes.yry)
+    single = SingleComponent.decompose(projection, method).with_genes(genes)
+    pair = MultiComponent.decompose(projection, (q - 3, 3), method).with_genes(genes)
     whole, split = single.evaluate(theta), pair.evaluate(theta[[0, 0, 1]])
     join = np.array([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])  # d(s, s, s_0) / d(s, s_0)
     information = np.einsum("ai,ijm,bj->abm", join, split.information, join)
-    assert_same_evaluation(replace(split, score=join @ split.score, information=information), whole)
+    assert_same_evaluation(split.with_derivatives(join @ split.score, information), whole)
 
 
 # --- where there is no likelihood -----------------------------------------------------------------

@@ -44,8 +44,8 @@ def test_projection(design):
     genes = found.genes(summary)
     ols = np.linalg.lstsq(design.X, Y, rcond=None)[0]
     np.testing.assert_allclose(found.S, RZ.T @ RZ, atol=1e-12 * design.n)
-    np.testing.assert_allclose(genes.zry, RZ.T @ RY, atol=1e-12 * design.n * np.abs(Y).max())
-    np.testing.assert_allclose(genes.yry, (RY**2).sum(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(genes.sums.zry, RZ.T @ RY, atol=1e-12 * design.n * np.abs(Y).max())
+    np.testing.assert_allclose(genes.sums.yry, (RY**2).sum(axis=0), rtol=1e-12)
     np.testing.assert_allclose(genes.beta_ols, ols, atol=1e-12)
     np.testing.assert_allclose(found.xxz, np.linalg.lstsq(design.X, design.Z, rcond=None)[0], atol=1e-12)
     np.testing.assert_allclose(found.XXinv @ design.X.T @ design.X, np.eye(design.X.shape[1]), atol=1e-12)

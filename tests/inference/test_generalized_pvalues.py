@@ -272,12 +272,12 @@ def test_df_are_at_most_between_within():
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ["generalized", "satterthwaite", "residual"])
 def test_no_valid_estimate_has_no_test(name):
-    """Of values that are the same in all cells of a donor: no residual variance, and no optimum."""
+    """Values that are the same in all cells of a donor: the residual variance is lost in rounding errors."""
     design = of_donors(UNEVEN)
     Y = design.Z @ np.random.default_rng(0).normal(size=(8, 10))
     result = fitted(design, np.hstack([Y, genes(design, 0.1)]))
-    failed = (result.status == "failed").to_numpy()
-    assert failed[:10].sum() > 5 and not failed[10:].any()
+    failed = (result.status == "ill_conditioned").to_numpy()
+    assert failed[:10].all() and not failed[10:].any()
     tested, joint = result.contrast_test(TREATMENT, name), result.f_test(TREATMENT, name)
     np.testing.assert_array_equal(np.isnan(tested.t[0]), failed)
     np.testing.assert_array_equal(np.isnan(joint.statistic) & failed, failed)

@@ -114,7 +114,7 @@ def test_every_field_has_its_place():
     kept = {"estimates", "summary", "options", "ddf", "outputs"}
     made = {"model", "seconds"}  # from the statistics, and by whoever fits
     assert {field.name for field in dataclasses.fields(LMMFit)} - made == kept
-    with_places = {"theta", "se_theta", "dlogL", "logLik", "niter", "status", "coef", "se", "ill_conditioned"}
+    with_places = {"theta", "se_theta", "dlogL", "logLik", "niter", "status", "coef", "se"}
     assert {field.name for field in dataclasses.fields(Estimates)} == with_places
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...backend.arrays import Array, like, namespace, to_numpy
 from ...backend.devices import Cuda, Device
-from ...backend.fusion import fuses, without_fusion
+from ...backend.fusion import flatten, fuses, without_fusion
 from ...backend.linalg import cholesky, inverse_small, solve
 from ...estimation import fisher_scoring
 from ...estimation.block_size import MOST_GENES_ON_DEVICE
@@ -107,7 +107,7 @@ def fusion(subject: Subject) -> float:
             fused = advance(advance(state, likelihood, rules), likelihood, rules)
             with without_fusion():
                 plain = advance(advance(state, likelihood, rules), likelihood, rules)
-        for ours, theirs in zip(fused.vectors(), plain.vectors(), strict=True):
+        for ours, theirs in zip(flatten(fused)[0], flatten(plain)[0], strict=True):
             wanted = to_numpy(theirs).astype(float)
             worst = max(worst, largest(to_numpy(ours).astype(float), wanted, 1.0 + np.abs(wanted)))
     return worst

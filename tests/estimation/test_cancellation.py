@@ -1,0 +1,111 @@
+"""Values nearly constant within donors: the right test, or a status that says why there is none."""
+
+import dense
+import numpy as np
+import pytest
+from scipy import stats
+
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.estimation.mixed_model import MixedModel
+from lmm_gpu.results.fitting import fit_summary
+from lmm_gpu.sumstats.assembly import cross_products
+
+DONORS, CELLS = 8, 30
+RATIOS = [10.0**-k for k in range(1, 10)] + [0.0]
+pytestmark = pytest.mark.filterwarnings("ignore:.*ill-conditioned:UserWarning", "ignore:.*cancel:RuntimeWarning")
+
+
+def cells(ratio, effects, genes=40):
+    """Design with a treatment of donors, and genes with a standard deviation within donors of `ratio` of theirs."""
+    rng = np.random.default_rng(3)
+    donor = np.repeat(np.arange(DONORS), CELLS)
+    X = np.column_stack([np.ones(donor.size), donor % 2])
+    Z = [dense.one_hot(donor, DONORS), dense.one_hot(np.arange(donor.size) % 6, 6)][:effects]
+    Y = rng.normal(size=(DONORS, genes))[donor] + ratio * rng.normal(size=(donor.size, genes))
+    return dense.Design(X, np.hstack(Z), tuple(part.shape[1] for part in Z)), Y
+
+
+def fitted(ratio, effects, **options):
+    design, Y = cells(ratio, effects)
+    return fit_summary(cross_products(design.X, design.Z, Y, d=design.d), FitOptions(**options)), Y
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("effects", [1, 2])
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_the_test_is_the_t_test_of_donor_means(ratio, effects, bounds, method):
+    """In a balanced design exactly so (REML; ML differs by a known factor), however small the residual variance is."""
+    fit, Y = fitted(ratio, effects, method=method, bounds=bounds)
+    means = Y.reshape(DONORS, CELLS, -1).mean(axis=1)
+    t = stats.ttest_ind(means[1::2], means[0::2]).statistic * (
+        1 if method == "REML" else np.sqrt(DONORS / (DONORS - 2))
+    )
+    found, tested = fit.t.to_numpy()[1], fit.converged.to_numpy()
+    assert set(fit.status[~tested]) <= {"ill_conditioned"}
+    assert tested.all() if ratio >= 1e-5 else True
+    np.testing.assert_allclose(found[tested], t[tested], rtol=2e-4)
+    assert np.isnan(found[~tested]).all()
+    assert np.isnan(fit.p.to_numpy()[:, ~tested]).all()
+    np.testing.assert_allclose(fit.coef.to_numpy()[1], means[1::2].mean(axis=0) - means[0::2].mean(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("effects", [1, 2])
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_the_residual_variance_is_right_or_missing(ratio, effects):
+    fit, Y = fitted(ratio, effects)
+    design, _ = cells(ratio, effects)
+    columns = np.column_stack([design.X, design.Z])
+    within = Y - columns @ np.linalg.lstsq(columns, Y, rcond=None)[0]  # of far fewer digits lost than sums
+    rss = np.square(within - columns @ np.linalg.lstsq(columns, within, rcond=None)[0]).sum(axis=0)
+    s_0 = fit.estimates.theta[-1]
+    given = np.isfinite(s_0)
+    assert (s_0[given] > 0).all()
+    expected = rss / (len(Y) - np.linalg.matrix_rank(columns))
+    if effects == 1:
+        np.testing.assert_allclose(s_0[given], expected[given], rtol=5e-3)
+
+
+@pytest.mark.parametrize("effects", [1, 2])
+def test_the_bound_of_the_rounding_error_is_neither_too_small_nor_useless(effects):
+    """Against the residual sum of squares of values less their donor means, which has all its digits."""
+    design, Y = cells(1e-5, effects, genes=200)
+    likelihood = MixedModel.build(cross_products(design.X, design.Z, Y, d=design.d)).likelihood
+    columns = np.column_stack([design.X, design.Z])
+    basis = np.linalg.svd(columns, full_matrices=False)
+    U = basis[0][:, basis[1] > 1e-10]
+    residual = Y - U @ (U.T @ Y)
+    residual -= U @ (U.T @ residual)
+    error = np.abs(likelihood.rss - np.square(residual).sum(axis=0))
+    assert (error < 4 * likelihood.rss_error).all()
+    assert np.median(error) > 0.02 * np.median(likelihood.rss_error)
+
+
+def test_sums_about_group_means_keep_the_digits():
+    """Where the sums are of values less their donor means, the residual variance has all its digits."""
+    ratio = 1e-9
+    design, Y = cells(ratio, 1)
+    summary = cross_products(design.X, design.Z, Y, d=design.d)
+    centre = design.Z.T @ Y / CELLS
+    about = cross_products(design.X, design.Z, Y - design.Z @ centre, d=design.d)
+    projection = MixedModel.build(summary).projection
+    genes = projection.genes(summary)
+    _, within = projection._without_fixed_effects(about)
+    likelihood = MixedModel.build(summary).likelihood.with_genes(
+        type(genes)(genes.beta_ols, genes.sums, within, genes.has_residual_variance)
+    )
+    exact = np.square(Y - design.Z @ centre).sum(axis=0)
+    np.testing.assert_allclose(likelihood.rss, exact, rtol=1e-6)
+    assert (likelihood.rss_error < 1e-6 * likelihood.rss).all()
+
+
+@pytest.mark.parametrize("effects", [1, 2])
+def test_a_saturated_design_has_no_residual_to_lose(effects):
+    """As many random effects as residual degrees of freedom: nothing lies within, and nothing is lost."""
+    rng = np.random.default_rng(4)
+    n = 12
+    Z = [np.eye(n), dense.one_hot(np.arange(n) % 3, 3)][:effects]
+    design = dense.Design(np.ones((n, 1)), np.hstack(Z), tuple(part.shape[1] for part in Z))
+    summary = cross_products(design.X, design.Z, rng.normal(size=(n, 5)), d=design.d)
+    likelihood = MixedModel.build(summary).likelihood
+    np.testing.assert_array_equal(likelihood.rss, 0.0)
+    np.testing.assert_array_equal(likelihood.rss_error, 0.0)
