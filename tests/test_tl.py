@@ -1,4 +1,4 @@
-"""What `tl.lmm` leaves in an AnnData, and that scanpy, pertpy and decoupler read our results as they are."""
+"""`tl.lmm` writes into AnnData, and scanpy, pertpy and decoupler read our results as they are."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_options_reach_the_fit_and_the_test():
     fit = tl.lmm(made, FORMULA, key_added="kr", layer="shifted", df="kenward-roger", method="REML", progress=False)
     wanted = lmm_gpu.fit(made, FORMULA, layer="shifted", progress=False)
     pd.testing.assert_frame_equal(fit.coef, wanted.coef)
-    assert made.uns["kr"]["scores"].dtype.names == ("arm[T.stim]", "state[T.b]", "state[T.c]")  # no intercept
+    assert made.uns["kr"]["scores"].dtype.names == ("arm[T.stim]", "state[T.b]", "state[T.c]", "reference")
     found = made.varm["kr_arm[T.stim]"]["df"]
     np.testing.assert_allclose(found, wanted.test("arm[T.stim]", df="kenward-roger")["df"])
     params = made.uns["kr"]["params"]
@@ -119,7 +119,7 @@ def test_written_and_read_back(adata, tmp_path):
     adata.write_h5ad(tmp_path / "cells.h5ad")
     again = anndata.read_h5ad(tmp_path / "cells.h5ad")
     for name in COLUMNS:
-        assert again.uns["lmm"][name].dtype.names == ("b|a", "c - b")
+        assert again.uns["lmm"][name].dtype.names == ("b|a", "c - b", "reference")
         for group in ("b|a", "c - b"):
             np.testing.assert_array_equal(again.uns["lmm"][name][group], adata.uns["lmm"][name][group])
     for key in adata.varm:
@@ -133,6 +133,38 @@ def test_what_cannot_be_kept_is_refused():
     with pytest.raises(ValueError, match="a joint test has no direction"):
         tl.lmm(made, FORMULA, contrast=np.eye(4)[2:], progress=False)
     assert not made.uns and not made.varm
+
+
+@pytest.mark.parametrize("options", [{"min_cells": 10}, {"min_mean": 0.1}])
+def test_genes_that_were_left_out_have_rows_of_nan(options):
+    made = cells()
+    made.X = np.abs(made.X)
+    made.X[:, [0, 5]] = 0.0
+    made.X[:3, 5] = 1e-3
+    fit = tl.lmm(made, FORMULA, progress=False, **options)
+    left_out = [gene for gene in GENES if gene not in fit.summary.features]
+    assert {"g0", "g5"} <= set(left_out)
+    for key in ("lmm_state[T.b]", "lmm_arm[T.stim]"):
+        assert list(made.varm[key].index) == GENES
+        assert made.varm[key].loc[left_out].isna().all(axis=None)
+    wanted = fit.test("state[T.b]").set_index("variable")["log_fc"]
+    np.testing.assert_array_equal(made.varm["lmm_state[T.b]"]["log_fc"].drop(left_out), wanted)
+    assert (made.varm["lmm"]["status"] == "left_out").tolist() == [gene in left_out for gene in GENES]
+    for group in made.uns["lmm"]["names"].dtype.names[:-1]:
+        assert sorted(made.uns["lmm"]["names"][group]) == sorted(GENES)
+        assert set(left_out) <= set(made.uns["lmm"]["names"][group][-len(left_out) - 1 :])
+
+
+def test_cells_are_grouped_by_the_contrast_they_belong_to(adata):
+    made = cells()
+    tl.lmm(made, "~ state + (1 | donor)", cells="arm == 'stim'", progress=False)
+    wanted = np.array(["reference", "state[T.b]", "state[T.c]"], dtype=object)[STATE]
+    wanted[DONOR < 4] = "reference"
+    assert made.obs["lmm"].tolist() == wanted.tolist()
+    assert list(made.obs["lmm"].cat.categories) == ["state[T.b]", "state[T.c]", "reference"]
+    assert list(adata.obs["lmm"].cat.categories) == ["b|a", "c - b", "reference"]
+    reference = made.uns["lmm"]["logfoldchanges"]["reference"], made.uns["lmm"]["pvals_adj"]["reference"]
+    assert (reference[0] == 0).all() and (reference[1] == 1).all()
 
 
 # --- wide -----------------------------------------------------------------------------------------
@@ -163,7 +195,42 @@ def test_scanpy_reads_them(adata, table):
     assert sorted(strong["names"]) == sorted(called["variable"]) and len(strong) > 0
     sc.pl.rank_genes_groups(adata, key="lmm", n_genes=5, show=False)
     titles = [ax.get_title() for ax in plt.gcf().axes]
-    assert "b|a vs. 0" in titles
+    assert "b|a vs. reference" in titles
+
+
+PLOTS = {
+    "": {},
+    "_violin": {"n_genes": 3},
+    "_dotplot": {"values_to_plot": "logfoldchanges"},
+    "_matrixplot": {"values_to_plot": "log10_pvals"},
+    "_stacked_violin": {},
+    "_tracksplot": {},
+    "_heatmap": {},
+}
+
+
+@pytest.mark.parametrize("formula", [FORMULA, "~ arm + (1 | donor)"])
+@pytest.mark.parametrize("plot", PLOTS)
+def test_every_plot_of_scanpy_draws_them(plot, formula):
+    sc = pytest.importorskip("scanpy", reason=SCANPY)
+    made = cells()
+    made.X = np.abs(made.X)
+    tl.lmm(made, formula, progress=False, min_mean=0.1)  # without g7
+    getattr(sc.pl, f"rank_genes_groups{plot}")(made, key="lmm", show=False, **PLOTS[plot])
+    drawn = [len(ax.collections) + len(ax.lines) + len(ax.images) + len(ax.texts) for ax in plt.gcf().axes]
+    assert sum(drawn) > 0
+
+
+def test_violins_show_the_cells_of_a_contrast_and_the_others():
+    sc = pytest.importorskip("scanpy", reason=SCANPY)
+    made = cells()
+    tl.lmm(made, "~ arm + (1 | donor)", progress=False)
+    gene = made.uns["lmm"]["names"]["arm[T.stim]"][0]
+    (ax,) = sc.pl.rank_genes_groups_violin(made, "arm[T.stim]", key="lmm", n_genes=1, show=False, jitter=False)
+    drawn = [np.asarray(points.get_offsets())[:, 1] for points in ax.collections if len(points.get_offsets()) == N / 2]
+    values = made[:, gene].X.ravel()
+    for wanted in (values[DONOR >= 4], values[DONOR < 4]):
+        assert any(np.allclose(np.sort(found), np.sort(wanted)) for found in drawn)
 
 
 def test_pertpy_draws_them(table):
