@@ -31,7 +31,7 @@ import lmm_gpu
 from lmm_gpu.backend.blocks import even_blocks
 from lmm_gpu.design.design import build_design
 from lmm_gpu.estimation.block_size import Shape, genes_per_block
-from lmm_gpu.sumstats.streaming import _MOST_VALUES as CHUNK_VALUES
+from lmm_gpu.sumstats.chunk_plan import _MOST_VALUES as CHUNK_VALUES
 
 CELLS = tuple(10**power for power in range(4, 9))
 GENES, SHARE, DONORS, EFFECTS = 20_000, 0.08, (40, 259, 1_000), (1, 2)

@@ -19,7 +19,8 @@ from .backend.sparse import on_device
 from .design.contrasts import contrast_rows
 from .io.sparse_checks import canonical
 from .sumstats.alignment import default_names
-from .sumstats.summary_stats import SummaryStats, check_components
+from .sumstats.summary_checks import check_components
+from .sumstats.summary_stats import SummaryStats
 from .sumstats.transform import check_values
 
 

@@ -44,7 +44,7 @@ from .results.fitting import fit_summary
 from .results.lmm_fit import LMMFit
 from .sumstats.assembly import assemble
 from .sumstats.centring import centred_products, constant_of
-from .sumstats.products import design_products, join_genes, sparse_if_worth_it
+from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
 from .sumstats.summary_stats import SummaryStats
 from .sumstats.transform import check_values, recognise
 
@@ -461,7 +461,7 @@ def products_by_block(
     ranges: Iterable[Range],
     constant: Any,
     devices: Sequence[Device],
-) -> dict[str, Any]:
+) -> GeneProducts:
     """`centred_products` of all blocks, joined, on the host.
 
     Parameters
@@ -479,9 +479,9 @@ def products_by_block(
     """
     ranges = list(ranges)
     if all(device.threaded for device in devices):  # the host: its linear algebra library has threads of its own
-        return join_genes([centred_products(X, Z, values(bounds), constant) for bounds in ranges])
+        return GeneProducts.join([centred_products(X, Z, values(bounds), constant) for bounds in ranges])
     design = {device.name: _design(device, X, Z, constant) for device in devices}
-    parts: dict[Range, dict[str, Any]] = {}
+    parts: dict[Range, GeneProducts] = {}
 
     def load(device: Device, bounds: Range) -> Any:
         genes = values(bounds)
@@ -491,12 +491,11 @@ def products_by_block(
         if scipy.sparse.issparse(genes):
             parts[bounds] = centred_products(X, Z, genes, constant)
             return
-        products = centred_products(*design[device.name][:2], genes, design[device.name][2])
-        parts[bounds] = {name: None if part is None else to_numpy(part) for name, part in products.items()}
+        parts[bounds] = centred_products(*design[device.name][:2], genes, design[device.name][2]).map(to_numpy)
 
     for _ in run(devices, 1, ranges, load, multiply):
         pass
-    return join_genes([parts[bounds] for bounds in sorted(parts)])
+    return GeneProducts.join([parts[bounds] for bounds in sorted(parts)])
 
 
 def _design(device: Device, X: Any, Z: Any, constant: Any) -> tuple[Any, Any, Any]:

@@ -192,7 +192,7 @@ def test_unknown_cells_are_left_out_with_a_line(caplog):
     obs = OBS.assign(depth=OBS["depth"].where(DONOR != 2))
     found = summarize((COUNTS, obs), FORMULA, cells="depth > 0", progress=False)
     assert found.n == (DONOR != 2).sum()
-    assert f"of {(DONOR == 2).sum()} cells it is not known whether depth > 0: they are left out" in caplog.text
+    assert f"for {(DONOR == 2).sum()} cells it is unknown whether depth > 0: they are left out" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [np.asarray, sparse.csr_matrix])
@@ -324,10 +324,13 @@ def holed(value):
         ({"transform": "log"}, "transform='log' is not known; use None or one of log1p, log2p1, normalize"),
         ({"transform": "log1p"}, "log1p is for counts, but values go down to"),
         ({"cells": "depht > 1"}, "obs has no column 'depht'; it has depth"),
-        ({"cells": "depth > 100"}, "cells='depth > 100' is met by none of 90 cells"),
+        ({"cells": "depth > 100"}, "cells='depth > 100' is true for none of 90 cells"),
         ({"min_cells": -1}, "min_cells=-1: wanted a number, 0 or more"),
         ({"min_mean": "5"}, "min_mean='5': wanted a number, 0 or more"),
-        ({"min_cells": 91}, "no gene has min_cells=91 and min_mean=None: the most cells that a gene is in are 90"),
+        (
+            {"min_cells": 91},
+            "no gene has min_cells=91 and min_mean=None: the largest number of cells with a gene is 90",
+        ),
         ({"transform": "log1p", "target": 5}, "got target=5: it is for transform='normalize' without size_factors"),
         ({"transform": "normalize", "target": 5, "size_factors": "depth"}, "got target=5: it is for"),
         ({"transform": "normalize", "target": 0}, "target=0: wanted a total count, above 0"),
@@ -367,7 +370,7 @@ def test_a_missing_file():
 
 def test_summary_statistics_hold_their_model():
     summary = summarize((VALUES, OBS), FORMULA, progress=False)
-    message = "summary statistics already hold their model and values: leave out formula, transform"
+    message = "summary statistics already have their model and values: leave out formula, transform"
     with pytest.raises(ValueError, match=re.escape(message)):
         fit(summary, FORMULA, transform="log1p")
 
@@ -378,7 +381,7 @@ def test_options_that_do_not_exist():
 
 
 def test_a_wrong_option_costs_no_reading(monkeypatch):
-    monkeypatch.setattr(lmm_gpu.api, "open_source", lambda *_, **__: pytest.fail("opened the data"))
+    monkeypatch.setattr(lmm_gpu.sumstats.cell_model, "open_source", lambda *_, **__: pytest.fail("opened the data"))
     for option in ({"method": "reml"}, {"bounds": "no"}, {"device": "tpu"}, {"memory": "much"}):
         with pytest.raises(ValueError):
             fit((VALUES, OBS), FORMULA, **option)

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from ..api import fit as fit_cells
-from ..api import saved_statistics, select_cells, summarize
+from ..api import saved_statistics, summarize
 from ..design.contrasts import contrast_matrix
 from ..design.design import build_design
 from ..estimation.fit_options import FitOptions
@@ -22,6 +22,7 @@ from ..inference.satterthwaite import check_df_method
 from ..io.files import check_table_path, write_table
 from ..io.source import open_source
 from ..results.lmm_fit import LMMFit
+from ..sumstats.cell_model import select_cells
 from ..sumstats.summary_stats import SummaryStats
 from .contrast_options import contrasts_of
 from .options import TABLE_FORMATS

@@ -1,20 +1,64 @@
-"""Running sums over chunks: what has been added up so far, and nothing of the cells."""
+"""Running sums over chunks of cells."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import scipy.sparse
 
-from ..backend.arrays import entered, namespace, to_numpy
-from ..backend.sparse import on_device, stored_values, with_values
+from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
+from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..design.design import Design
-from .centring import centre_of, constant_of
+from .centring import FAR, SAMPLED_CELLS, centre_of, constant_of
+from .group_tables import GroupTables
 from .grouped_design import GroupedDesign
-from .products import column_sums, design_products, products_of_chunk
-from .transform import Transform, any_value, check_still_counts, check_values, recognise
+from .products import DesignProducts, GeneProducts, column_sums, design_products, products_of_chunk
+from .transform import (
+    Transform,
+    any_value,
+    check_still_counts,
+    check_values,
+    has_fractions,
+    not_counts,
+    recognise,
+    warn_not_counts,
+)
+
+logger = logging.getLogger("lmm_gpu")
+_GENES = ("XY", "ZY", "Ynorm", "Ysum")
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Implementation of the passes over chunks; the sums depend on it by rounding only.
+
+    Parameters
+    ----------
+    fused : bool
+        Use the compiled pass over values on the host.
+    threads : int
+        Threads of that pass.
+    most : int, optional
+        Numbers to hold beyond the sums and the chunk where the compiled pass is not used.
+    """
+
+    fused: bool = False
+    threads: int = 1
+    most: int | None = None
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Position of a chunk of cells and genes in a matrix, for messages."""
+
+    rows: slice
+    genes: slice
+    name: str
+    place: str
 
 
 class Accumulator:
@@ -27,13 +71,14 @@ class Accumulator:
     m : int
         Number of genes.
     transform : Transform or None
-        None: values as they are, unless they are raw counts by `is_counts` or by their looks.
+        None: values as they are, unless they are raw counts according to `is_counts` or auto-detection.
     is_counts : bool, optional
-        Overrules the looks; ignored if a transform is given.
+        Overrides auto-detection; ignored if a transform is given.
+    weights : array (n,), optional
+        One positive weight per cell.
     counting : bool
-        Also count, for each gene, the cells in which it is not zero, and add up its values before the transform.
-    most : int, optional
-        How many numbers to hold at a time beyond the sums and the chunk, for sparse chunks.
+        Also count, for each gene, the cells in which it is not zero, and add its values before the transform.
+    passes : Passes
     """
 
     def __init__(
@@ -43,109 +88,204 @@ class Accumulator:
         transform: Transform | None = None,
         is_counts: bool | None = None,
         *,
+        weights: np.ndarray | None = None,
         counting: bool = False,
-        most: int | None = None,
+        passes: Passes | None = None,
     ):
-        self.design, self.most = design, most
-        self.values = _Values(transform, is_counts)
-        self.constant, self.products = constant_of(design.X), design_products(design.X, design.Z)
-        self.grouped: GroupedDesign | None = None
-        self.sums = {"XY": np.zeros((design.p, m)), "ZY": np.zeros((design.q, m))}
-        self.sums |= {name: np.zeros(m) for name in ("Ynorm", "Ysum", *(("cells", "total") if counting else ()))}
-        self.centre: np.ndarray | None = None
+        self.design, self.m, self.weights, self.passes = design, m, weights, passes or Passes()
+        self.values = ValueCheck(transform, is_counts)
+        self.constant, self.products = constant_of(design.X), design_products(design.X, design.Z, weights)
+        self.tables: GroupTables | None = None
+        self.dense: dict[str, np.ndarray] = {}
+        self.counts = {name: np.zeros(m) for name in ("cells", "total")} if counting else {}
+        self.centre = np.zeros(m)
         self.begun = False
 
     def add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
-        """Add the values `Y` of some cells and genes, as they are stored.
+        """Add the stored values `Y` (cells, genes) of some cells and genes of the matrix `name`.
 
         Raises
         ------
         ValueError
-            If values are NaN or infinite, or show that they were not counts after all.
+            If values are NaN, infinite or negative counts, or are no counts although earlier ones were.
         """
         if not Y.shape[0]:
             return
+        by_cells = genes.stop - genes.start == self.m
+        place = f"cells {rows.start} to {rows.stop - 1}" if by_cells else f"genes {genes.start} to {genes.stop - 1}"
         with entered(Y):
-            self._add(rows, genes, Y, name)
+            self._add(Chunk(rows, genes, name, place), Y)
         self.begun = True
 
-    def _add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
-        check_values(Y, name, rows.start, genes.start)
-        if "cells" in self.sums:
-            for counted, A in gene_counts(Y).items():
-                self.sums[counted][genes] += A
-        by_cells = genes.stop - genes.start == self.sums["Ysum"].shape[0]
-        place = f"cells {rows.start} to {rows.stop - 1}" if by_cells else f"genes {genes.start} to {genes.stop - 1}"
-        Y = self.values.of(Y, rows, name, place)
-        sums = {name: A[..., genes] for name, A in self.sums.items()}  # views
-        if scipy.sparse.issparse(Y):
-            self._add_sparse(rows, Y, sums)
-        else:
-            # about the centre of the first chunk, for all
-            if not self.begun and (centre := centre_of(Y, self.constant)) is not None:
-                self.centre = to_numpy(centre)
-            products = products_of_chunk(self.design.X[rows], self.design.Z[rows], Y, self.centre)
-            for product, A in products.items():
-                sums[product] += A
+    def _add(self, chunk: Chunk, Y: Any) -> None:
+        if not self.values.decided or not self._fuses(chunk, Y):
+            check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
+        self.values.decide(Y)
+        if not self.begun or chunk.genes.stop - chunk.genes.start < self.m:
+            self._choose_centre(chunk, Y)
+        if self._fuses(chunk, Y):
+            flags = self.expect_sparse().add_fused(chunk.rows, chunk.genes, Y, self.values.transform)
+            if flags:
+                self.values.report(flags, Y, chunk)
+            self._count(chunk, Y)
+            return
+        self._count(chunk, Y)
+        self.values.check(Y, chunk)
+        Y = self.values.transform.apply(Y, chunk.rows)
+        far = np.flatnonzero(self.centre[chunk.genes])
+        if not scipy.sparse.issparse(Y):
+            self._add_dense(chunk.rows, chunk.genes, Y)
+            return
+        if far.size:  # sparse, yet far from zero: there are hardly any zeros
+            places = chunk.genes.start + far
+            self._add_dense(chunk.rows, places, Y[:, far].toarray())
+            kept = np.ones(Y.shape[1])
+            kept[far] = 0.0
+            Y = with_values(Y, Y.data * kept[Y.indices])
+        self.expect_sparse().add(chunk.rows, chunk.genes, Y)
 
-    def _add_sparse(self, rows: slice, Y: Any, sums: dict[str, np.ndarray]) -> None:
-        self.expect_sparse()
-        assert self.grouped is not None
-        Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
-        self.grouped.add_products(rows, Y, sums["XY"], sums["ZY"], self.most)
-        ones, squares = np.ones(Y.shape[0]), np.square(Y.data)
-        sums["Ynorm"] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
-        if not self.grouped.has_sums:
-            sums["Ysum"] += Y.T @ ones
+    def _fuses(self, chunk: Chunk, Y: Any) -> bool:
+        # dense values without a transform have few zeros: a matrix product is as fast
+        if not self.passes.fused or on_device(Y) or self.centre[chunk.genes].any():
+            return False
+        return self.expect_sparse().fused and (scipy.sparse.issparse(Y) or self.values.transform.name is not None)
 
-    def expect_sparse(self) -> None:
-        """Make ready for sparse chunks: some numbers per cell are held meanwhile, better before there are any."""
-        self.grouped = self.grouped or GroupedDesign(self.design.X, self.design.Z, self.design.d)
+    def _choose_centre(self, chunk: Chunk, Y: Any) -> None:
+        centre = sampled_centre(Y, self.values.transform, chunk.rows, self.constant)
+        if centre is not None:
+            self.centre[chunk.genes] = centre
 
-    def finished(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Products of the design, and those with the genes about their "centre"."""
-        genes = {name: self.sums[name] for name in ("XY", "ZY", "Ynorm", "Ysum")}
-        if self.grouped is not None:
-            self.grouped.derive(genes["XY"], genes["ZY"], genes["Ysum"])
-        return self.products, genes | {"centre": self.centre}
+    def _count(self, chunk: Chunk, Y: Any) -> None:
+        for counted, A in (gene_counts(Y) if self.counts else {}).items():
+            self.counts[counted][chunk.genes] += A
+
+    def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> None:
+        if not self.dense:
+            self.dense = self._zeros()
+        weights = None if self.weights is None else self.weights[rows]
+        found = products_of_chunk(self.design.X[rows], self.design.Z[rows], Y, self.centre[genes], weights)
+        for name, A in self.dense.items():
+            A[..., genes] += getattr(found, name)
+
+    def _zeros(self) -> dict[str, np.ndarray]:
+        p, q, m = self.design.p, self.design.q, self.m
+        return {"XY": np.zeros((p, m)), "ZY": np.zeros((q, m)), "Ynorm": np.zeros(m), "Ysum": np.zeros(m)}
+
+    def expect_sparse(self) -> GroupTables:
+        """Return the tables of sparse chunks; better made before there are any, as some numbers per cell are held."""
+        if self.tables is None:
+            grouped = GroupedDesign(self.design.X, self.design.Z, self.design.d)
+            passes = self.passes
+            self.tables = GroupTables(
+                grouped, self.m, self.weights, fused=passes.fused, threads=passes.threads, most=passes.most
+            )
+        return self.tables
+
+    def finished(self) -> tuple[DesignProducts, GeneProducts]:
+        """Products of the design, and those of the genes about their centre."""
+        parts = [] if self.tables is None else [self.tables.products()]
+        if self.dense or not parts:
+            parts.append(GeneProducts(**(self.dense or self._zeros())))
+        total = parts[0]
+        for part in parts[1:]:
+            total = GeneProducts(**{name: getattr(total, name) + getattr(part, name) for name in _GENES})
+        centre = self.centre if self.centre.any() else None
+        return self.products, GeneProducts(total.XY, total.ZY, total.Ynorm, total.Ysum, centre)
 
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
-        """Arrays and attributes from which `restore` goes on."""
-        flags = {"decided": self.values.decided, "begun": self.begun, "grouped": self.grouped is not None}
-        values = {"transform": self.values.transform.name, "most": self.most}
-        return self.sums | {"centre": self.centre}, values | {name: int(flag) for name, flag in flags.items()}
+        """Arrays and attributes from which `restore` continues."""
+        flags = {"decided": self.values.decided, "begun": self.begun, "warned": self.values.warned}
+        arrays: dict[str, np.ndarray | None] = {"centre": self.centre, **self.counts}
+        arrays |= {f"dense/{name}": A for name, A in self.dense.items()}
+        if self.tables is not None:
+            arrays |= {"tables/sums": self.tables.sums, "tables/moments": self.tables.moments}
+        values: dict[str, int | str | None] = {"transform": self.values.transform.name, "most": self.passes.most}
+        return arrays, values | {name: int(flag) for name, flag in flags.items()}
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
-        """Go on from a `state` of the same design, genes, transform and filters."""
-        self.sums = {name: arrays[name] for name in self.sums}
-        self.centre, self.begun, self.most = arrays.get("centre"), bool(values["begun"]), values.get("most")
-        if values["grouped"]:
-            self.expect_sparse()
+        """Continue from a `state` of the same design, genes, transform and filters."""
+        self.counts = {name: arrays[name] for name in self.counts}
+        self.dense = {name: arrays[f"dense/{name}"] for name in _GENES if f"dense/{name}" in arrays}
+        self.centre, self.begun = arrays["centre"], bool(values["begun"])
+        self.values.warned = bool(values["warned"])
+        self.passes = Passes(self.passes.fused, self.passes.threads, values.get("most"))
+        if "tables/sums" in arrays:
+            tables = self.expect_sparse()
+            tables.most = self.passes.most
+            tables.sums, tables.moments = arrays["tables/sums"], arrays["tables/moments"]
         if not self.values.decided and values["decided"]:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 
 
-class _Values:
-    """The values to be fitted: unless it is given, the first chunk that is not all zero decides on the transform."""
+class ValueCheck:
+    """The transform of the values, by default chosen from the first chunk that is not all zero, and its conditions."""
 
     def __init__(self, transform: Transform | None, is_counts: bool | None):
+        self.given = None if transform is None else transform.name
+        self.sure = transform is None and is_counts is True
+        self.detecting = transform is None and is_counts is None
         if transform is None and is_counts is not None:
             transform = recognise(None, is_counts)
-        self.looking = transform is None
-        self.decided = transform is not None
-        self.transform = transform or Transform()
+        self.decided, self.transform = transform is not None, transform or Transform()
+        self.warned = False
 
-    def of(self, Y: Any, rows: slice, name: str, place: str) -> Any:
-        """Values of a chunk of the cells `rows`; a refusal says `place` and of what."""
+    def decide(self, Y: Any) -> None:
+        """Choose the transform, if that has not happened yet."""
         if not self.decided and any_value(Y):
             self.transform, self.decided = recognise(Y, None), True
-        elif self.looking and self.transform.name:
-            check_still_counts(Y, name, place)
-        return self.transform.apply(Y, rows)
+
+    def check(self, Y: Any, chunk: Chunk) -> None:
+        """Refuse, or warn of, values that are not counts where they have to be; note negative values that are kept."""
+        if self.detecting and self.transform.name:
+            check_still_counts(Y, chunk.name, chunk.place)
+        elif self.transform.name is not None and not self.warned and has_fractions(Y):
+            self._fractions(chunk)
+        if self.transform.name is None and not self.warned and _least(Y) < 0:
+            self.warned = True
+            logger.info("%s has negative values: they are fitted as they are", chunk.name)
+
+    def report(self, flags: int, Y: Any, chunk: Chunk) -> None:
+        """Raise the error, or give the warning, that flags of the compiled pass stand for."""
+        if flags & 1:
+            check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
+            self.transform.apply(Y, chunk.rows)
+            raise ValueError(f"{chunk.name} has indices that are out of range, or not sorted, in {chunk.place}")
+        if self.transform.name is not None:
+            self.check(Y, chunk)
+
+    def _fractions(self, chunk: Chunk) -> None:
+        if self.sure:
+            raise ValueError(not_counts(chunk.name, chunk.place))
+        if self.given in ("log1p", "log2p1", "normalize"):
+            self.warned = True
+            warn_not_counts(self.given, chunk.name, chunk.place)
+
+
+def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarray | None) -> np.ndarray | None:
+    """Centres (genes,) of a first chunk of stored values, dense or sparse, from some of its cells; on the host."""
+    if constant is None or is_sparse_on_device(Y) or Y.shape[0] == 0:
+        return None
+    step = max(1, Y.shape[0] // SAMPLED_CELLS)
+    some = scipy.sparse.csr_array(Y)[::step] if scipy.sparse.issparse(Y) else Y[::step, :]
+    sample = transform.apply(some, slice(rows.start, rows.stop, step))
+    if not scipy.sparse.issparse(sample):
+        found = centre_of(sample, constant)
+        return None if found is None else to_numpy(found)
+    centre = np.zeros(sample.shape[1])
+    stored = np.bincount(sample.indices, minlength=len(centre))
+    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * sample.shape[0])  # others have too many zeros to be far
+    if full.size:
+        centre[full] = centre_of(sample[:, full].toarray(), constant)
+    return centre
+
+
+def _least(Y: Any) -> float:
+    values = stored_values(Y)
+    return float(namespace(values).min(values)) if 0 not in values.shape else 0.0
 
 
 def gene_counts(Y: Any) -> dict[str, np.ndarray]:
-    """In how many of these "cells" each gene is not zero (m,), and its "total" (m,)."""
+    """Number of "cells" in which each gene is not zero (m,), and its "total" (m,)."""
     if on_device(Y):
         values = stored_values(Y)
         xp = namespace(values)
@@ -155,7 +295,9 @@ def gene_counts(Y: Any) -> dict[str, np.ndarray]:
 
 
 def _non_zeros(Y: Any) -> np.ndarray:
-    if not scipy.sparse.issparse(Y):
-        return np.count_nonzero(Y, axis=0)  # (m,)
-    held = Y.indices if Y.data.all() else Y.indices[Y.data != 0]
-    return np.bincount(held, minlength=Y.shape[1])
+    if not is_sparse(Y):
+        return np.asarray(np.count_nonzero(Y, axis=0))  # (m,)
+    if Y.format == "csc":
+        Y = Y.tocsr()
+    stored = Y.indices if Y.data.all() else Y.indices[Y.data != 0]
+    return np.bincount(stored, minlength=Y.shape[1])

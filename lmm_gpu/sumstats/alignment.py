@@ -1,35 +1,34 @@
-"""Labels of two sets of statistics brought together: genes in one order, and random levels that only one side knows."""
+"""Alignment of two sets of statistics: genes in one order, and random levels that only one side has."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING
 
 from ..backend.arrays import Array, indices, namespace, zeros
 
-#: What has genes, on its last axis, and what has random levels, on which axes.
-_GENES = ("XY", "ZY", "Ynorm", "Ysum", "centre")
-_LEVELS = {"ZX": (0,), "ZY": (0,), "ZZ": (0, 1)}
-#: Functions of a formula whose columns depend on all the cells that they see.
+if TYPE_CHECKING:
+    from .summary_stats import SummaryStats
+
+#: Functions of a formula whose columns depend on all the cells that they are evaluated on.
 _OF_ALL_CELLS = re.compile(r"\b(bs|cc|center|cr|cs|poly|scale|standardize)\s*\(")
-#: Labels named in a message.
+#: Number of labels listed in a message.
 _SHOWN = 3
-#: Designs are of the same cells if their products agree to this: they may have been added up in another order.
+#: Designs are of the same cells if their products agree to this: they may have been accumulated in another order.
 _SAME = 1e-12
-Stats = TypeVar("Stats", bound=Any)
 
 
 @dataclass(frozen=True)
 class Levels:
-    """Random levels of both sides, component by component: the left's, then those that only the right has."""
+    """Random levels of both sides, by component: the left's, then those that only the right has."""
 
     names: tuple[str, ...]
     d: tuple[int, ...]
-    left: list[int]  #: where each stands on the left, -1 where it does not
-    right: list[int]
+    left: list[int]  #: position of each level on the left, -1 if it is not there
+    right: list[int]  #: position of each level on the right, -1 if it is not there
 
 
 def default_names(prefix: str, count: int) -> tuple[str, ...]:
@@ -37,37 +36,34 @@ def default_names(prefix: str, count: int) -> tuple[str, ...]:
     return tuple(f"{prefix}{i + 1}" for i in range(count))
 
 
-def aligned(a: Stats, b: Stats) -> tuple[Stats, Stats]:
-    """Both with the genes of `a` and the random levels of either, refused if they are of different models.
-
-    `a` and `b` are `SummaryStats`.
-    """
+def aligned(a: SummaryStats, b: SummaryStats) -> tuple[SummaryStats, SummaryStats]:
+    """Give both sides the genes of `a` and the random levels of either; refuse different models."""
     try:
         for name in ("component_names", "random_terms", "fixed_names", "formula", "transform"):
             check_same(name, getattr(a, name), getattr(b, name))
         check_same_columns(a.formula)
+        if (a.total_weight is None) != (b.total_weight is None):
+            raise ValueError(
+                "one side has weights of its cells, the other has none: give weights to both, or to neither"
+            )
         order = gene_order(a.features, b.features)
         if order is not None:
-            b = _placed(b, {"features": a.features}, lambda arrays: at_genes(arrays, order))
+            b = b.with_genes(order)
         if (a.random_names, a.d) == (b.random_names, b.d):
             return a, b
         if any(ss.random_names == default_names("Z", sum(ss.d)) for ss in (a, b)):
             raise ValueError(
-                f"random_names differ (d = {a.d} and {b.d}), but some are mere numbers; name the columns of Z, so that "
-                "a level has the same name on both sides"
+                f"random_names differ (d = {a.d} and {b.d}), but some are auto-generated; name the columns of Z, so "
+                "that a level has the same name on both sides"
             )
         levels = join_levels(a.random_names, a.d, b.random_names, b.d)
     except ValueError as error:
         raise ValueError(f"cannot add summary statistics: {error}") from None
-    labels = {"random_names": levels.names, "d": levels.d}
-    return (
-        _placed(a, labels, lambda arrays: at_levels(arrays, levels.left)),
-        _placed(b, labels, lambda arrays: at_levels(arrays, levels.right)),
-    )
+    return _with_levels(a, levels, levels.left), _with_levels(b, levels, levels.right)
 
 
-def check_same_cells(a: Any, b: Any) -> None:
-    """Refuse statistics that are not of the same cells and model; XX, ZX and ZZ may differ by rounding."""
+def check_same_cells(a: SummaryStats, b: SummaryStats) -> None:
+    """Refuse statistics of other cells or another model; XX, ZX and ZZ may differ by rounding."""
     for name in ("component_names", "random_terms", "d", "fixed_names", "random_names", "formula", "transform", "n"):
         check_same(name, getattr(a, name), getattr(b, name))
     for name in ("XX", "ZX", "ZZ"):
@@ -79,11 +75,11 @@ def check_same_cells(a: Any, b: Any) -> None:
             )
 
 
-def check_same(what: str, left: Any, right: Any) -> None:
+def check_same(what: str, left: object, right: object) -> None:
     """Refuse labels that differ, and name them."""
     if left == right:
         return
-    if what.endswith("names"):
+    if isinstance(left, tuple) and isinstance(right, tuple) and what.endswith("names"):
         raise ValueError(f"{what} differ: {difference(left, right)}")
     raise ValueError(f"{what} differ: {left!r} on the left, {right!r} on the right")
 
@@ -96,7 +92,7 @@ def check_unique(what: str, names: Sequence[str]) -> None:
 
 
 def check_same_columns(formula: str | None) -> None:
-    """Refuse a formula whose columns mean something else in other cells, though they have the same name.
+    """Refuse a formula whose columns depend on the cells, so that they differ between sites under one name.
 
     >>> check_same_columns("~ scale(age) + (1 | donor)")  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -111,7 +107,7 @@ def check_same_columns(formula: str | None) -> None:
 
 
 def difference(left: Sequence[str], right: Sequence[str]) -> str:
-    """Say in what two lists of labels differ.
+    """Describe the difference between two lists of labels.
 
     >>> difference(("a", "b", "c"), ("c", "d", "a"))
     'only on the left: b; only on the right: d'
@@ -127,12 +123,12 @@ def difference(left: Sequence[str], right: Sequence[str]) -> str:
 
 
 def gene_order(left: Sequence[str], right: Sequence[str]) -> list[int] | None:
-    """Where the genes of the left stand on the right; None if that is where they stand on the left.
+    """Positions on the right of the genes of the left; None if both have the same order.
 
     Raises
     ------
     ValueError
-        For genes that only one side has, and for names that do not tell which gene is meant.
+        For genes that only one side has, and for names that are not unique.
     """
     if left == right:
         return None
@@ -143,12 +139,12 @@ def gene_order(left: Sequence[str], right: Sequence[str]) -> list[int] | None:
 
 
 def join_levels(left: Sequence[str], left_d: Sequence[int], right: Sequence[str], right_d: Sequence[int]) -> Levels:
-    """Join the random levels of two sides with the same components; a name means a level within its component.
+    """Join the random levels of two sides with the same components; names are unique within a component.
 
     Raises
     ------
     ValueError
-        For a name that a component has twice.
+        For a name that appears twice in a component.
 
     Examples
     --------
@@ -164,31 +160,18 @@ def join_levels(left: Sequence[str], left_d: Sequence[int], right: Sequence[str]
     return Levels(tuple(name for names in joined for name in names), tuple(map(len, joined)), ours, theirs)
 
 
-def sliced(arrays: Mapping[str, Any], genes: slice) -> dict[str, Any]:
-    """Those of `arrays` that have genes, with some of them: no copies."""
-    return {name: arrays[name][..., genes] for name in _GENES if arrays.get(name) is not None}
-
-
-def at_genes(arrays: Mapping[str, Any], order: list[int]) -> dict[str, Any]:
-    """Those of `arrays` that have genes, with the genes at the positions `order`."""
-    found = {name: arrays[name] for name in _GENES if arrays.get(name) is not None}
-    return {name: namespace(A).take(A, indices(order, A), axis=A.ndim - 1) for name, A in found.items()}
-
-
-def at_levels(arrays: Mapping[str, Any], rows: list[int]) -> dict[str, Any]:
-    """Those of `arrays` that have random levels, with the levels at the positions `rows`: zeros at -1."""
-    found = {name: arrays[name] for name in _LEVELS if name in arrays}
-    for name, A in found.items():
-        for axis in _LEVELS[name]:
-            A = _take_or_zero(A, rows, axis)
-        found[name] = A
-    return found
-
-
-def _placed(ss: Stats, labels: Mapping[str, Any], place: Callable[[Mapping], dict[str, Any]]) -> Stats:
-    # other labels, and the statistics and those about a centre at other places
-    centred = ss.centred and replace(ss.centred, **place(vars(ss.centred)))
-    return replace(ss, **labels, **place(vars(ss)), centred=centred)
+def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummaryStats:
+    """Give statistics the levels of both sides, those at the positions `rows`: zeros where they are -1."""
+    centred = ss.centred and replace(ss.centred, ZY=_take_or_zero(ss.centred.ZY, rows, 0))
+    return replace(
+        ss,
+        random_names=levels.names,
+        d=levels.d,
+        ZX=_take_or_zero(ss.ZX, rows, 0),
+        ZY=_take_or_zero(ss.ZY, rows, 0),
+        ZZ=_take_or_zero(_take_or_zero(ss.ZZ, rows, 0), rows, 1),
+        centred=centred,
+    )
 
 
 def _take_or_zero(A: Array, rows: list[int], axis: int) -> Array:
@@ -199,7 +182,7 @@ def _take_or_zero(A: Array, rows: list[int], axis: int) -> Array:
 
 
 def _places(names: Sequence[str], d: Sequence[int]) -> list[dict[str, int]]:
-    # for each component, where each of its levels stands among all
+    # for each component, the position of each of its levels among all
     found, start = [], 0
     for width in d:
         place = {names[i]: i for i in range(start, start + width)}

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from ..backend.arrays import Array, entered, flag_indices
 from .alignment import default_names
-from .centring import Centred, centred_products, constant_of, recentred
-from .products import design_products
+from .centring import centred_products, constant_of, with_constant
+from .products import DesignProducts, GeneProducts, design_products
 from .summary_stats import SummaryStats
 
 
 def cross_products(X: Any, Z: Any, Y: Any, **labels: Any) -> SummaryStats:
-    """Summary statistics of cells: X (n, p), Z (n, q) and Y (n, m), each dense or SciPy sparse.
+    """Summary statistics of cells.
 
-    `labels` are the remaining fields of `SummaryStats`; by default one random effect and numbered names.
+    Parameters
+    ----------
+    X, Z, Y : array or SciPy sparse matrix (n, p), (n, q), (n, m)
+        Fixed-effect design, random-effect design and genes; each dense or sparse.
+    **labels
+        The remaining fields of `SummaryStats`; by default one random effect and numbered names.
+
+    Returns
+    -------
+    SummaryStats
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ss = cross_products(np.ones((4, 1)), np.repeat(np.eye(2), 2, axis=0), np.arange(8.0).reshape(4, 2))
+    >>> ss.XY.tolist(), ss.ZY.tolist()
+    ([[12.0, 16.0]], [[2.0, 4.0], [10.0, 12.0]])
     """
     with entered(Y):
         constant = constant_of(X)
         return assemble(design_products(X, Z), centred_products(X, Z, Y, constant), constant, **labels)
 
 
-def assemble(
-    design: Mapping[str, Any],
-    genes: Mapping[str, Any],
-    constant: Array | None = None,
-    **labels: Any,
-) -> SummaryStats:
-    """Summary statistics from products, with numbered names where `labels` has none.
+def assemble(design: DesignProducts, genes: GeneProducts, constant: Array | None = None, **labels: Any) -> SummaryStats:
+    """Summary statistics from products, with numbered names for labels that are not given.
 
-    `genes` are about their "centre" (m,), if they have one, which the `constant` (p,) moves back.
+    Products about a centre are moved back to zero with the coefficients (p,) of the `constant`, and kept as `centred`.
     """
-    genes, centred = dict(genes), None
-    centre = genes.pop("centre", None)
-    if constant is not None and centre is not None and flag_indices(centre).size:
-        centred = Centred(centre, constant, **genes)
-        genes = recentred(genes, design, constant, -centre)
-    (p, m), q = genes["XY"].shape, design["ZZ"].shape[0]
+    centred = None
+    if constant is not None and genes.centre is not None and flag_indices(genes.centre).size:
+        centred = with_constant(genes, constant)
+        genes = genes.about_zero(design, constant)
+    (p, m), q = genes.XY.shape, design.ZZ.shape[0]
     defaults = {
         "d": (q,),
         "features": default_names("Gene", m),
@@ -46,4 +55,6 @@ def assemble(
     }
     labels = {**defaults, **{name: value for name, value in labels.items() if value is not None}}
     labels.setdefault("component_names", default_names("var", len(labels["d"])))
-    return SummaryStats(**design, **genes, centred=centred, **labels)
+    products = {"XY": genes.XY, "ZY": genes.ZY, "Ynorm": genes.Ynorm, "Ysum": genes.Ysum}
+    sums = {"XX": design.XX, "ZX": design.ZX, "ZZ": design.ZZ, "total_weight": design.total_weight}
+    return SummaryStats(n=design.n, **sums, **products, centred=centred, **labels)

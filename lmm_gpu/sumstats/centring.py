@@ -1,78 +1,64 @@
-"""TODO docstring."""
+"""Centres: genes whose mean is many times their standard deviation are accumulated about a centre."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import scipy.sparse
 
 from ..backend.arrays import Array, flag_indices, like, namespace, zeros
 from ..backend.linalg import eigh_psd, eps
 from ..backend.sparse import is_sparse
-from .products import as_float64, dense_array, gene_products, join_genes
+from .products import GeneProducts, as_float64, dense_array, gene_products, recentred
 
-#: A gene whose mean is more than so many times its spread is summed up about its mean.
-_FAR = 30.0
-#: About so many cells tell where a gene lies.
-_CELLS_LOOKED_AT = 1000
+if TYPE_CHECKING:
+    from .summary_stats import SummaryStats
+
+#: A gene is accumulated about its mean where abs(mean) exceeds this many standard deviations.
+FAR = 30.0
+#: Number of cells, about, from which the mean and standard deviation of a gene are estimated.
+SAMPLED_CELLS = 1000
 #: Coefficients of the constant are tried as multiples of this, which sums of whole numbers do not round.
 _SHORT = 2.0**-20
-#: X k may differ from 1 by so many rounding units: the values themselves are not told any better.
+#: X k may differ from 1 by this many rounding units, the accuracy of the values themselves.
 _UNITS = 64
 
 
-@dataclass(frozen=True)
-class Centred:
-    """Products of y - centre with the design: those that projections use, where there are any."""
+@dataclass(frozen=True, kw_only=True)
+class Centred(GeneProducts):
+    """Products of y - centre with the design, which projections use in place of those about zero."""
 
     centre: Array  #: (m,)
     constant: Array  #: (p,), k with X k = 1
-    XY: Array  #: (p, m)
-    ZY: Array  #: (q, m)
-    Ynorm: Array  #: (m,)
-    Ysum: Array  #: (m,)
 
 
-def centred_products(X: Any, Z: Any, Y: Any, constant: Array | None) -> dict[str, Any]:
-    """`gene_products` about the "centre" that they come with, which is None where none is needed or possible."""
-    centre = centre_of(Y, constant)
-    return gene_products(X, Z, Y, centre) | {"centre": centre}
-
-
-def recentred(genes: Mapping[str, Array], design: Mapping[str, Any], constant: Array, shift: Array) -> dict[str, Array]:
-    """Products of y - `shift` (m,) from those of y: no cells are needed, as X'1 = X'X k and Z'1 = Z'X k."""
-    n = design["n"]
-    return {
-        "XY": genes["XY"] - (design["XX"] @ constant)[:, None] * shift[None, :],
-        "ZY": genes["ZY"] - (design["ZX"] @ constant)[:, None] * shift[None, :],
-        "Ynorm": genes["Ynorm"] - shift * (2.0 * genes["Ysum"] - n * shift),
-        "Ysum": genes["Ysum"] - n * shift,
-    }
+def centred_products(X: Any, Z: Any, Y: Any, constant: Array | None, weights: Array | None = None) -> GeneProducts:
+    """`gene_products` about a centre; the centre is None where none is needed or possible."""
+    return gene_products(X, Z, Y, centre_of(Y, constant), weights)
 
 
 def centre_of(Y: Any, constant: Array | None) -> Array | None:
-    """Where to sum up each gene about (m,): the mean of those far from zero for their spread, else 0.
+    """Centres of the genes (m,): the mean where it is far from zero for the standard deviation, else 0.
 
-    None for a sparse matrix, whose zeros it would fill, and without the `constant` that moves it back.
+    None for a sparse matrix, whose zeros it would fill, and without a `constant` to move the products back to zero.
     """
     if constant is None or is_sparse(Y) or Y.shape[0] == 0:
         return None
-    Y = as_float64(Y[:: max(1, Y.shape[0] // _CELLS_LOOKED_AT), :])  # (some cells, m)
+    Y = as_float64(Y[:: max(1, Y.shape[0] // SAMPLED_CELLS), :])  # (sampled cells, m)
     xp = namespace(Y)
     mean = xp.mean(Y, axis=0)  # (m,)
-    spread = xp.mean(xp.square(Y - mean[None, :]), axis=0)
-    return xp.where(xp.square(mean) > _FAR**2 * spread, mean, 0.0)
+    variance = xp.mean(xp.square(Y - mean[None, :]), axis=0)
+    return xp.where(xp.square(mean) > FAR**2 * variance, mean, 0.0)
 
 
 def constant_of(X: Any) -> Array | None:
-    """Coefficients k (p,) with X k = 1 in every cell, None if the columns of X do not make a constant.
+    """Coefficients k (p,) with X k = 1 in every cell; None if the columns of X do not make a constant.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> constant_of(np.array([[1.0, 0.0, 5.0], [0.0, 1.0, 7.0], [0.0, 1.0, 8.0]]))
+    >>>     >>> constant_of(np.array([[1.0, 0.0, 5.0], [0.0, 1.0, 7.0], [0.0, 1.0, 8.0]]))
     array([1., 1., 0.])
     """
     X = as_float64(X)
@@ -112,46 +98,56 @@ def _solved_constant(X: Any) -> Array | None:
     return None
 
 
-def add_centred(a: Any, b: Any) -> Centred | None:
-    """Add the sums of two `SummaryStats` about the centre of the left; None if one has only those about zero."""
+def add_centred(a: SummaryStats, b: SummaryStats) -> Centred | None:
+    """Add the centred products of two statistics about the left's centre; None if either has none."""
     if a.n == 0 or b.n == 0:
         return b.centred if a.n == 0 else a.centred
     if a.centred is None or b.centred is None or (constant := shared_constant(a, b)) is None:
         return None
-    theirs = recentred(vars(b.centred), vars(b), b.centred.constant, a.centred.centre - b.centred.centre)
-    total = {name: getattr(a.centred, name) + theirs[name] for name in theirs}
-    return Centred(a.centred.centre, constant, **total)
+    ours, shift = a.centred, a.centred.centre - b.centred.centre
+    theirs = recentred(b.centred, b.design_products, b.centred.constant, shift)
+    assert ours.Ysum is not None and theirs.Ysum is not None
+    return Centred(
+        XY=ours.XY + theirs.XY,
+        ZY=ours.ZY + theirs.ZY,
+        Ynorm=ours.Ynorm + theirs.Ynorm,
+        Ysum=ours.Ysum + theirs.Ysum,
+        centre=ours.centre,
+        constant=constant,
+    )
 
 
-def join_centred(parts: Sequence[Any]) -> Centred | None:
-    """Join the sums about centres of `SummaryStats` of consecutive genes; zero is the centre of those without."""
+def join_centred(parts: Sequence[SummaryStats]) -> Centred | None:
+    """Join the centred products of statistics of consecutive genes; parts without a centre have it at zero."""
     centred = [part.centred for part in parts if part.centred is not None]
     if not centred or any(part.Ysum is None for part in parts):
         return None
-    about = [part.centred or _about_zero(part, centred[0].constant) for part in parts]
-    names = ("centre", "XY", "ZY", "Ynorm", "Ysum")
-    return Centred(constant=centred[0].constant, **join_genes([{n: vars(part)[n] for n in names} for part in about]))
+    about = [part.centred or replace(part.gene_products, centre=zeros((part.m,), part.XY)) for part in parts]
+    return with_constant(GeneProducts.join(about), centred[0].constant)
 
 
-def _about_zero(ss: Any, constant: Array) -> Centred:
-    assert ss.Ysum is not None
-    return Centred(zeros((ss.m,), ss.XY), constant, XY=ss.XY, ZY=ss.ZY, Ynorm=ss.Ynorm, Ysum=ss.Ysum)
+def with_constant(genes: GeneProducts, constant: Array) -> Centred:
+    """Centred products from products about a centre and the coefficients of the constant."""
+    assert genes.centre is not None
+    return Centred(XY=genes.XY, ZY=genes.ZY, Ynorm=genes.Ynorm, Ysum=genes.Ysum, centre=genes.centre, constant=constant)
 
 
-def shared_constant(a: Any, b: Any) -> Array | None:
-    """Coefficients that make the constant in the cells of both of two `SummaryStats`, None if that is not sure.
+def shared_constant(a: SummaryStats, b: SummaryStats) -> Array | None:
+    """Coefficients that make the constant in the cells of both statistics, None if there are none for certain.
 
-    Each brings its own; a level that only one of them has is missing in the other's.
+    Each has its own; a level that only one of them has is missing in the other's.
     """
+    assert a.centred is not None and b.centred is not None
     ours, theirs = a.centred.constant, b.centred.constant
     either = namespace(ours).where(ours != 0, ours, theirs)
     for k in (ours, theirs, either):
-        if _holds(k, a) and _holds(k, b):
+        if _makes_constant(k, a) and _makes_constant(k, b):
             return k
     return None
 
 
-def _holds(k: Array, stats: Any) -> bool:
-    # |X k - 1|^2 = d'X'X d for d = k - (what is known to make the constant)
+def _makes_constant(k: Array, stats: SummaryStats) -> bool:
+    # |X k - 1|^2 = d'X'X d for d = k - (coefficients known to make the constant)
+    assert stats.centred is not None
     d = k - stats.centred.constant
-    return float(namespace(d).sum(d * (stats.XX @ d))) <= stats.n * (_UNITS * eps(d)) ** 2
+    return bool(float(namespace(d).sum(d * (stats.XX @ d))) <= stats.n * (_UNITS * eps(d)) ** 2)

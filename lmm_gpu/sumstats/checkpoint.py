@@ -1,4 +1,4 @@
-"""Sums on disk while they grow: a run that was killed goes on where it was, and ends with the same bytes."""
+"""Checkpoints of running sums: a run that was killed resumes from them, and ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from ..io.archive import read_archive, write_archive
 
-#: At most this share of the time goes into writing.
+#: Largest share of the time that is spent on writing.
 _SHARE = 0.05
-#: With a number that grows when sums are added up in another order, for these end with other bytes.
-_KIND = "lmm_gpu checkpoint 1"
-_ADVICE = "remove it to begin anew"
+#: With a number that grows when sums are accumulated in another order, as these end with other bytes.
+_KIND = "lmm_gpu checkpoint 2"
+_ADVICE = "remove it to start again"
 State = tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 class Checkpoint:
-    """A file that holds how far a run has come, written every so often and refused by a run on anything else.
+    """A file with the state of a run, written at intervals and refused by a run on other data or options.
 
     Parameters
     ----------
     path
-        Of the file; there need not be one yet.
+        Path of the file, which need not exist yet.
     about
-        What the sums depend on, by the names that a refusal uses.
+        Everything that the sums depend on, by the names that a refusal uses.
     """
 
     def __init__(self, path: str | Path, about: Mapping[str, str]):
@@ -40,12 +41,12 @@ class Checkpoint:
             part.unlink(missing_ok=True)
 
     def read(self, stage: str) -> State | None:
-        """Arrays and values of a stage, None where there are none.
+        """Arrays and values of a stage, None if there are none.
 
         Raises
         ------
         ValueError
-            If the file is broken, or of another run: with what differs.
+            If the file is broken, or belongs to another run, with the differences.
         """
         if not self.path.exists():
             return None
@@ -54,18 +55,18 @@ class Checkpoint:
         differ = [name for name, text in self.about.items() if there[name] != text]
         other = [f"other {name} ({there[name]}, here {self.about[name]})" for name in differ]
         if other:
-            reason = f"it is of {', '.join(other)}"
-            raise ValueError(f"cannot go on from {self.path}, {reason}: {_ADVICE}, or name another file")
+            reason = f"it belongs to a run with {', '.join(other)}"
+            raise ValueError(f"cannot resume from {self.path}, {reason}: {_ADVICE}, or name another file")
         return (arrays, values) if values["stage"] == stage else None
 
     def keep(self, **arrays: np.ndarray) -> None:
-        """Add arrays to all that is written from now on, such as what a stage has left to the next."""
+        """Add arrays to every later write, such as the results of a finished stage."""
         self._kept |= arrays
 
     def write(
         self, stage: str, done: int, arrays: Mapping[str, np.ndarray | None], values: Mapping[str, Any] | None = None
     ) -> None:
-        """Write the state after `done` pieces, unless that would take too large a share of the time."""
+        """Write the state after `done` pieces, unless writing would exceed its share of the time."""
         start = time.perf_counter()
         if self._spent + self._last > _SHARE * (start - self._began):
             return
@@ -76,17 +77,17 @@ class Checkpoint:
         self._spent += self._last
 
     def remove(self) -> None:
-        """Remove the file, once all is done."""
+        """Remove the file, once the results are complete."""
         self.path.unlink(missing_ok=True)
 
 
 def as_array(pieces: Sequence[slice]) -> np.ndarray:
-    """Slices as numbers (pieces, 2)."""
+    """Bounds of slices, (pieces, 2)."""
     return np.array([(piece.start, piece.stop) for piece in pieces], dtype=np.int64).reshape(-1, 2)
 
 
 def as_slices(bounds: np.ndarray) -> list[slice]:
-    """Give the slices of `as_array`.
+    """Slices from the bounds of `as_array`.
 
     >>> as_slices(as_array([slice(0, 3), slice(3, 5)]))
     [slice(0, 3, None), slice(3, 5, None)]
@@ -95,7 +96,7 @@ def as_slices(bounds: np.ndarray) -> list[slice]:
 
 
 def file_identity(name: str) -> str:
-    """Size and time of the last change of a file, or of all files of a folder; of what is in memory, only that."""
+    """Size and last change of a file, or of all files of a folder; "in memory" if there is no such path."""
     path = Path(name)
     if not path.exists():
         return "in memory"
@@ -105,16 +106,39 @@ def file_identity(name: str) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """Short hash of arrays and texts.
+    """Short hash of arrays, sparse matrices and texts.
 
     >>> digest(np.zeros(2), "a") == digest(np.zeros(2), "a") != digest(np.zeros(2), "b")
     True
     """
     found = hashlib.sha256()
     for part in parts:
-        if isinstance(part, np.ndarray):
+        if scipy.sparse.issparse(part):
+            part = digest(*(getattr(part, name) for name in ("data", "indices", "indptr", "row", "col") if
+                            hasattr(part, name)), part.shape)  # fmt: skip
+        if isinstance(part, np.ndarray) and part.dtype != object:
+            found.update(f"{part.dtype.str}{part.shape}".encode())
             found.update(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)  # no copy
         else:
             found.update(repr(part).encode())
         found.update(b"\0")
     return found.hexdigest()[:16]
+
+
+def data_digest(matrix: Any, name: str) -> str:
+    """Identity of the values: of a file, its size and last change; of a matrix in memory, a hash of its values.
+
+    Raises
+    ------
+    ValueError
+        For a matrix that cannot be hashed, such as one on a device.
+    """
+    found = file_identity(name)
+    if found != "in memory":
+        return found
+    if isinstance(matrix, np.ndarray) or scipy.sparse.issparse(matrix):
+        return f"in memory, {digest(matrix)}"
+    raise ValueError(
+        f"checkpoint= needs values on the host or in a file, to recognise them after a kill; got "
+        f"{type(matrix).__name__}: leave out checkpoint"
+    )

@@ -1,8 +1,8 @@
-"""Cells that lie elsewhere: chunks are summed up where they are, genes are fitted in blocks, on the workers of dask.
+"""Cells on dask workers: chunks are accumulated where they are.
 
-A chunk of a dask array meets the rows of the design that are its own, in the task that makes or reads it (`worker`),
-and what it adds to the sums (p + q + 2 numbers per gene) goes up a tree of additions: no cells travel. Where tasks run,
-and what happens when a worker dies, is dask's: everything here is `dask.array` and `dask.delayed`.
+A chunk of a dask array is multiplied with its own rows of the design, in the task that makes or reads it
+(`dask_tasks`), and its contribution to the sums (p + q + 2 numbers per gene) is added in a tree: no cells travel. The
+placement of tasks, and recovery from the death of a worker, is left to dask.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from ..backend.optional import require
 from ..design.design import Design
 from ..io.source import Source
 from . import dask_tasks
-from .assembly import assemble
 from .centring import constant_of
+from .chunk_plan import cells_per_chunk
 from .gene_filter import NO_FILTER, GeneFilter
-from .products import design_products, join_genes, sparse_if_worth_it
-from .streaming import cells_per_chunk, check_size_factors
+from .products import GeneProducts, design_products, sparse_if_worth_it
+from .streaming import check_size_factors, summary_of
 from .summary_stats import SummaryStats
-from .transform import Transform, recognise
+from .transform import Transform, recognise, warn_not_counts
 
-#: Additions are done so many at a time.
+#: Number of results that one task adds.
 _FAN_IN = 4
 #: Cells of a chunk of a sparse file: many more than the rows of the sums, which are dense.
 _CELLS = 8192
 
 
 def read_on_workers(source: Source, memory: int | None = None) -> Source:
-    """Return `source`, opened from .h5ad or .zarr, with chunks that workers read themselves; others as they are."""
-    stored = getattr(source.matrix, "group", source.matrix)
+    """Replace the matrix of a .h5ad or .zarr source by chunks that workers read themselves; others are unchanged."""
+    stored: Any = getattr(source.matrix, "group", source.matrix)
     if not hasattr(stored, "attrs") or "encoding-type" not in stored.attrs:
         return source
     require("dask.array", "reading on workers", ADVICE)
-    n, m = source.matrix.shape  # of all cells that are stored
+    n, m = source.matrix.shape  # of all stored cells
     if source.by_genes:
         size = cells_per_chunk(n, memory)
     elif stored is not source.matrix and memory is None:
@@ -54,12 +54,13 @@ def read_on_workers(source: Source, memory: int | None = None) -> Source:
 
 
 def _lazily(source: Source, stored: Any, pieces: Sequence[slice]) -> Any:
-    # by an absolute path: workers may be elsewhere in the file system
+    # by an absolute path: workers may have another working directory
     array, matrix = require("dask.array", "reading on workers", ADVICE), source.matrix
     is_file = hasattr(stored, "file")
     name = Path(stored.file.filename if is_file else source.name).resolve()
     sparse = None if stored is matrix else (matrix.shape[0 if source.by_genes else 1], source.by_genes)
-    read = partial(dask_tasks.read, name, stored.name if is_file else stored.path, sparse)
+    mark = dask_tasks.FileMark.of(name)
+    read = partial(dask_tasks.read, name, stored.name if is_file else stored.path, sparse, mark)
     places, sizes = dask_tasks.column(pieces), tuple(piece.stop - piece.start for piece in pieces)
     return array.map_blocks(
         read,
@@ -77,15 +78,16 @@ def reduce_chunks(
     *,
     is_counts: bool | None = None,
     genes: GeneFilter = NO_FILTER,
+    weights: np.ndarray | None = None,
     client: Any = None,
 ) -> SummaryStats:
-    """Sum the statistics of all cells of a dask array on the workers that hold its chunks; elsewhere as `accumulate`.
+    """Accumulate the statistics of all cells of a dask array on the workers that have its chunks.
 
     Parameters
     ----------
     source : Source
         n cells x m genes; a dask array in any chunks of rows and columns, sparse or dense.
-    design, transform, is_counts, genes
+    design, transform, is_counts, genes, weights
         As `accumulate`.
     client : distributed.Client, optional
         By default wherever dask computes: an active client, else threads of this process.
@@ -101,50 +103,54 @@ def reduce_chunks(
     """
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
-    grid = _Grid(source, client)
-    looked_at = transform is None and is_counts is None
+    genes.check(source.features)
+    grid, given = _Grid(source, client), transform
     if transform is None:
-        transform = grid.recognised() if looked_at else recognise(None, is_counts)
-    X = sparse_if_worth_it(design.X)
-    constant = constant_of(X)
-    flags: dict[str, Any] = {"looked_at": looked_at, "counting": genes != NO_FILTER}
+        transform = grid.recognised() if is_counts is None else recognise(None, is_counts)
+    X, constant = sparse_if_worth_it(design.X), constant_of(design.X)
+    flags: dict[str, Any] = {
+        "detected": given is None and is_counts is None,
+        "sure": given is None and is_counts is True,
+        "counting": genes.counts,
+    }
     rows = [
-        replace(chunk, X=X[cells], Z=design.Z[cells], transform=_of_cells(transform, cells), **flags)
+        replace(
+            chunk,
+            X=X[cells],
+            Z=design.Z[cells],
+            weights=None if weights is None else weights[cells],
+            transform=_of_cells(transform, cells),
+            **flags,
+        )
         for chunk, cells in zip(grid.rows, grid.cells, strict=True)
     ]
-    sums = grid.sums(rows, constant)
-    seen = {name: sums.pop(name) for name in ("cells", "total") if name in sums}
-    summary = assemble(
-        design_products(X, design.Z),
-        sums,
-        constant,
-        d=design.d,
-        features=source.features,
-        fixed_names=tuple(design.fixed_names),
-        random_names=tuple(design.random_names),
-        component_names=tuple(design.component_names),
-        formula=design.formula,
-        transform=transform.label,
-        terms=design.terms,
-        random_terms=design.random_terms,
-    )
-    return genes.apply(summary, **seen) if seen else summary
+    products, counts = grid.sums(rows, constant)
+    if given is not None and given.name is not None and any(part.fractions for part in counts):
+        warn_not_counts(given.name, source.name, "the matrix")
+    of_design = design_products(X, design.Z, weights)
+    summary = summary_of(design, of_design, products, constant, source.features, transform.label, weights)
+    if not genes.counts:
+        return genes.apply(summary, None, None)
+    cells, total = (np.concatenate([getattr(part, name) for part in counts]) for name in ("cells", "total"))
+    return genes.apply(summary, cells, total)
 
 
 def totals_of_chunks(source: Source, client: Any = None) -> np.ndarray:
-    """Total counts (n,) of a dask array, on the workers that hold its chunks; elsewhere as `count_totals`."""
+    """Total counts (n,) of a dask array, on the workers that have its chunks."""
     return check_size_factors(_Grid(source, client).totals(), "the total counts")
 
 
 class _Grid:
-    """Chunks of a dask array, and what is computed of them."""
+    """Chunks of a dask array, and computations on them."""
 
     def __init__(self, source: Source, client: Any):
         self.dask, self.client, self.matrix = require("dask", "a dask array", ADVICE), client, source.matrix
+        if source.features_kept is not None:
+            self.matrix = self.matrix[:, np.flatnonzero(source.features_kept)]
         edges = np.cumsum([0, *self.matrix.chunks[0]])  # (chunks + 1,)
         kept = [None if source.kept is None else source.kept[lo:hi] for lo, hi in pairwise(edges)]
         if source.kept is not None:
-            edges = np.concatenate([[0], np.cumsum(source.kept)])[edges]  # among the cells that are taken
+            edges = np.concatenate([[0], np.cumsum(source.kept)])[edges]  # among the selected cells
         self.cells = [slice(lo, hi) for lo, hi in pairwise(edges.tolist())]
         self.rows = [
             dask_tasks.Rows(source.name, cells.start, some) for cells, some in zip(self.cells, kept, strict=True)
@@ -155,18 +161,20 @@ class _Grid:
         parts = self.compute(
             [self.tree(list(row)) for row in self.each(dask_tasks.totals, dask_tasks.column(self.rows))]
         )
-        return np.concatenate([part["total"] for part in parts])
+        return np.concatenate(parts)
 
     def recognised(self) -> Transform:
-        """The transform by the looks of the first chunk of cells that is not all zero."""
+        """The transform auto-detected from the first chunk of cells that is not all zero."""
         for i, rows in enumerate(self.rows):
             telling = np.concatenate(self.compute(self.each(dask_tasks.telling, dask_tasks.column([rows]), of=i)[0]))
             if telling.any():
                 return recognise(telling, None)
         return Transform()
 
-    def sums(self, rows: Sequence[dask_tasks.Rows], constant: Array | None) -> dict[str, Array]:
-        """Products of all cells and genes, about the centre that the first chunk of cells has."""
+    def sums(
+        self, rows: Sequence[dask_tasks.Rows], constant: Array | None
+    ) -> tuple[GeneProducts, list[dask_tasks.ChunkSums]]:
+        """Products of all cells and genes, about the centre of the first chunk of cells; and all sums, by genes."""
         first = next(i for i, cells in enumerate(self.cells) if cells.start < cells.stop)
         centres = self.compute(
             self.each(dask_tasks.centre, dask_tasks.column([rows[first]]), dask_tasks.column([constant]), of=first)[0]
@@ -175,12 +183,13 @@ class _Grid:
             dask_tasks.products, dask_tasks.column(rows), dask_tasks.column(centres).T
         )  # (row chunks, column chunks)
         columns = self.compute([self.tree(list(column)) for column in parts.T])
-        return join_genes(columns) | {"centre": np.concatenate(centres)}
+        products = [column.products(about) for column, about in zip(columns, centres, strict=True)]
+        return GeneProducts.join(products), columns
 
     def each(self, function: Callable[..., Any], *given: np.ndarray, of: int | None = None) -> np.ndarray:
         """Delayed results for each chunk, or for those of one row, in the task that makes the chunk.
 
-        `given` are tables of what `function` is to have besides: one for each chunk, row or column of chunks.
+        `given` are tables of further inputs of `function`: one for each chunk, row or column of chunks.
         """
         array = require("dask.array", "a dask array", ADVICE)
         matrix = self.matrix if of is None else self.matrix.blocks[of]
@@ -192,21 +201,19 @@ class _Grid:
             dtype=object,
             meta=np.empty((0, 0), dtype=object),
         )
-        return boxes.to_delayed()
+        delayed: np.ndarray = boxes.to_delayed()
+        return delayed
 
     def tree(self, parts: list[Any]) -> Any:
-        """Add up `parts`, some at a time."""
+        """Add `parts`, some at a time."""
         while len(parts) > 1:
             parts = [self.dask.delayed(dask_tasks.add)(parts[i : i + _FAN_IN]) for i in range(0, len(parts), _FAN_IN)]
         return parts[0]
 
     def compute(self, tasks: Iterable[Any]) -> list[Any]:
-        """Results, on this side."""
+        """Results, in this process."""
         with explained_failures(), without_graph_warning():
             return [dask_tasks.opened(result) for result in self.dask.compute(*tasks, scheduler=self.client)]
-
-
-# --- plumbing ---
 
 
 def _of_cells(transform: Transform, cells: slice) -> Transform:

@@ -1,79 +1,199 @@
-"""Sums of products over cells: of the design with itself, and of the genes with the design and themselves.
+"""Cross products over cells: of the design with itself, and of the genes with the design and themselves.
 
-y'Ry = y'y - (X'y)'beta is a small difference of large numbers for a gene whose mean is many times its spread. Where
-columns of X make the constant, X k = 1, nothing that X is projected out of notices a shift: R(y - c) = Ry. The products
-of y - c then keep their digits, beta = beta_c + k c, and the sums of y itself follow from them (`recentred`).
+y'Ry = y'y - (X'y)'beta is a small difference of large numbers for a gene whose mean is many times its standard
+deviation. Where columns of X make the constant, X k = 1, projecting X out removes any shift: R(y - c) = Ry. The
+products of y - c then keep their digits, beta = beta_c + k c, and the products of y itself follow (`recentred`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import scipy.sparse
 
-from ..backend.arrays import Array, flag_indices, is_sparse_on_device, like, namespace, to_numpy, zeros
-from ..backend.sparse import on_device, stored_values, with_values
+from ..backend.arrays import (
+    Array,
+    flag_indices,
+    indices,
+    is_sparse_on_device,
+    like,
+    namespace,
+    on_host,
+    to_numpy,
+    zeros,
+)
+from ..backend.sparse import is_sparse, on_device, stored_values, with_values
+from .host_products import dense_products
 
-#: A design matrix with a smaller share of non-zeros is multiplied as sparse.
+#: A design matrix with a smaller share of non-zeros is stored as sparse.
 _SPARSE_DENSITY = 0.2
 
 
+@dataclass(frozen=True)
+class DesignProducts:
+    """Cross products of the design of n cells."""
+
+    n: int
+    XX: Array  #: (p, p)
+    ZX: Array  #: (q, p)
+    ZZ: Array  #: (q, q)
+    total_weight: float | None = None  #: sum of the weights of the cells; None for n
+
+
+@dataclass(frozen=True)
+class GeneProducts:
+    """Cross products of m genes with the design and themselves, about `centre` where there is one."""
+
+    XY: Array  #: (p, m)
+    ZY: Array  #: (q, m)
+    Ynorm: Array  #: (m,)
+    Ysum: Array | None  #: (m,)
+    centre: Array | None = None  #: (m,), subtracted from the genes beforehand
+
+    def select(self, genes: slice) -> Self:
+        """Products of a range of genes: views, no copies."""
+        return self.map(lambda A: A[..., genes])
+
+    def take(self, places: Sequence[int]) -> Self:
+        """Products of the genes at `places`, in this order."""
+        return self.map(lambda A: namespace(A).take(A, indices(list(places), A), axis=A.ndim - 1))
+
+    def map(self, function: Callable[[Array], Array]) -> Self:
+        """Apply a function to every array that has genes on its last axis."""
+        names = ("XY", "ZY", "Ynorm", "Ysum", "centre")
+        arrays = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: None if A is None else function(A) for name, A in arrays.items()})
+
+    def about_zero(self, design: DesignProducts, constant: Array) -> GeneProducts:
+        """Products of the genes themselves, from those about `centre`."""
+        return self if self.centre is None else recentred(self, design, constant, -self.centre)
+
+    @staticmethod
+    def join(parts: Sequence[GeneProducts]) -> GeneProducts:
+        """Concatenate products of consecutive genes; sums that one part lacks are left out."""
+        if len(parts) == 1:
+            return parts[0]
+        if any(part.centre is not None for part in parts):
+            parts = [part if part.centre is not None else replace(part, centre=zeros_like(part)) for part in parts]
+        return GeneProducts(
+            XY=_concatenated([part.XY for part in parts]),
+            ZY=_concatenated([part.ZY for part in parts]),
+            Ynorm=_concatenated([part.Ynorm for part in parts]),
+            Ysum=_concatenated([part.Ysum for part in parts]),
+            centre=_concatenated([part.centre for part in parts]),
+        )
+
+
+def zeros_like(genes: GeneProducts) -> Array:
+    """Zero for each gene (m,)."""
+    return zeros((genes.Ynorm.shape[0],), genes.Ynorm)
+
+
+def _concatenated(arrays: Sequence[Array | None]) -> Array | None:
+    if any(A is None for A in arrays):
+        return None
+    return namespace(arrays[0]).concat(list(arrays), axis=-1)
+
+
+def recentred(genes: GeneProducts, design: DesignProducts, constant: Array, shift: Array) -> GeneProducts:
+    """Products of y - `shift` (m,) from those of y: no cells are needed, as X'1 = X'X k and Z'1 = Z'X k."""
+    assert genes.Ysum is not None
+    n = design.n if design.total_weight is None else design.total_weight
+    return GeneProducts(
+        XY=genes.XY - (design.XX @ constant)[:, None] * shift[None, :],
+        ZY=genes.ZY - (design.ZX @ constant)[:, None] * shift[None, :],
+        Ynorm=genes.Ynorm - shift * (2.0 * genes.Ysum - n * shift),
+        Ysum=genes.Ysum - n * shift,
+    )
+
+
 def sparse_if_worth_it(A: Any) -> Any:
-    """Make one-hot columns sparse: the product then touches each cell once per random effect."""
+    """Convert a matrix of mostly zeros, as one-hot columns are, to CSR."""
     if scipy.sparse.issparse(A) or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
         return A
     return scipy.sparse.csr_array(A)
 
 
-def design_products(X: Any, Z: Any) -> dict[str, Any]:
-    """n, X'X, Z'X and Z'Z of the design of some cells."""
+def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProducts:
+    """n, X'X, Z'X and Z'Z of the design of some cells, with `weights` (n,) X'WX, Z'WX and Z'WZ."""
+    X, Z, total = as_float64(X), as_float64(Z), None
+    if weights is not None:
+        root = namespace(weights).sqrt(weights)
+        X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
+    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), dense_array(Z.T @ Z), total)
+
+
+def _row_scaled(A: Any, factors: Array) -> Any:
+    """A with its rows multiplied by factors (n,)."""
+    if scipy.sparse.issparse(A):
+        return scipy.sparse.csr_array(A.multiply(factors[:, None]))
+    if is_sparse_on_device(A):
+        return A.multiply(factors[:, None]).tocsr()
+    return A * factors[:, None]
+
+
+def gene_products(X: Any, Z: Any, Y: Any, centre: Array | None = None, weights: Array | None = None) -> GeneProducts:
+    """X'Y, Z'Y, y'y and the sum of y of some genes in some cells.
+
+    Parameters
+    ----------
+    X, Z, Y : array or sparse matrix (n, p), (n, q), (n, m)
+    centre : array (m,), optional
+        Subtracted from the genes; ignored for sparse genes.
+    weights : array (n,), optional
+        One weight per cell: X'WY, Z'WY, y'Wy and the weighted sum of y.
+    """
     X, Z = as_float64(X), as_float64(Z)
-    return {"n": X.shape[0], "XX": dense_array(X.T @ X), "ZX": dense_array(Z.T @ X), "ZZ": dense_array(Z.T @ Z)}
-
-
-def gene_products(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[str, Array]:
-    """X'Y, Z'Y, y'y and the sum of y of some genes in some cells, about `centre` (m,); Y is (n, m)."""
-    X, Z, Y = as_float64(X), as_float64(Z), as_float64(Y)
+    if weights is not None:  # W = S S: S X, S Z and S Y have the products wanted, the sum of w y is left
+        root = namespace(weights).sqrt(weights)
+        Y = as_float64(Y) if centre is None or is_sparse(Y) else as_float64(Y) - centre[None, :]
+        found = gene_products(_row_scaled(X, root), _row_scaled(Z, root), _row_scaled(Y, root))
+        return replace(found, Ysum=column_sums(_row_scaled(Y, weights)), centre=centre)
     if is_sparse_on_device(Y):
-        return _products_on_device(X, Z, Y)
-    if centre is not None and flag_indices(centre).size:
-        Y = Y - centre[None, :]  # (n, m)
-    squares = Y.multiply(Y) if scipy.sparse.issparse(Y) else Y * Y
-    return {"XY": _crossed(X, Y), "ZY": _crossed(Z, Y), "Ynorm": column_sums(squares), "Ysum": column_sums(Y)}
+        return _products_on_device(X, Z, as_float64(Y))
+    if scipy.sparse.issparse(Y):
+        return _products_of_sparse(X, Z, as_float64(Y))
+    centre = centre if centre is not None and flag_indices(centre).size else None
+    if on_host(Y):
+        products = GeneProducts(*dense_products(X, Z, Y, centre))
+    else:
+        Y = as_float64(Y) if centre is None else as_float64(Y) - centre[None, :]  # (n, m)
+        xp = namespace(Y)
+        products = GeneProducts(X.T @ Y, Z.T @ Y, xp.sum(Y * Y, axis=0), xp.sum(Y, axis=0))
+    return replace(products, centre=centre)
+
+
+def _products_of_sparse(X: Any, Z: Any, Y: Any) -> GeneProducts:
+    return GeneProducts(_crossed(X, Y), _crossed(Z, Y), column_sums(Y.multiply(Y)), column_sums(Y))
 
 
 def _crossed(A: Any, Y: Any) -> Array:
     # by rows of both, where both are sparse: SciPy would sort all of Y by columns first
-    both = scipy.sparse.issparse(A) and scipy.sparse.issparse(Y) and Y.format == "csr"
+    both = scipy.sparse.issparse(A) and Y.format == "csr"
     return dense_array(A.T.tocsr() @ Y if both else A.T @ Y)
 
 
-def products_of_chunk(X: Any, Z: Any, Y: Any, centre: Array | None = None) -> dict[str, Array]:
-    """`gene_products` of some cells, computed where Y (cells, m) lies; all else, and what is returned, on the host."""
+def products_of_chunk(
+    X: Any, Z: Any, Y: Any, centre: Array | None = None, weights: Array | None = None
+) -> GeneProducts:
+    """`gene_products` of some cells, computed where Y (cells, m) is; the design and the result are on the host."""
     if not on_device(Y):
-        return gene_products(sparse_if_worth_it(X), Z, Y, centre)
+        return gene_products(X, Z, Y, centre, weights)
     values = stored_values(Y)
-    put = lambda A: like(dense_array(A), values, dtype=namespace(values).float64)  # noqa: E731
-    parts = gene_products(put(X), put(Z), Y, None if centre is None else put(centre))
-    return {name: to_numpy(part) for name, part in parts.items()}
+
+    def put(A: Any) -> Array:
+        return None if A is None else like(dense_array(A), values, dtype=namespace(values).float64)
+
+    return gene_products(put(X), put(Z), Y, put(centre), put(weights)).map(to_numpy)
 
 
-def _products_on_device(X: Array, Z: Array, Y: Any) -> dict[str, Array]:
-    # in one product, sparse by dense: the other way round is not in cupyx
+def _products_on_device(X: Array, Z: Array, Y: Any) -> GeneProducts:
+    # in one product, sparse by dense: cupyx does not have dense by sparse
     xp, p = namespace(X), X.shape[1]
     sums = (Y.T @ xp.concat([X, Z, zeros((X.shape[0], 1), X) + 1.0], axis=1)).T  # (p + q + 1, m)
-    norms = column_sums(with_values(Y, Y.data * Y.data))  # (m,)
-    return {"XY": sums[:p, :], "ZY": sums[p:-1, :], "Ynorm": norms, "Ysum": sums[-1, :]}
-
-
-def join_genes(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Concatenate products of consecutive genes."""
-    if len(parts) == 1:
-        return dict(parts[0])
-    xp = namespace(parts[0]["XY"])
-    present = [name for name in parts[0] if parts[0][name] is not None]
-    return {name: xp.concat([part[name] for part in parts], axis=-1) for name in present}
+    return GeneProducts(sums[:p, :], sums[p:-1, :], column_sums(with_values(Y, Y.data * Y.data)), sums[-1, :])
 
 
 def as_float64(A: Any) -> Any:
@@ -90,8 +210,8 @@ def dense_array(A: Any) -> Array:
     return A.toarray() if scipy.sparse.issparse(A) else A
 
 
-def row_totals(A: Any) -> Any:
-    """Sums over the columns of A (n, m), dense or sparse, wherever it is: (n,) in float64, on the host."""
+def row_totals(A: Any) -> Array:
+    """Sums over the columns of A (n, m), dense or sparse, on any device: (n,) in float64, on the host."""
     if on_device(A):
         return to_numpy(column_sums(as_float64(A).T))
     return to_numpy(A.sum(axis=1, dtype="float64")).reshape(-1)

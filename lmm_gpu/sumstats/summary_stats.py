@@ -1,33 +1,27 @@
-"""Summary statistics: all that a linear mixed model needs to know of the cells.
+"""Summary statistics: all that a linear mixed model needs from the cells.
 
 X'X, Z'X, Z'Z, X'Y, Z'Y, y'y and n are sums over cells: they add over chunks, files and sites, and they
-concatenate over genes. Everything is accumulated in float64 whatever the input holds.
+concatenate over genes. Everything is accumulated in float64, whatever the input type.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..backend.arrays import Array, indices, namespace, to_numpy
+from ..backend.arrays import Array, indices, namespace
 from ..io.archive import Content, consistent, read_archive, write_archive
-from .alignment import aligned, at_genes, check_same_cells, check_unique, sliced
+from .alignment import aligned, check_same_cells, check_unique
 from .centring import Centred, add_centred, join_centred
-from .products import join_genes
+from .products import DesignProducts, GeneProducts
+from .summary_checks import check_centred, check_invariants, check_shapes
+from .summary_content import fields_of, fingerprint, joined_parts, to_content
 
-#: Sums about zero and about a centre are of the same cells if they agree to this.
-_AGREE = 1e-6
-#: What a file says that it holds, and under which names.
+#: What a file with statistics names as its content.
 STATISTICS = "lmm_gpu summary statistics"
-_ADVICE = "take a fresh copy of the file, or sum up the cells again and save that"
-_ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
-_LABELS = ("features", "fixed_names", "random_names", "component_names")
-_ATTRIBUTES = ("n", "formula", "transform")
-_CENTRED = "centred/"
+_ADVICE = "take a fresh copy of the file, or summarize the cells again and save that"
 
 
 @dataclass(frozen=True)
@@ -49,14 +43,19 @@ class SummaryStats:
     Ysum : array (m,), optional
         Sums of y, for mean expression.
     formula, transform : str, optional
-        What the design and the values came from.
+        Origin of the design and of the values.
     centred : Centred, optional
-        XY, ZY, Ynorm and Ysum of y - centre, where a gene lies far from zero for its spread: its digits are in these.
+        XY, ZY, Ynorm and Ysum of y - centre, where the mean of a gene is far from zero for its standard deviation:
+        these keep the digits that products about zero lose.
     terms : tuple of (str, tuple of int), optional
         Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
     random_terms : tuple of (str, tuple of str), optional
         Grouping and effects of each random term: the next components, one for each effect, have a covariance matrix.
         None: every component is a term of its own.
+    parts : tuple of str
+        Identities of the statistics that were added to these; empty for statistics that were not.
+    total_weight, log_weights : float
+        Sum of the weights of the cells (None without weights: n), and sum of their logarithms.
 
     Examples
     --------
@@ -89,23 +88,37 @@ class SummaryStats:
     centred: Centred | None = field(default=None, repr=False)
     terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
     random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    parts: tuple[str, ...] = field(default=(), repr=False)
+    total_weight: float | None = None
+    log_weights: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "n", int(self.n))  # NumPy's scalars promote, or are refused, on other libraries
-        _check_shapes(self)
+        check_shapes(self)
+        check_centred(self)
 
     @property
     def m(self) -> int:
         """Number of genes."""
-        return self.XY.shape[1]
+        return int(self.XY.shape[1])
+
+    @property
+    def design_products(self) -> DesignProducts:
+        """Products of the design with itself."""
+        return DesignProducts(self.n, self.XX, self.ZX, self.ZZ, self.total_weight)
+
+    @property
+    def gene_products(self) -> GeneProducts:
+        """Products of the genes, about zero."""
+        return GeneProducts(self.XY, self.ZY, self.Ynorm, self.Ysum)
 
     def on(self, put: Callable[[Array], Array]) -> SummaryStats:
-        """Return the same with every array replaced, as for another device.
+        """Return the statistics with every array replaced, such as by its copy on another device.
 
         Parameters
         ----------
         put : callable
-            Takes an array and returns its like.
+            Takes an array and returns the one to replace it.
 
         Returns
         -------
@@ -120,12 +133,16 @@ class SummaryStats:
         >>> ss.on(lambda array: array.astype("float32")).XX.dtype
         dtype('float32')
         """
-        arrays = {name: put(x) for name, x in vars(self).items() if hasattr(x, "dtype")}
-        centred = self.centred and replace(self.centred, **{name: put(x) for name, x in vars(self.centred).items()})
-        return replace(self, **arrays, centred=centred)
+        centred = self.centred and replace(self.centred.map(put), constant=put(self.centred.constant))
+        genes = self._replaced(self.gene_products.map(put), centred)
+        return replace(genes, XX=put(self.XX), ZX=put(self.ZX), ZZ=put(self.ZZ))
+
+    def _replaced(self, genes: GeneProducts, centred: Centred | None, **labels: Any) -> SummaryStats:
+        # the same design with other products of genes
+        return replace(self, XY=genes.XY, ZY=genes.ZY, Ynorm=genes.Ynorm, Ysum=genes.Ysum, centred=centred, **labels)
 
     def keys(self) -> tuple[str, ...]:
-        """Names of the statistics, as R's list has them.
+        """Names of the statistics, as in R's list.
 
         Returns
         -------
@@ -148,30 +165,38 @@ class SummaryStats:
         return getattr(self, name)
 
     def __add__(self, other: SummaryStats) -> SummaryStats:
-        """Statistics of the cells of both; genes and model must be the same.
+        """Add the statistics of other cells; genes and model must be the same.
 
-        Genes are aligned by name, to the order of the left. So are random levels, within their component: the left's,
-        then those that only the right has. Components have to be known by then: `sslmm` needs its `d`.
+        Genes are aligned by name, in the order of the left. So are random levels, within their component: the left's,
+        then those that only the right has. Pass `d` to `sslmm` so that the components are known.
 
         Raises
         ------
         ValueError
-            For genes that only one side has, and for another model or transform, with what differs.
+            If genes, model or transform differ, with the difference; if a part is on both sides, so that its cells
+            would count twice; or if numbers cannot be sums over cells.
         """
         if not isinstance(other, SummaryStats):
             return NotImplemented
         a, b = aligned(self, other)
+        parts = joined_parts(self, other)
+        for side in (self, other):
+            check_invariants(side)
         total = {name: getattr(a, name) + getattr(b, name) for name in self.keys()}
         sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
-        return replace(a, **total, Ysum=sums, centred=add_centred(a, b))
+        weights = None if a.total_weight is None or b.total_weight is None else a.total_weight + b.total_weight
+        logs = a.log_weights + b.log_weights
+        return replace(
+            a, **total, Ysum=sums, centred=add_centred(a, b), parts=parts, total_weight=weights, log_weights=logs
+        )
 
     def with_genes(self, places: Sequence[int]) -> SummaryStats:
-        """Statistics of some of the genes.
+        """Select genes by position.
 
         Parameters
         ----------
         places : sequence of int
-            Positions, in the order in which they are wanted.
+            Positions of the genes, in the order of the result.
 
         Returns
         -------
@@ -185,13 +210,13 @@ class SummaryStats:
         >>> cross_products(X, Z, Y).with_genes([1]).features
         ('Gene2',)
         """
-        centred = self.centred and replace(self.centred, **at_genes(vars(self.centred), list(places)))
         features = tuple(self.features[place] for place in places)
-        return replace(self, features=features, **at_genes(vars(self), list(places)), centred=centred)
+        centred = self.centred and self.centred.take(places)
+        return self._replaced(self.gene_products.take(places), centred, features=features)
 
     @classmethod
     def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:
-        """Statistics of the genes of all `parts`, in order; their cells and design must be the same.
+        """Join the genes of all `parts`, in order; their cells and design must be the same.
 
         Parameters
         ----------
@@ -204,7 +229,7 @@ class SummaryStats:
         Raises
         ------
         ValueError
-            For other cells or another model, with what differs, and for genes that appear more than once, by name.
+            If cells or model differ, with the difference, or genes appear more than once, with their names.
 
         Examples
         --------
@@ -217,7 +242,7 @@ class SummaryStats:
         """
         parts = list(parts)
         if not parts or not all(isinstance(part, SummaryStats) for part in parts):
-            raise ValueError("SummaryStats.concat wants a list of SummaryStats of the same cells, at least one")
+            raise ValueError("SummaryStats.concat takes a list of SummaryStats of the same cells, at least one")
         features = tuple(name for part in parts for name in part.features)
         try:
             for part in parts[1:]:
@@ -225,16 +250,15 @@ class SummaryStats:
             check_unique("features", features)
         except ValueError as error:
             raise ValueError(f"cannot concatenate summary statistics: {error}") from None
-        wanted = [name for name in ("XY", "ZY", "Ynorm", "Ysum") if all(vars(part)[name] is not None for part in parts)]
-        genes = join_genes([{name: vars(part)[name] for name in wanted} for part in parts])
-        return replace(parts[0], **{"Ysum": None} | genes, features=features, centred=join_centred(parts))
+        genes = GeneProducts.join([part.gene_products for part in parts])
+        return parts[0]._replaced(genes, join_centred(parts), features=features)
 
     def save(self, path: str | Path) -> None:
-        """Write to one HDF5 file; a file at `path` is replaced once all of it is written.
+        """Write to one HDF5 file; a file at `path` is replaced once the new one is complete.
 
-        Arrays lie under their names as fields, those about a centre in the group ``centred``, labels are texts, and
-        ``n``, ``formula``, ``transform``, ``terms`` (as JSON) and ``fingerprint`` are attributes; `lmm_gpu.io.archive`
-        describes the rest.
+        Arrays are stored under the names of their fields, those about a centre in the group ``centred``, labels as
+        texts, and ``n``, ``formula``, ``transform``, ``terms`` and ``parts`` (as JSON) and ``fingerprint`` as
+        attributes; `lmm_gpu.io.archive` describes the rest.
 
         Parameters
         ----------
@@ -259,7 +283,7 @@ class SummaryStats:
 
     @classmethod
     def load(cls, path: str | Path) -> SummaryStats:
-        """Read what `save` wrote: the same numbers to the bit, on the host.
+        """Read a file of `save`: the same numbers to the bit, on the host.
 
         Parameters
         ----------
@@ -274,7 +298,8 @@ class SummaryStats:
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is truncated, altered, or something else, or h5py is not installed.
+            If the file is truncated, altered, or something else, if its numbers cannot be sums over cells, or if h5py
+            is not installed.
 
         Examples
         --------
@@ -284,10 +309,12 @@ class SummaryStats:
         """
         content = read_archive(path, STATISTICS, _ADVICE)
         with consistent(path, _ADVICE):
-            return cls.from_content(content)
+            summary = cls.from_content(content)
+            check_invariants(summary)
+        return summary
 
     def content(self) -> Content:
-        """Arrays, labels and attributes, as a file has them.
+        """Arrays, labels and attributes to be written to a file.
 
         Returns
         -------
@@ -303,20 +330,11 @@ class SummaryStats:
         >>> arrays["ZZ"].shape, labels["features"], attributes["n"]
         ((2, 2), ['Gene1', 'Gene2'], 4)
         """
-        arrays = {name: to_numpy(getattr(self, name)) for name in _ARRAYS}
-        arrays["d"] = to_numpy(indices(self.d, arrays["XX"]))
-        if self.Ysum is not None:
-            arrays["Ysum"] = to_numpy(self.Ysum)
-        if self.centred is not None:
-            arrays |= {f"{_CENTRED}{name}": to_numpy(A) for name, A in vars(self.centred).items()}
-        labels = {name: list(getattr(self, name)) for name in _LABELS}
-        attributes = {name: getattr(self, name) for name in (*_ATTRIBUTES, "fingerprint")}
-        terms = {name: getattr(self, name) and json.dumps(getattr(self, name)) for name in ("terms", "random_terms")}
-        return arrays, labels, attributes | terms
+        return to_content(self)
 
     @classmethod
     def from_content(cls, content: Content) -> SummaryStats:
-        """Make of `content`, which may hold more, what it was made of.
+        """Restore statistics from the content of a file, which may hold more.
 
         Parameters
         ----------
@@ -341,21 +359,11 @@ class SummaryStats:
         >>> SummaryStats.from_content(ss.content()).ZY.tolist() == ss.ZY.tolist()
         True
         """
-        arrays, labels, attributes = content
-        centred = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
-        fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-        fields |= {name: tuple(labels[name]) for name in _LABELS}
-        fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
-        fields |= {"d": tuple(arrays["d"].tolist()), "Ysum": arrays.get("Ysum")}
-        terms = tuple((name, tuple(columns)) for name, columns in json.loads(attributes.get("terms") or "[]"))
-        random = tuple((name, tuple(effects)) for name, effects in json.loads(attributes.get("random_terms") or "[]"))
-        return cls(
-            **fields, terms=terms or None, random_terms=random or None, centred=Centred(**centred) if centred else None
-        )
+        return cls(**fields_of(content))
 
     @property
     def fingerprint(self) -> str:
-        """Short hash of formula, fixed columns, random effects and transform: the same where statistics may add.
+        """Short hash of formula, fixed columns, random effects and transform: equal for statistics that may be added.
 
         Examples
         --------
@@ -366,11 +374,10 @@ class SummaryStats:
         >>> a.fingerprint == b.fingerprint != cross_products(ones, ones, ones, transform="log1p").fingerprint
         True
         """
-        model = (self.formula, self.fixed_names, self.component_names, self.transform)
-        return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:12]
+        return fingerprint(self)
 
     def select(self, genes: slice) -> SummaryStats:
-        """Statistics of a range of genes: views, no copies.
+        """Select a range of genes: views, no copies.
 
         Parameters
         ----------
@@ -389,11 +396,11 @@ class SummaryStats:
         >>> ss.select(slice(1, 2)).features
         ('Gene2',)
         """
-        centred = self.centred and replace(self.centred, **sliced(vars(self.centred), genes))
-        return replace(self, **sliced(vars(self), genes), features=self.features[genes], centred=centred)
+        centred = self.centred and self.centred.select(genes)
+        return self._replaced(self.gene_products.select(genes), centred, features=self.features[genes])
 
     def without(self, component: int) -> SummaryStats:
-        """Statistics of the model without one of its random effects.
+        """Drop a random effect from the model.
 
         Parameters
         ----------
@@ -469,12 +476,12 @@ class SummaryStats:
         return (*names, residual)
 
     def mean(self) -> Array | None:
-        """Mean of each gene over the cells.
+        """Mean of each gene over the cells, weighted if they have weights.
 
         Returns
         -------
         array (m,), or None
-            In the unit of the values that were summed up; None if their sums were not recorded.
+            In the unit of the values after their transform; None if their sums were not recorded.
 
         Examples
         --------
@@ -485,43 +492,4 @@ class SummaryStats:
         >>> ss.mean().tolist()
         [3.0, 4.0]
         """
-        return None if self.Ysum is None else self.Ysum / self.n
-
-
-def _check_shapes(ss: SummaryStats) -> None:
-    p, q, m = len(ss.fixed_names), len(ss.random_names), len(ss.features)
-    wanted = {"XX": (p, p), "XY": (p, m), "ZX": (q, p), "ZY": (q, m), "ZZ": (q, q), "Ynorm": (m,)}
-    for name, shape in wanted.items():
-        got = tuple(getattr(ss, name).shape)
-        if got != shape:
-            raise ValueError(
-                f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
-            )
-    check_components(ss.d, q)
-    if not {column for _, columns in ss.terms or () for column in columns} <= set(range(p)):
-        raise ValueError(f"terms are {ss.terms}; wanted columns of X by position, from 0 to {p - 1}")
-    if sum(ss.term_sizes) != len(ss.d):
-        raise ValueError(f"random_terms are {ss.random_terms}; expected one effect for each of d = {ss.d}")
-    if len(ss.component_names) != len(ss.d):
-        raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
-    _check_centred(ss)
-
-
-def _check_centred(ss: SummaryStats) -> None:
-    """Refuse sums about a centre that are of other cells than those about zero, as after replacing only one of them."""
-    if ss.centred is None:
-        return
-    xp, about = namespace(ss.XY), ss.centred
-    wanted = about.XY + (ss.XX @ about.constant)[:, None] * about.centre[None, :]  # (p, m)
-    unit = xp.sqrt(xp.linalg.diagonal(ss.XX))[:, None] * xp.sqrt(ss.Ynorm)[None, :]
-    if bool(xp.any(xp.abs(wanted - ss.XY) > _AGREE * unit)):
-        raise ValueError("centred is of other cells or genes than XY: replace both, or give centred=None")
-
-
-def check_components(d: Sequence[int], q: int) -> None:
-    """Refuse component widths that do not add up to the columns of Z."""
-    if len(d) == 0 or any(width < 1 for width in d) or sum(d) != q:
-        raise ValueError(
-            f"sum(d) must equal the number of columns of Z: got d = {tuple(d)} with sum {sum(d)}, Z has {q} columns; "
-            "d lists the columns of Z per random effect"
-        )
+        return None if self.Ysum is None else self.Ysum / (self.n if self.total_weight is None else self.total_weight)

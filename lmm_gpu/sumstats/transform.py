@@ -1,9 +1,10 @@
-"""From raw counts to the values that are fitted: on the non-zeros, chunk by chunk."""
+"""Transforms of raw counts, applied to the non-zeros chunk by chunk, and checks of the values."""
 
 from __future__ import annotations
 
 import logging
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,14 @@ from ..backend.sparse import is_sparse, stored_values, with_values
 logger = logging.getLogger("lmm_gpu")
 TRANSFORMS = ("log1p", "log2p1", "normalize")
 _SCALES = {"log1p": "log(1 + value)", "log2p1": "log2(1 + value)", "normalize": "log(1 + count / size factor)"}
-#: The information squares variances: sums of the fourth powers of larger numbers leave float64.
+#: The information squares variances: sums of the fourth powers of larger numbers overflow float64.
 _LARGEST = 1e70
+#: Number of values that are examined for fractions at a time.
+_EXAMINED = 2**16
 
 
 def scale_of(label: str | None) -> str:
-    """Name the scale of values that were transformed as `Transform.label` says.
+    """Name the scale of values with the given `Transform.label`.
 
     >>> scale_of("normalize to 10000.0"), scale_of(None)
     ('log(1 + count / size factor)', 'value')
@@ -32,7 +35,7 @@ def scale_of(label: str | None) -> str:
 
 @dataclass(frozen=True)
 class Transform:
-    """Value transform of a matrix of cells x genes.
+    """Transform of the values of a matrix of cells x genes.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class Transform:
     size_factors : array (n,), optional
         One positive factor per cell, for "normalize".
     target : float, optional
-        Total count that the size factors bring cells to, if they are totals over a target.
+        Total count per cell after normalizing, if the size factors are totals over a target.
 
     Examples
     --------
@@ -59,7 +62,7 @@ class Transform:
 
     @property
     def label(self) -> str | None:
-        """What was done, in words: statistics add only where it is the same.
+        """Name of the transform with its target: statistics can be added only if it is the same.
 
         >>> Transform("normalize", np.ones(2), target=1e4).label
         'normalize to 10000.0'
@@ -67,12 +70,12 @@ class Transform:
         return self.name if self.target is None else f"{self.name} to {self.target!r}"
 
     def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
-        """Transform a chunk whose cells are `rows` of the whole; sparse stays sparse.
+        """Transform a chunk whose cells are `rows` of the whole; a sparse chunk stays sparse.
 
         Raises
         ------
         ValueError
-            If values to be transformed are negative: counts are not.
+            If values to be transformed are negative.
         """
         if self.name is None:
             return Y
@@ -90,7 +93,7 @@ class Transform:
                 f"{self.name} is for counts, but values go down to {least:g}: are they transformed already? "
                 "Then fit them as they are"
             )
-        values = xp.astype(stored, xp.float64, copy=True)  # the caller's values are not touched
+        values = xp.astype(stored, xp.float64, copy=True)  # the caller's values are not changed
         if self.name == "normalize":
             assert factors is not None
             values /= like(factors, values)
@@ -101,35 +104,72 @@ class Transform:
 
 
 def looks_like_counts(Y: Any) -> bool:
-    """Whether a matrix holds nothing but non-negative integers, with at least one above zero."""
+    """Return whether a matrix has non-negative integers only, with at least one above zero."""
     values = stored_values(Y)
     xp = namespace(values)
-    if array_api_compat.size(values) == 0 or values.dtype == xp.bool:
+    if array_api_compat.size(values) == 0 or values.dtype == xp.bool or has_fractions(Y):
         return False
-    if not (bool(xp.min(values) >= 0) and bool(xp.max(values) > 0)):
+    return bool(xp.min(values) >= 0) and bool(xp.max(values) > 0)
+
+
+def has_fractions(Y: Any) -> bool:
+    """Return whether any value is not a whole number; on the host the search ends at the first one."""
+    values = stored_values(Y)
+    xp = namespace(values)
+    if not xp.isdtype(values.dtype, "real floating"):
         return False
-    return xp.isdtype(values.dtype, "integral") or bool(xp.all(values == xp.floor(values)))
+    if not on_host(values):
+        return bool(xp.any(values != xp.floor(values)))
+    flat = values.reshape(-1) if values.flags.c_contiguous else values.T.reshape(-1)
+    blocks = (flat[lo : lo + _EXAMINED] for lo in range(0, flat.size, _EXAMINED))
+    return any(bool((block != np.floor(block)).any()) for block in blocks)
 
 
 def any_value(Y: Any) -> bool:
-    """Whether anything is not zero."""
+    """Return whether any value is not zero."""
     values = stored_values(Y)
     return bool(namespace(values).any(values))
 
 
 def recognise(Y: Any, is_counts: bool | None) -> Transform:
-    """Decide how values are fitted: raw counts as log2(1 + y), said in one log line; others as they are."""
+    """Choose the transform of values: raw counts as log2(1 + y), with one log line; others as they are.
+
+    Raises
+    ------
+    ValueError
+        If `is_counts` is True and the values, where given, are not whole numbers.
+    """
     if is_counts not in (None, True, False):
-        raise ValueError(f"is_counts={is_counts!r}: wanted True, False, or None to look at the values")
+        raise ValueError(f"is_counts={is_counts!r}: wanted True, False, or None to detect counts")
     if is_counts is None:
         is_counts = looks_like_counts(Y)
         if is_counts:
             logger.warning("raw counts recognised: fitting log2(1 + y), unless is_counts or transform says otherwise")
+    elif is_counts and Y is not None and has_fractions(Y):
+        raise ValueError(not_counts("the matrix", "it"))
     return Transform("log2p1" if is_counts else None)
 
 
+def not_counts(name: str, place: str) -> str:
+    """Message for is_counts=True on values that are not whole numbers."""
+    return (
+        f"is_counts=True, but in {name} {place} has values that are not whole numbers: are they normalised already? "
+        "Then fit them as they are, with is_counts=False"
+    )
+
+
+def warn_not_counts(transform: str, name: str, place: str) -> None:
+    """Warn that a transform of counts was given for values that are not whole numbers."""
+    warnings.warn(
+        f"transform={transform!r} is for raw counts, but in {name} {place} has values that are not whole numbers: are "
+        "they already normalised? Then leave out the transform; values that are only scaled, such as counts per "
+        "million, are right",
+        stacklevel=2,
+    )
+
+
 def check_still_counts(Y: Any, name: str, place: str) -> None:
-    """Refuse values at a `place` that are no counts after all, in a matrix that was taken for counts by its looks."""
+    """Refuse values at a `place` that are not counts, in a matrix that was auto-detected as counts."""
     if any_value(Y) and not looks_like_counts(Y):
         raise ValueError(
             f"{name} began with raw counts but {place} hold other values; say which it is: is_counts=True or False, or "
@@ -138,7 +178,7 @@ def check_still_counts(Y: Any, name: str, place: str) -> None:
 
 
 def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
-    """Refuse what is not a number, is infinite or too large to be squared, with how many and where the first one is.
+    """Refuse values that are not numbers, infinite or too large to be squared, with their number and first position.
 
     `first_row` and `first_column` are the position of a chunk within the whole.
     """

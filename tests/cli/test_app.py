@@ -202,7 +202,7 @@ def test_genes_that_are_seen(command, tmp_path, option):
 
 def test_resume(command, tmp_path, monkeypatch):
     """What a run that ended too early has left in its folder is gone on from, and is gone with the results."""
-    monkeypatch.setattr("lmm_gpu.sumstats.streaming._MOST_VALUES", 50)
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", 50)
     added, left = [], [1]
     add = Accumulator.add
 

@@ -34,9 +34,9 @@ FORMULA = "~ x + (1 | donor)"
 #: Sums up with tiny chunks that come slowly, and writes after each of them.
 SCRIPT = """
 import json, sys, time
-import lmm_gpu, lmm_gpu.sumstats.checkpoint, lmm_gpu.io.hdf5_sparse, lmm_gpu.sumstats.streaming
+import lmm_gpu, lmm_gpu.sumstats.checkpoint, lmm_gpu.io.hdf5_sparse, lmm_gpu.sumstats.chunk_plan
 path, out, checkpoint, options, formula, delay = sys.argv[1:]
-lmm_gpu.sumstats.checkpoint._SHARE, lmm_gpu.sumstats.streaming._MOST_VALUES = float("inf"), 40
+lmm_gpu.sumstats.checkpoint._SHARE, lmm_gpu.sumstats.chunk_plan._MOST_VALUES = float("inf"), 40
 read = lmm_gpu.io.hdf5_sparse.StoredSparse.__getitem__
 def slowly(self, some):
     time.sleep(float(delay))
@@ -49,7 +49,7 @@ lmm_gpu.summarize(path, formula, progress=False, checkpoint=checkpoint, **json.l
 
 def every_chunk(monkeypatch, values=40):
     monkeypatch.setattr("lmm_gpu.sumstats.checkpoint._SHARE", np.inf)
-    monkeypatch.setattr("lmm_gpu.sumstats.streaming._MOST_VALUES", values)
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", values)
 
 
 def write(path, kind=sparse.csr_array, counts=COUNTS):
@@ -94,7 +94,7 @@ OPTIONS = [
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_the_same_bytes(tmp_path, monkeypatch, kind, options, chunks):
     every_chunk(monkeypatch)
-    monkeypatch.setattr("lmm_gpu.sumstats.streaming._CHUNK_BYTES", 10 * 8 * 4 * M)  # ten dense cells
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._CHUNK_BYTES", 10 * 8 * 4 * M)  # ten dense cells
     path, file = write(tmp_path / "a.h5ad", kind), tmp_path / "sums.h5"
     summed(path, **options).save(tmp_path / "whole.h5")
     revive = kill_after(monkeypatch, chunks)
@@ -206,7 +206,7 @@ def killed(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"transform": "log1p"}, r"other values \(as they look, here transform=log1p\)"),
+        ({"transform": "log1p"}, r"other values \(auto-detected, here transform=log1p\)"),
         ({"is_counts": False}, "other values"),
         ({"cells": "x > 0"}, "other cells"),
         ({"min_cells": 2}, "other gene filter"),
@@ -217,7 +217,9 @@ def killed(tmp_path, monkeypatch):
 def test_another_run_is_refused(killed, options, says):
     path, file = killed
     before = file.read_bytes()
-    with pytest.raises(ValueError, match=rf"cannot go on from .*sums\.h5, it is of .*{says}.*remove it to begin anew"):
+    with pytest.raises(
+        ValueError, match=rf"cannot resume from .*sums\.h5, it belongs to a run with .*{says}.*remove it to start again"
+    ):
         summed(path, checkpoint=file, **options)
     assert file.read_bytes() == before
 
@@ -241,7 +243,7 @@ def test_another_file_is_refused(killed, tmp_path):
 def test_a_broken_checkpoint_is_refused(killed, damage):
     path, file = killed
     file.write_bytes(damage(file.read_bytes()))
-    with pytest.raises(ValueError, match=r"cannot use .*sums\.h5: .*; remove it to begin anew"):
+    with pytest.raises(ValueError, match=r"cannot use .*sums\.h5: .*; remove it to start again"):
         summed(path, checkpoint=file)
 
 

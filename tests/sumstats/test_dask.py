@@ -32,7 +32,7 @@ from lmm_gpu.estimation.projection import Projection
 from lmm_gpu.io.source import open_source
 from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.sumstats.dask_sums import _Grid, reduce_chunks
-from lmm_gpu.sumstats.dask_tasks import Rows, add, telling
+from lmm_gpu.sumstats.dask_tasks import ChunkSums, Rows, add, telling
 from lmm_gpu.sumstats.streaming import accumulate
 from lmm_gpu.sumstats.transform import Transform, recognise
 
@@ -205,7 +205,7 @@ def test_some_cells_and_some_genes(here, rows, form, options):
 
 
 def test_no_gene_is_seen_enough(here):
-    with pytest.raises(ValueError, match="no gene has min_cells=241 and min_mean=None: the most cells that a gene is"):
+    with pytest.raises(ValueError, match="no gene has min_cells=241 and min_mean=None: the largest number of cells"):
         lmm_gpu.summarize((chunked(COUNTS, 60, 4), OBS), FORMULA, min_cells=241)
 
 
@@ -250,9 +250,10 @@ def test_a_chunk_is_summed_up_in_the_task_that_makes_it(here):
 
 def test_additions_change_nothing_that_they_are_given():
     """A task may run again when a worker died."""
-    parts = [{"a": np.ones(2)}, {"a": np.full(2, 5.0)}, {"a": np.ones(2)}]
-    assert add(parts)["a"].tolist() == [7.0, 7.0]
-    assert [part["a"].tolist() for part in parts] == [[1.0, 1.0], [5.0, 5.0], [1.0, 1.0]]
+    parts = [ChunkSums(*(np.full(2, value) for _ in range(4)), cells=np.ones(2)) for value in (1.0, 5.0, 1.0)]
+    total = add(parts)
+    assert total.XY.tolist() == [7.0, 7.0] and total.cells.tolist() == [3.0, 3.0] and total.total is None
+    assert [part.Ysum.tolist() for part in parts] == [[1.0, 1.0], [5.0, 5.0], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("dtype", [bool, np.int16, np.uint8, np.float32])

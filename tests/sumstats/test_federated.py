@@ -178,7 +178,7 @@ def test_summarize_takes_the_options_of_reading(command):
 
 def test_summarize_goes_on_where_it_was(command, monkeypatch, tmp_path):
     """A checkpoint lies beside the file, and is gone with it."""
-    monkeypatch.setattr("lmm_gpu.sumstats.streaming._MOST_VALUES", 50)
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", 50)
     monkeypatch.setattr("lmm_gpu.sumstats.checkpoint._SHARE", np.inf)
     added, left = [], [2]
     add = Accumulator.add

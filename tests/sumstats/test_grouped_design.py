@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
-from lmm_gpu.sumstats.grouped_design import _FEW_COLUMNS, _MOST_GROUPS, GroupedDesign, Grouping
+from lmm_gpu.sumstats.group_tables import GroupTables
+from lmm_gpu.sumstats.grouped_design import _FEW_COLUMNS, _MOST_GROUPS, GroupedDesign
 
 N, M = 60, 7
 RNG = np.random.default_rng(3)
@@ -24,21 +25,18 @@ def one_hot(codes, width):
 
 def products(X, Z, d, pieces=((0, N),), most=None):
     """Sums over chunks of cells, and the design they were made with."""
-    design = GroupedDesign(X, sparse.csr_array(Z), d)
-    XY, ZY, Ysum = np.zeros((X.shape[1], M)), np.zeros((Z.shape[1], M)), np.zeros(M)
+    tables = GroupTables(GroupedDesign(X, sparse.csr_array(Z), d), M, most=most)
     for lo, hi in pieces:
-        design.add_products(slice(lo, hi), Y[lo:hi], XY, ZY, most)
-        if not design.has_sums:
-            Ysum += Y[lo:hi].sum(axis=0)
-    design.derive(XY, ZY, Ysum)
-    return design, XY, ZY, Ysum
+        tables.add(slice(lo, hi), slice(0, M), Y[lo:hi])
+    return tables.design, tables.products()
 
 
 def assert_products(X, Z, d, **how):
-    design, XY, ZY, Ysum = products(X, Z, d, **how)
+    design, found = products(X, Z, d, **how)
     dense = Y.toarray()
-    for found, wanted in ((XY, X.T @ dense), (ZY, Z.T @ dense), (Ysum, dense.sum(axis=0))):
-        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
+    wanted = {"XY": X.T @ dense, "ZY": Z.T @ dense, "Ysum": dense.sum(axis=0), "Ynorm": (dense**2).sum(axis=0)}
+    for name, values in wanted.items():
+        np.testing.assert_allclose(getattr(found, name), values, rtol=1e-12, atol=1e-12)
     return design
 
 
@@ -86,16 +84,16 @@ def test_any_columns(seed, p, levels):
 
 def test_columns_go_where_they_cost_least():
     design = assert_products(FIXED["all"], *RANDOM["donor"])
-    (_, donors), (types,) = design.random[0], design.fixed
-    assert isinstance(donors, Grouping) and list(donors.columns) == [0, 6]
+    donors, types = design.groupings
+    assert list(donors.columns) == [0, 6]
     assert list(types.columns) == [1, 2, 3, 4, 7] and len(types.values) == 5
-    assert design.rest == [5]
+    assert design.rest == [5] and design.groups == 6 + 5
 
 
 def test_few_columns_are_multiplied():
     X = np.column_stack([one_hot(TYPE, 5)[:, : _FEW_COLUMNS - 1]])
     design = assert_products(X, *RANDOM["donor"])
-    assert not design.fixed and design.rest == list(range(_FEW_COLUMNS - 1))
+    assert len(design.groupings) == 1 and design.rest == list(range(_FEW_COLUMNS - 1))
 
 
 def test_groups_that_are_too_many_share_no_pass():
@@ -104,11 +102,12 @@ def test_groups_that_are_too_many_share_no_pass():
     a, b = rng.integers(0, 20, n), rng.integers(0, 20, n)
     X = np.column_stack([one_hot(a, 20), one_hot(b, 20)[:, 1:]])
     design = GroupedDesign(X, sparse.csr_array(one_hot(rng.integers(0, 3, n), 3)), (3,))
-    assert len(design.fixed) > 1 and all(len(part.values) <= _MOST_GROUPS for part in design.fixed)
+    fixed = design.groupings[1:]
+    assert len(fixed) > 1 and all(len(part.values) <= _MOST_GROUPS for part in fixed)
     wanted = sparse.csr_array(rng.poisson(1.0, (n, 4)).astype(float))
-    XY, ZY = np.zeros((39, 4)), np.zeros((3, 4))
-    design.add_products(slice(0, n), wanted, XY, ZY)
-    np.testing.assert_allclose(XY, X.T @ wanted.toarray(), rtol=1e-12)
+    tables = GroupTables(design, 4)
+    tables.add(slice(0, n), slice(0, 4), wanted)
+    np.testing.assert_allclose(tables.products().XY, X.T @ wanted.toarray(), rtol=1e-12)
 
 
 def test_the_cells_are_left_as_they_were():

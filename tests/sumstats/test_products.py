@@ -14,7 +14,7 @@ from lmm_gpu.backend.arrays import to_numpy
 from lmm_gpu.estimation.projection import Projection
 from lmm_gpu.sumstats.assembly import cross_products
 from lmm_gpu.sumstats.centring import centre_of, centred_products, constant_of, recentred
-from lmm_gpu.sumstats.products import design_products, join_genes
+from lmm_gpu.sumstats.products import GeneProducts, design_products
 from lmm_gpu.sumstats.summary_stats import SummaryStats
 
 DESIGN = dense.DESIGNS["two"]
@@ -93,12 +93,12 @@ def test_no_centre():
 def test_moved_products_are_those_of_moved_values():
     Y, shift = dense.draw_genes(DESIGN, 3), np.array([0.0, 2.0, -30.0])
     centred = centred_products(DESIGN.X, DESIGN.Z, Y, None)
-    assert centred.pop("centre") is None
+    assert centred.centre is None
     found = recentred(centred, design_products(DESIGN.X, DESIGN.Z), constant_of(DESIGN.X), shift)
     wanted = centred_products(DESIGN.X, DESIGN.Z, Y - shift, None)
-    for name in found:
-        np.testing.assert_allclose(found[name], wanted[name], rtol=1e-11, atol=1e-10)
-    np.testing.assert_array_equal(found["ZY"][:, 0], centred["ZY"][:, 0])
+    for name in ("XY", "ZY", "Ynorm", "Ysum"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-11, atol=1e-10)
+    np.testing.assert_array_equal(found.ZY[:, 0], centred.ZY[:, 0])
 
 
 def test_the_sums_themselves_are_about_zero():
@@ -115,9 +115,9 @@ def test_genes_join_with_their_centres():
     Y = np.column_stack([far()[0], far()[1]])
     constant = constant_of(DESIGN.X)
     parts = [centred_products(DESIGN.X, DESIGN.Z, Y[:, rows], constant) for rows in (slice(0, 2), slice(2, 6))]
-    joined, whole = join_genes(parts), centred_products(DESIGN.X, DESIGN.Z, Y, constant)
-    for name in whole:
-        np.testing.assert_allclose(joined[name], whole[name], rtol=1e-13, atol=1e-10)
+    joined, whole = GeneProducts.join(parts), centred_products(DESIGN.X, DESIGN.Z, Y, constant)
+    for name in ("XY", "ZY", "Ynorm", "Ysum", "centre"):
+        np.testing.assert_allclose(getattr(joined, name), getattr(whole, name), rtol=1e-13, atol=1e-10)
 
 
 def assert_projected(found, Y, atol=1e-8):

@@ -65,7 +65,7 @@ def write_store(root, kind, dtype="float32", index="int32", **options):
 
 
 def small_chunks(monkeypatch, values=50):
-    monkeypatch.setattr("lmm_gpu.sumstats.streaming._MOST_VALUES", values)
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", values)
 
 
 @pytest.mark.parametrize(("kind", "compression"), list(product(CLASSES, [None, "gzip", "lzf"])))

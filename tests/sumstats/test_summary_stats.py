@@ -19,8 +19,9 @@ from lmm_gpu.estimation.projection import Projection
 from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.sumstats.alignment import default_names
 from lmm_gpu.sumstats.assembly import assemble, cross_products
-from lmm_gpu.sumstats.products import design_products, gene_products, join_genes
-from lmm_gpu.sumstats.summary_stats import SummaryStats, check_components
+from lmm_gpu.sumstats.products import GeneProducts, design_products, gene_products
+from lmm_gpu.sumstats.summary_checks import check_components
+from lmm_gpu.sumstats.summary_stats import SummaryStats
 
 DESIGN = dense.DESIGNS["two"]
 FORMATS = ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"]
@@ -142,8 +143,8 @@ def test_a_part_without_sums_has_no_mean():
         ("component_names", ("donor", "var2"), "only on the left: var1; only on the right: donor"),
         ("formula", "~ x", "None on the left, '~ x' on the right"),
         ("transform", "log1p", "None on the left, 'log1p' on the right"),
-        ("random_names", default_names("U", 15), r"\(d = \(9, 6\) and \(9, 6\)\), but some are mere numbers"),
-        ("d", (6, 9), r"\(d = \(9, 6\) and \(6, 9\)\), but some are mere numbers; name the columns of Z"),
+        ("random_names", default_names("U", 15), r"\(d = \(9, 6\) and \(9, 6\)\), but some are auto-generated"),
+        ("d", (6, 9), r"\(d = \(9, 6\) and \(6, 9\)\), but some are auto-generated; name the columns of Z"),
     ],
 )
 def test_other_genes_or_models_do_not_add(name, value, message):
@@ -299,11 +300,11 @@ def test_fingerprint():
 def test_genes_join():
     Y = counts(m=5)
     parts = [gene_products(DESIGN.X, DESIGN.Z, Y[:, lo:hi]) for lo, hi in ((0, 2), (2, 3), (3, 5))]
-    joined = assemble(design_products(DESIGN.X, DESIGN.Z), join_genes(parts))
+    joined = assemble(design_products(DESIGN.X, DESIGN.Z), GeneProducts.join(parts))
     assert_close(joined, expected(DESIGN.X, DESIGN.Z, Y))
     assert joined.m == 5
-    alone = join_genes([gene_products(DESIGN.X, DESIGN.Z, Y)])
-    np.testing.assert_array_equal(alone["XY"], gene_products(DESIGN.X, DESIGN.Z, Y)["XY"])
+    alone = GeneProducts.join([gene_products(DESIGN.X, DESIGN.Z, Y)])
+    np.testing.assert_array_equal(alone.XY, gene_products(DESIGN.X, DESIGN.Z, Y).XY)
 
 
 # --- genes of the same cells ----------------------------------------------------------------------
@@ -380,7 +381,7 @@ def test_other_cells_do_not_concatenate(change, message):
 
 @pytest.mark.parametrize("parts", [[], [1, 2]])
 def test_nothing_to_concatenate(parts):
-    with pytest.raises(ValueError, match="wants a list of SummaryStats of the same cells, at least one"):
+    with pytest.raises(ValueError, match="takes a list of SummaryStats of the same cells, at least one"):
         SummaryStats.concat(parts)
 
 

@@ -35,7 +35,7 @@ from lmm_gpu.estimation.fitting import estimate_block
 from lmm_gpu.estimation.mixed_model import MixedModel
 from lmm_gpu.inference.f_tests import RowSpace, f_test
 from lmm_gpu.inference.t_tests import contrast_se_and_df, needs_genes
-from lmm_gpu.sumstats import accumulator, grouped_design
+from lmm_gpu.sumstats import accumulator, group_tables
 from lmm_gpu.sumstats.accumulator import Accumulator
 from lmm_gpu.sumstats.assembly import cross_products
 from lmm_gpu.sumstats.products import gene_products
@@ -218,7 +218,7 @@ def counting_sparse() -> Iterator[Counts]:
         for kind in (sparse.csr_array, sparse.csc_array):
             for name in ("__matmul__", "__getitem__", "toarray", "multiply", "sum", "astype", "copy", "tocsr", "tocsc"):
                 patches.enter_context(mock.patch.object(kind, name, counting(getattr(kind, name))))
-        for module in (accumulator, grouped_design):
+        for module in (accumulator, group_tables):
             patches.enter_context(mock.patch.object(module, "np", _CountingNumpy(found)))
         yield found
 

@@ -1,0 +1,219 @@
+"""Accumulate the genes of cells in tables: sums by group, products with covariates, and squares.
+
+Two implementations fill the same tables: one compiled pass over the values (`fused_kernels`, needs numba), and products
+of SciPy, which is the fallback and the reference of its tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from ..backend.blocks import blocks
+from ..backend.threads import in_threads
+from .grouped_design import GroupedDesign, Grouping
+from .products import GeneProducts
+from .transform import Transform
+
+#: Group sums that SciPy's path computes at a time: they stay in the processor's cache, and the C library reuses arrays
+#: of this size, where larger ones take new pages.
+_SUMS_AT_A_TIME = 2**18
+#: Fewer values than this are accumulated before the compiled pass is loaded.
+FUSED_VALUES = 20_000_000
+#: Counts below this are transformed by a look-up.
+_TABULATED = 1024
+#: Types of values that the compiled pass reads; others are converted.
+_READABLE = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+
+
+def can_fuse() -> bool:
+    """Return whether numba is installed."""
+    return find_spec("numba") is not None
+
+
+class GroupTables:
+    """Tables of m genes over the cells of a design that were added.
+
+    Parameters
+    ----------
+    design : GroupedDesign
+    m : int
+        Number of genes.
+    weights : array (n,), optional
+        One weight per cell.
+    fused : bool
+        Use the compiled pass where it can read the values.
+    threads : int
+        Threads of the compiled pass; each works on a range of genes. The sums do not depend on it.
+    most : int, optional
+        Numbers to hold beyond the tables and the chunk in SciPy's path.
+
+    Examples
+    --------
+    >>> X, Z = np.ones((4, 1)), scipy.sparse.csr_array(np.repeat(np.eye(2), 2, axis=0))
+    >>> tables = GroupTables(GroupedDesign(X, Z, (2,)), 2)
+    >>> tables.add(slice(0, 4), slice(0, 2), scipy.sparse.csr_array(np.arange(8.0).reshape(4, 2)))
+    >>> products = tables.products()
+    >>> products.XY.tolist(), products.ZY.tolist(), products.Ynorm.tolist()
+    ([[12.0, 16.0]], [[2.0, 4.0], [10.0, 12.0]], [56.0, 84.0])
+    """
+
+    def __init__(
+        self,
+        design: GroupedDesign,
+        m: int,
+        weights: np.ndarray | None = None,
+        *,
+        fused: bool = False,
+        threads: int = 1,
+        most: int | None = None,
+    ):
+        self.design, self.m, self.weights, self.threads, self.most = design, m, weights, threads, most
+        self.fused = fused and not design.random_columns
+        self.sums = np.zeros((design.groups, m))
+        self.moments = np.zeros((m, design.covariates.shape[1] + 1))  #: covariates' products, and squares
+        self._inputs = _FusedInputs(design, weights) if self.fused else None
+
+    def add(self, rows: slice, genes: slice, Y: Any) -> None:
+        """Add a sparse chunk (cells, genes) of transformed values by products of SciPy."""
+        Y = scipy.sparse.csr_array(Y)
+        Y = scipy.sparse.csr_array((Y.data.astype(np.float64, copy=False), Y.indices, Y.indptr), shape=Y.shape)
+        squares, ones = np.square(Y.data), np.ones(Y.shape[0])
+        if self.weights is not None:
+            weights = np.repeat(self.weights[rows], np.diff(Y.indptr))
+            squares *= weights
+            Y = scipy.sparse.csr_array((Y.data * weights, Y.indices, Y.indptr), shape=Y.shape)
+        sums, moments = self.sums[:, genes], self.moments[genes]
+        width = Y.shape[0] + Y.shape[1] if self.most is None else max(1, self.most // max(Y.shape[1], 1))
+        narrow = max(1, min(width, _SUMS_AT_A_TIME // max(Y.shape[1], 1)))
+        for block in self.design.random_columns:
+            sums[block.rows] += (block.Z[rows].T @ Y).toarray()
+        for grouping in self.design.groupings:
+            table = sums[grouping.rows]
+            for groups, added in _group_sums(grouping, rows, Y, narrow):
+                table[_as_slice(groups)] += added
+        covariates = self.design.covariates[rows]
+        for lo in range(0, covariates.shape[1], width):
+            moments[:, lo : min(lo + width, covariates.shape[1])] += Y.T @ covariates[:, lo : lo + width]
+        moments[:, -1] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
+
+    def add_fused(self, rows: slice, genes: slice, Y: Any, transform: Transform) -> int:
+        """Add a chunk (cells, genes) of stored values, dense or sparse, by the compiled pass.
+
+        Returns
+        -------
+        int
+            0, or bits of `fused_kernels` for values that cannot be used (1) or are not whole numbers (2).
+        """
+        assert self._inputs is not None
+        kernels, shared = self._inputs.kernels, self._inputs.arguments(transform)
+        matrix: tuple[Any, ...]
+        if scipy.sparse.issparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
+            matrix = _readable(Y.data), Y.indices, Y.indptr, Y.shape[0]
+            flat = (genes.start, self.m, *shared, self.sums.reshape(-1), self.moments.reshape(-1))
+            return self._on_threads(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), Y.shape[1])
+        m = genes.stop - genes.start
+        sums, moments = self.sums, self.moments
+        if m < self.m:  # tables of a range of genes, contiguous
+            sums, moments = np.ascontiguousarray(sums[:, genes]), np.ascontiguousarray(moments[genes])
+        if scipy.sparse.issparse(Y):
+            Y = Y.tocsr()
+            matrix, kernel = (_readable(Y.data), Y.indices, Y.indptr, rows.start), kernels.add_csr
+        else:
+            matrix, kernel = (_readable(np.ascontiguousarray(Y)), rows.start), kernels.add_dense
+        flat = (m, *shared, sums.reshape(-1), moments.reshape(-1))
+        flags = self._on_threads(lambda lo, hi: kernel(*matrix, lo, hi, *flat), m)
+        if m < self.m:
+            self.sums[:, genes], self.moments[genes] = sums, moments
+        return flags
+
+    def _on_threads(self, add: Callable[[int, int], int], genes: int) -> int:
+        ranges = list(blocks(genes, -(-genes // max(1, min(self.threads, genes))) or 1))
+        flags = 0
+        for flag in in_threads(lambda bounds: add(*bounds), ranges, self.threads):
+            flags |= int(flag)
+        return flags
+
+    def products(self) -> GeneProducts:
+        """Products of the cells that were added with the design."""
+        XY, Ysum = self.design.products(self.sums, self.moments[:, :-1].T)
+        return GeneProducts(XY, self.sums[: self.design.q], self.moments[:, -1].copy(), Ysum)
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Arrays to continue from."""
+        return {"tables/sums": self.sums, "tables/moments": self.moments}
+
+
+_NONE = np.zeros(0)
+
+
+class _FusedInputs:
+    """A design as the compiled pass reads it."""
+
+    def __init__(self, design: GroupedDesign, weights: np.ndarray | None):
+        from . import fused_kernels  # numba takes half a second to load
+
+        self.kernels: Any = fused_kernels
+        groupings = design.groupings
+        self.codes = np.empty((design.n, len(groupings)), np.uint32)
+        for column, grouping in enumerate(groupings):
+            self.codes[:, column] = grouping.codes
+            self.codes[:, column] += np.uint32(grouping.rows.start)
+        self.slopes = np.zeros((0, len(groupings)))
+        if any(grouping.weights is not None for grouping in groupings):
+            ones = np.ones(design.n)
+            self.slopes = np.column_stack([ones if one.weights is None else one.weights for one in groupings])
+        self.weights = _NONE if weights is None else weights
+        self.covariates = design.covariates
+
+    def arguments(self, transform: Transform) -> tuple[Any, ...]:
+        """How values are transformed, and the design."""
+        kernels, factors, scale = self.kernels, _NONE, 1.0
+        if transform.name == "normalize":
+            assert transform.size_factors is not None
+            mode, factors, lookup = kernels.NORMALIZED, np.ascontiguousarray(transform.size_factors, float), _NONE
+        else:
+            mode = kernels.AS_IS if transform.name is None else kernels.LOG
+            scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
+            lookup = transform.apply(np.arange(float(_TABULATED)))
+        return mode, scale, factors, lookup, self.weights, self.codes, self.slopes, self.covariates
+
+
+def _readable(data: np.ndarray) -> np.ndarray:
+    return data if data.dtype.isnative and data.dtype.name in _READABLE else data.astype(np.float64)
+
+
+def _as_slice(groups: np.ndarray) -> np.ndarray | slice:
+    # consecutive groups are not copied
+    first, last = int(groups[0]), int(groups[-1])
+    return slice(first, last + 1) if last - first + 1 == len(groups) else groups
+
+
+def _group_sums(grouping: Grouping, rows: slice, Y: Any, width: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield up to `width` groups (g,), each once, and the sums of their cells (g, m)."""
+    codes = grouping.codes[rows]
+    order = np.argsort(codes, kind="stable")
+    codes = codes[order]
+    starts = np.append(0, np.flatnonzero(codes[1:] != codes[:-1]) + 1)[: len(codes)]  # (groups,)
+    if grouping.weights is not None:
+        data = Y.data * np.repeat(grouping.weights[rows], np.diff(Y.indptr))
+        Y = scipy.sparse.csr_array((data, Y.indices, Y.indptr), shape=Y.shape)
+    if not (order[1:] > order[:-1]).all():
+        Y = Y[order]
+    ends = Y.indptr[np.append(starts, len(codes))]  # rows of one group are consecutive: together they are one row
+    for lo in range(0, len(starts), width):
+        some = starts[lo : lo + width]
+        yield codes[some], _added_up(Y.data, Y.indices, ends[lo : lo + width + 1], (len(some), Y.shape[1]))
+
+
+def _added_up(data: np.ndarray, indices: np.ndarray, ends: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    # toarray adds values of the same place
+    part = slice(ends[0], ends[-1])
+    summed = scipy.sparse.csr_array((data[part], indices[part], ends - ends[0]), shape=shape)
+    dense: np.ndarray = summed.toarray()
+    return dense
