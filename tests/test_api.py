@@ -300,7 +300,6 @@ def holed(value):
         ({"formula": "~ ARM + (1 | donor)"}, "obs has no column 'ARM'"),
         ({"formula": "~ arm + (1 | donor"}, "cannot read the random term"),
         ({"formula": "~ arm + donor + (1 | donor)"}, "X is rank deficient"),
-        ({"formula": "~ arm + (depth | donor)"}, "correlated random effects, which are not available"),
         ({"data": (VALUES, OBS[:50])}, "obs has 50 rows, but the matrix has 90 rows and 6 columns"),
         ({"data": (VALUES.T, OBS)}, "transpose it, cells are the rows"),
         ({"data": VALUES}, "needs a table that describes its cells: pass obs="),

@@ -294,7 +294,8 @@ def test_mistakes_as_json(command, arguments):
 def test_warnings_as_json(command):
     sparse.save_npz("oslo.npz", sparse.csr_matrix(CELLS["oslo"][0] * (np.arange(8) > 0)))
     code, out, err = command("fit", *of("oslo"), "-o", "run", "--json")
-    counts, first, *others = [json.loads(line) for line in err.splitlines()]
+    table, counts, first, *others = [json.loads(line) for line in err.splitlines()]
+    assert "numeric columns" in table["message"]
     assert code == 0 and json.loads(out)["status"]["no_variance"] == 1
     assert counts["message"].startswith("raw counts recognised")
     assert first["level"] == "warning" and first["message"].startswith("1 of 8 features do not vary")
@@ -333,7 +334,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["test", "run", "--df", "kr", "-o", "x.csv"], "--df 'kr' is not known"),
         (["test", "run", "--alternative", "more", "-o", "x.csv"], "--alternative 'more' is not known"),
         (["test", "run", "--level", "95", "-o", "x.csv"], "must lie between 0 and 1"),
-        (["test", "run", "-o", "x.xlsx"], "cannot tell from its ending what x.xlsx is"),
+        (["test", "run", "-o", "x.xlsx"], "the ending of x.xlsx is not known"),
         (["test", "all.h5", "-o", "x.csv"], "it does not say that it holds lmm_gpu fit"),
         (["test", ".", "-o", "x.csv"], ". has no run.json: expected the folder"),
         (["test", "nowhere", "-o", "x.csv"], "No such file or directory: nowhere"),
