@@ -8,6 +8,7 @@ import numpy as np
 import scipy.sparse
 
 from .sparse_checks import check_indptr
+from .stored_arrays import read_rows, stored_array
 
 
 class StoredSparse:
@@ -34,7 +35,7 @@ class StoredSparse:
     def __init__(self, group: Any, shape: tuple[int, int], by_genes: bool = False):
         self.shape = (int(shape[0]), int(shape[1]))
         self.by_genes, self.group = by_genes, group
-        self.data, self.indices = group["data"], group["indices"]
+        self.data, self.indices = stored_array(group["data"]), stored_array(group["indices"])
         self.dtype = self.data.dtype
         long, self._short = self.shape[::-1] if by_genes else self.shape
         starts, stored = group["indptr"], self.data.shape
@@ -51,16 +52,16 @@ class StoredSparse:
     def __getitem__(self, some: slice) -> Any:
         """Cells ``some`` as csr_array, or genes as csc_array."""
         lo, hi, _ = some.indices(len(self.indptr) - 1)
-        return read_part(self.group, self._short, self.by_genes, self.indptr[lo : max(lo, hi) + 1])
+        return read_part(self.data, self.indices, self._short, self.by_genes, self.indptr[lo : max(lo, hi) + 1])
 
 
-def read_part(group: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any:
+def read_part(data: Any, indices: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any:
     """Read rows (columns if `by_genes`) of a stored sparse matrix.
 
     Parameters
     ----------
-    group
-        Has "data" and "indices".
+    data, indices
+        Stored arrays.
     short
         Number of columns (rows if `by_genes`).
     by_genes
@@ -73,9 +74,9 @@ def read_part(group: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any
     csr_array or csc_array, with unchecked indices
     """
     begin, end = int(begins[0]), int(begins[-1])
-    data, indices = np.asarray(group["data"][begin:end]), np.asarray(group["indices"][begin:end])
+    values, places = read_rows([data, indices], slice(begin, end))
     kind = np.int32 if max(end - begin, short) < 2**31 else np.int64
-    parts = data, indices.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
+    parts = values, places.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
     count = len(begins) - 1
     if by_genes:
         return scipy.sparse.csc_array(parts, shape=(short, count))

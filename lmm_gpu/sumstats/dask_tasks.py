@@ -132,7 +132,8 @@ def read(name: Path, key: str, sparse: tuple[int, bool] | None, mark: FileMark, 
             stored = files.enter_context(require("h5py", "reading .h5ad").File(name, "r"))[key]
         if sparse is None:
             return stored[piece]
-        return read_part(stored, *sparse, stored["indptr"][piece.start : piece.stop + 1])
+        begins = stored["indptr"][piece.start : piece.stop + 1]
+        return read_part(stored["data"], stored["indices"], *sparse, begins)
 
 
 def products(rows: Rows, centre: np.ndarray, Y: Any) -> ChunkSums:

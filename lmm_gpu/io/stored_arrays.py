@@ -1,0 +1,235 @@
+"""Arrays in files whose chunks are read and decompressed on threads.
+
+h5py decompresses under one lock, on one thread. Here the places of all chunks are looked up once; then threads read
+them from the file and decode them, without HDF5. What this cannot read (`why_not`) is left to h5py and zarr.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..backend.threads import workers
+from .broken_files import check_size
+from .chunk_codecs import Decoder, hdf5_decoders, zarr_decoders
+from .zarr_files import chunk_files
+
+#: Position of a chunk in the grid of chunks.
+Place = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class StoredArray:
+    """An array in a file; ``array[lo:hi]`` reads rows.
+
+    Chunks that only a part of the rows is taken of are kept until the next read, so that reading all rows in order
+    decodes each chunk once, whatever its size.
+
+    Attributes
+    ----------
+    shape, dtype, chunks
+        Of the array.
+    content
+        Returns the stored bytes of a chunk; None for one that is not there.
+    decoders
+        Applied to the bytes one after the other.
+    fallback
+        The array of h5py or zarr, for chunks that are not there.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: tuple[int, ...]
+    content: Callable[[Place], Any]
+    decoders: Sequence[Decoder]
+    fallback: Any = field(repr=False)
+    _kept: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what h5py or zarr know of the array, such as its attributes and its file."""
+        if name == "fallback" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.fallback, name)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return read_rows([self], rows)[0]
+
+    def tasks(self, lo: int, hi: int, out: np.ndarray) -> list[Callable[[], None]]:
+        """Return what has to be done to fill `out` with the rows from `lo` to `hi`."""
+        step = self.chunks[0]
+        first, last = lo // step, -(-hi // step)
+        across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
+        kept, self._kept = self._kept, {}
+        places = list(itertools.product(range(first, last), *across))
+        return [lambda place=place: self._fill(place, lo, hi, out, kept.get(place)) for place in places]  # type: ignore[misc]
+
+    def _fill(self, place: Place, lo: int, hi: int, out: np.ndarray, chunk: np.ndarray | None) -> None:
+        starts = [at * size for at, size in zip(place, self.chunks, strict=True)]
+        ends = [min(start + size, full) for start, size, full in zip(starts, self.chunks, self.shape, strict=True)]
+        chunk = self._decoded(place, starts, ends) if chunk is None else chunk
+        begin, end = max(lo, starts[0]), min(hi, ends[0])
+        inner = [slice(0, end - start) for start, end in zip(starts[1:], ends[1:], strict=True)]
+        outer = [slice(start, end) for start, end in zip(starts[1:], ends[1:], strict=True)]
+        out[(slice(begin - lo, end - lo), *outer)] = chunk[(slice(begin - starts[0], end - starts[0]), *inner)]
+        if end < ends[0]:
+            self._kept[place] = chunk
+
+    def _decoded(self, place: Place, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+        content = self.content(place)
+        if content is None:  # the values of chunks that are not there, and of those that lack a filter
+            part = self.fallback[tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))]
+            return np.asarray(part)
+        size = prod(self.chunks) * self.dtype.itemsize
+        for decode in self.decoders:
+            content = decode(content, size)
+        values = np.frombuffer(content, self.dtype)
+        if values.nbytes != size:
+            raise ValueError(f"a chunk has {values.nbytes} bytes, expected {size}")
+        return values.reshape(self.chunks)
+
+
+def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
+    """Read the same rows of several arrays, the chunks of all of them at once.
+
+    Parameters
+    ----------
+    arrays
+        `StoredArray`, or arrays of h5py or zarr.
+    rows
+        Without a step.
+    """
+    found, tasks = [], []
+    for array in arrays:
+        lo, hi, _ = rows.indices(array.shape[0])
+        if not isinstance(array, StoredArray):
+            found.append(np.asarray(array[lo:hi]))
+            continue
+        out = np.empty((max(hi - lo, 0), *array.shape[1:]), array.dtype)
+        tasks += array.tasks(lo, hi, out) if hi > lo else []
+        found.append(out)
+    _run(tasks)
+    return found
+
+
+def stored_array(array: Any) -> Any:
+    """Return an array of h5py or zarr as a `StoredArray` if its chunks can be decoded here, else as it is."""
+    reason = why_not(array)
+    if reason is not None:
+        return array
+    places = _hdf5_contents(array) if hasattr(array, "id") else _zarr_contents(array)
+    decoders = _decoders(array)
+    assert not isinstance(decoders, str)
+    return StoredArray(tuple(array.shape), np.dtype(array.dtype), tuple(array.chunks), places, decoders, array)
+
+
+def why_not(array: Any) -> str | None:
+    """Return the reason why the chunks of an array cannot be decoded here; None if they can."""
+    dtype = array.dtype
+    if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf":
+        return f"type {dtype}"
+    if not dtype.isnative:
+        return "byte order"
+    if not array.chunks or 0 in array.shape:
+        return "no chunks"
+    check_size(prod(array.chunks) * dtype.itemsize, "a chunk of its values")
+    if hasattr(array, "id"):
+        if array.is_virtual or array.external:
+            return "values in other files"
+        file = array.file
+        if file.driver != "sec2" or file.userblock_size or not Path(file.filename).is_file():
+            return f"driver {file.driver}"
+    elif chunk_files(array) is None or getattr(array, "shards", None):
+        return "store or shards"
+    decoders = _decoders(array)
+    return decoders if isinstance(decoders, str) else None
+
+
+def _decoders(array: Any) -> list[Decoder] | str:
+    if not hasattr(array, "id"):
+        return zarr_decoders(array)
+    plist = array.id.get_create_plist()
+    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
+    return hdf5_decoders([(code, tuple(values)) for code, _, values, _ in filters], array.dtype.itemsize)
+
+
+def _hdf5_contents(dataset: Any) -> Callable[[Place], Any]:
+    places: dict[Place, tuple[int, int]] = {}
+
+    def note(info: Any) -> None:
+        if not info.filter_mask:
+            place = tuple(at // size for at, size in zip(info.chunk_offset, dataset.chunks, strict=True))
+            places[place] = info.byte_offset, info.size
+
+    dataset.id.chunk_iter(note)
+    file = _File(dataset.file.filename)
+
+    def content(place: Place) -> Any:
+        return file.read(*places[place]) if place in places else None
+
+    return content
+
+
+class _File:
+    """A file that threads read at any position; closed with its last user."""
+
+    def __init__(self, name: str):
+        self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._size = os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, size: int) -> bytes:
+        if not 0 <= start <= start + size <= self._size:
+            raise ValueError("a chunk lies outside the file")
+        content = os.pread(self._descriptor, size, start)
+        if len(content) != size:
+            raise ValueError("the file ends before a chunk does")
+        return content
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+def _zarr_contents(array: Any) -> Callable[[Place], Any]:
+    path = chunk_files(array)
+
+    def content(place: Place) -> Any:
+        try:
+            with open(path(place), "rb", buffering=0) as file:
+                return file.readall()
+        except FileNotFoundError:
+            return None
+
+    return content
+
+
+def _run(tasks: Sequence[Callable[[], None]]) -> None:
+    """Do all tasks, on threads if there are several."""
+    threads = workers()
+    if len(tasks) < 2 or threads < 2:
+        for task in tasks:
+            task()
+        return
+    share = -(-len(tasks) // (4 * threads))
+    parts = [tasks[start : start + share] for start in range(0, len(tasks), share)]
+    futures: list[Future[None]] = [_pool(os.getpid(), threads).submit(_run_here, part) for part in parts]
+    for future in futures:
+        future.result()
+
+
+def _run_here(tasks: Sequence[Callable[[], None]]) -> None:
+    for task in tasks:
+        task()
+
+
+@cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix=f"lmm_gpu-chunks-{process}")

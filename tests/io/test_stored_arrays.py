@@ -1,0 +1,241 @@
+"""Chunks that are decoded on threads are what h5py and zarr read; what cannot be decoded here is left to them."""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+
+import numpy as np
+import pytest
+
+from lmm_gpu.io import chunk_codecs, stored_arrays
+from lmm_gpu.io.stored_arrays import StoredArray, read_rows, stored_array, why_not
+
+h5py = pytest.importorskip("h5py")
+zarr = pytest.importorskip("zarr")
+
+RNG = np.random.default_rng(11)
+VALUES = RNG.poisson(3.0, 1003)
+TABLE = RNG.poisson(2.0, (53, 37)).astype("float32")
+PIECES = [slice(0, 7), slice(7, 300), slice(300, 301), slice(301, 1003), slice(5, 5), slice(0, 2000)]
+
+
+def assert_read_alike(found, values):
+    assert isinstance(found, StoredArray)
+    for piece in PIECES:
+        for part in (found[piece], read_rows([found, found], piece)[1]):
+            np.testing.assert_array_equal(part, values[piece])
+            assert part.dtype == values.dtype
+
+
+def hdf5_options():
+    plain = [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, {"shuffle": True}]
+    plugin = pytest.importorskip("hdf5plugin")
+    return [*plain, dict(plugin.Zstd()), dict(plugin.Blosc(cname="lz4", shuffle=1)), dict(plugin.Blosc(cname="zstd"))]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "int64", "float32", "float64"])
+@pytest.mark.parametrize("options", range(7))
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("deflate", [True, False])
+def test_hdf5(tmp_path, monkeypatch, dtype, options, threads, deflate):
+    monkeypatch.setattr(stored_arrays, "workers", lambda: threads)
+    if not deflate:
+        monkeypatch.setattr(chunk_codecs, "_deflate", None)
+    values = VALUES.astype(dtype)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=values, chunks=(64,), **hdf5_options()[options])
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert_read_alike(stored_array(file["x"]), values)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("codec", ["none", "gzip", "zstd", "blosc"])
+def test_zarr(tmp_path, version, codec):
+    v2 = {
+        "none": None,
+        "gzip": {"id": "gzip", "level": 1},
+        "zstd": {"id": "zstd", "level": 1},
+        "blosc": {"id": "blosc"},
+    }
+    v3 = {
+        "none": None,
+        "gzip": zarr.codecs.GzipCodec(),
+        "zstd": zarr.codecs.ZstdCodec(),
+        "blosc": zarr.codecs.BloscCodec(),
+    }
+    import numcodecs
+
+    compressor = v3[codec] if version == 3 else v2[codec] and numcodecs.get_codec(v2[codec])
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=version)
+    for name, values, chunks in (("x", VALUES, (100,)), ("table", TABLE, (10, 8))):
+        array = group.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressor)
+        array[:] = values
+        assert_read_alike(stored_array(zarr.open_group(tmp_path / "a.zarr", mode="r")[name]), values)
+
+
+@pytest.mark.parametrize("chunks", [(1, 1), (53, 37), (7, 5), (60, 3), (10, 37)])
+def test_tables(tmp_path, chunks):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("x", data=TABLE, chunks=chunks, compression="gzip", maxshape=(None, None))
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert_read_alike(stored_array(file["x"]), TABLE)
+
+
+# --- what is left to h5py and zarr ----------------------------------------------------------------
+
+
+def made(tmp_path, **options):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", **{"data": VALUES, "chunks": (64,)} | options)
+    return h5py.File(path)["x"]
+
+
+REASONS = {
+    "another filter": ({"compression": "lzf"}, "filter 32000"),
+    "a checksum": ({"fletcher32": True}, "filter 3"),
+    "scale and offset": ({"scaleoffset": 0}, "filter 6"),
+    "big-endian": ({"dtype": ">f8"}, "byte order"),
+    "texts": ({"data": ["a", "b"], "chunks": (1,)}, "type object"),
+    "truth values": ({"data": VALUES > 2}, "type bool"),
+    "no chunks": ({"chunks": None}, "no chunks"),
+    "no values": ({"data": np.zeros(0), "chunks": (1,), "maxshape": (None,)}, "no chunks"),
+}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_left_to_h5py(tmp_path, name):
+    options, reason = REASONS[name]
+    dataset = made(tmp_path, **options)
+    assert why_not(dataset) == reason
+    assert stored_array(dataset) is dataset
+    np.testing.assert_array_equal(read_rows([dataset], slice(1, 40))[0], np.asarray(dataset[1:40]))
+
+
+def test_values_in_other_files_are_left_to_h5py(tmp_path):
+    made(tmp_path)
+    layout = h5py.VirtualLayout((1003,), VALUES.dtype)
+    layout[:] = h5py.VirtualSource(str(tmp_path / "a.h5"), "x", (1003,))
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file.create_virtual_dataset("virtual", layout)
+        file.create_dataset("external", (8,), "i8", external=[(str(tmp_path / "c"), 0, 64)])
+        assert {why_not(file[name]) for name in file} == {"no chunks"}  # neither has chunks
+    assert why_not(_Virtual(made(tmp_path))) == "values in other files"
+
+
+class _Virtual:
+    """A dataset with chunks that says that it is virtual."""
+
+    is_virtual = True
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+
+    def __getattr__(self, name):
+        return getattr(self._dataset, name)
+
+
+def test_files_in_memory_and_with_a_user_block_are_left_to_h5py(tmp_path):
+    with h5py.File(tmp_path / "m.h5", "w", driver="core", backing_store=False) as file:
+        file.create_dataset("x", data=VALUES, chunks=(64,))
+        assert why_not(file["x"]) == "driver core"
+    with h5py.File(tmp_path / "u.h5", "w", userblock_size=512) as file:
+        file.create_dataset("x", data=VALUES, chunks=(64,))
+        assert why_not(file["x"]) == "driver sec2"
+
+
+def test_a_chunk_that_lacks_a_filter_is_read_by_h5py(tmp_path):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", shape=(1003,), dtype="i8", chunks=(64,), compression="gzip", fillvalue=7)
+        dataset[:128] = VALUES[:128]
+        dataset.id.write_direct_chunk((128,), VALUES[128:192].tobytes(), filter_mask=1)  # stored as it is
+    with h5py.File(path) as file:
+        found = stored_array(file["x"])
+        expected = np.concatenate([VALUES[:192], np.full(1003 - 192, 7)])  # and chunks that are not there
+        assert_read_alike(found, expected)
+
+
+@pytest.mark.parametrize("options", [{"shards": (200,), "chunks": (100,)}, {"chunks": (100,), "dtype": ">i8"}])
+def test_left_to_zarr(tmp_path, options):
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=3)
+    array = group.create_array("x", shape=(1003,), **{"dtype": "int64"} | options)
+    array[:] = VALUES
+    assert why_not(array) is not None
+    np.testing.assert_array_equal(read_rows([stored_array(array)], slice(3, 900))[0], VALUES[3:900])
+    in_memory = zarr.create_array(zarr.storage.MemoryStore(), shape=(10,), dtype="int64")
+    assert why_not(in_memory) == "store or shards"
+
+
+def test_filters_of_zarr_2_are_left_to_zarr(tmp_path):
+    import numcodecs
+
+    group = zarr.open_group(tmp_path / "a.zarr", mode="w", zarr_format=2)
+    array = group.create_array("x", shape=(1003,), dtype="int64", chunks=(100,), filters=[numcodecs.Delta("int64")])
+    array[:] = VALUES
+    assert why_not(array) == "filters or order"
+    np.testing.assert_array_equal(read_rows([stored_array(array)], slice(3, 900))[0], VALUES[3:900])
+
+
+# --- memory and damage ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [1003, 400, 64])
+def test_each_chunk_is_decoded_once(tmp_path, monkeypatch, chunk):
+    counted = []
+    real = chunk_codecs.inflate_zlib
+    monkeypatch.setattr(chunk_codecs, "inflate_zlib", lambda *given: counted.append(1) or real(*given))
+    made(tmp_path, compression="gzip", chunks=(chunk,))
+    with h5py.File(tmp_path / "a.h5") as file:
+        found = stored_array(file["x"])
+        parts = [found[lo : lo + 50] for lo in range(0, 1003, 50)]
+    np.testing.assert_array_equal(np.concatenate(parts), VALUES)
+    assert len(counted) == -(-1003 // chunk)
+
+
+@pytest.mark.parametrize("options", range(7))
+def test_damaged_chunks_are_refused_or_read_as_h5py_does(tmp_path, options):
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=VALUES, chunks=(500,), **hdf5_options()[options])
+    with h5py.File(path) as file:
+        places = []
+        file["x"].id.chunk_iter(places.append)
+    content = path.read_bytes()
+    is_plain = not hdf5_options()[options].get("compression")
+    for place, share in itertools.product(places, (0, 0.3, 0.99)):
+        damaged = bytearray(content)
+        at = place.byte_offset + int(share * place.size)
+        damaged[at : at + 4] = bytes(255 - byte for byte in damaged[at : at + 4])
+        path.write_bytes(damaged)
+        with h5py.File(path) as file:
+            try:
+                found = stored_array(file["x"])[0:1003]
+            except ValueError as error:
+                assert not is_plain and "chunk" in str(error)
+            else:
+                assert found.shape == (1003,)
+
+
+def test_chunks_outside_the_file_are_refused(tmp_path):
+    made(tmp_path).file.close()
+    with h5py.File(tmp_path / "a.h5") as file:
+        found = stored_array(file["x"])
+        (tmp_path / "a.h5").write_bytes(b"")
+        with pytest.raises(ValueError, match="the file ends before a chunk does"):
+            found[0:1003]
+
+
+def test_bombs_are_refused():
+    bomb = zlib.compress(bytes(10**7))
+    for deflate in (chunk_codecs._deflate, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(chunk_codecs, "_deflate", deflate)
+            for size in (10**6, 10**8):
+                with pytest.raises(ValueError, match="compressed chunk"):
+                    chunk_codecs.inflate_zlib(bomb, size)
+    zstd = pytest.importorskip("numcodecs.zstd").compress(bytes(10**7))
+    with pytest.raises(ValueError, match="compressed chunk is damaged"):
+        chunk_codecs.numcodecs_decoder("zstd")(zstd, 10**6)
+    assert chunk_codecs.numcodecs_decoder("zstd")(zstd, 10**7) == bytes(10**7)
