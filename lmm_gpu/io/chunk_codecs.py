@@ -70,12 +70,15 @@ def inflate_zlib(content: Any, size: int) -> Any:
     ValueError
         If it is damaged or has another size.
     """
-    if _deflate is not None:
-        try:
-            return _deflate.zlib_decompress(content, size)
-        except _deflate.DeflateError as error:
-            raise ValueError("a compressed chunk is damaged") from error
-    return _inflate(content, size, zlib.MAX_WBITS)
+    if _deflate is None:
+        return _inflate(content, size, zlib.MAX_WBITS)
+    try:
+        found = _deflate.zlib_decompress(content, size)
+    except _deflate.DeflateError as error:
+        raise ValueError("a compressed chunk is damaged") from error
+    if len(found) != size:
+        raise ValueError(f"a compressed chunk has {len(found)} bytes, expected {size}")
+    return found
 
 
 def inflate_gzip(content: Any, size: int) -> Any:
@@ -133,7 +136,7 @@ def _inflate(content: Any, size: int, window: int) -> Any:
     except zlib.error as error:
         raise ValueError(f"a compressed chunk is damaged ({error})") from error
     if len(found) != size or not stream.eof:
-        raise ValueError(f"a compressed chunk has not the {size} bytes that were stored")
+        raise ValueError(f"a compressed chunk is damaged: it has not the {size} bytes that were stored")
     return found
 
 
