@@ -84,9 +84,8 @@ class GroupedEffects(GroupedForms):
         )
 
     def without_fixed(self) -> GroupedEffects:
-        """Return the likelihood of no genes of the random effects alone."""
-        none = self.select(like([], self.yry, dtype=namespace(self.yry).int64))
-        return replace(none, design=self.design.without_fixed())
+        """Return the likelihood of designs without X, for what depends on the design alone."""
+        return replace(self, design=self.design.without_fixed())
 
     # --- genes ---
 
@@ -202,6 +201,10 @@ class GroupedEffects(GroupedForms):
         e = times_vectors(at.moved, self.y) - xp.matmul(at.C, beta[:, :, None])[:, :, 0]
         h = Ay[:, p:] - transposed_times(at.J, Ay[:, :p])  # (b, q_R)
         return self._joined(e, transposed_times(at.K_R, h)), beta[:, :p]
+
+    def residual_traces(self, theta: Array) -> Array:
+        """tr(P0 P0) (b,) at `theta` (L+1, b): residual degrees of freedom in the sense of dream's eBayes."""
+        return 2.0 * theta[-1, :] ** 2 * self.information(theta)[-1, -1, :]
 
     # --- covariance matrices that are to be positive semi-definite ---
 

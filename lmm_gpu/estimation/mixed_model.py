@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ..backend.arrays import Array, namespace
 from ..backend.blocks import blocks, ranges
 from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
+from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
 from .covariance_terms import terms_of
@@ -21,7 +22,8 @@ from .grouped_effects import GroupedEffects
 from .likelihood import Likelihood
 from .many_components import MultiComponent
 from .one_component import SingleComponent
-from .projection import Projection
+from .projection import ProjectedGenes, Projection
+from .weighted_genes import weighted_genes
 
 #: Bytes of the vectors of contrasts that are formed together.
 LARGEST_PIECE = 2**26
@@ -62,7 +64,7 @@ class MixedModel:
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
         """
-        if max(summary.term_sizes) > 1:
+        if max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats):
             return cls.by_blocks(summary, method)
         projection, count = Projection.build(summary), summary.m if genes is None else genes
         likelihood = cls._likelihood(projection, summary.d, method, memory, count)
@@ -93,10 +95,17 @@ class MixedModel:
 
     def with_genes(self, summary: SummaryStats) -> MixedModel:
         """Return the model of the genes of `summary`, some or all of those of the design."""
+        if isinstance(summary, WeightedStats):
+            assert isinstance(self.likelihood, GroupedEffects)
+            genes, likelihood = weighted_genes(self.xxz, self.likelihood, summary)
+            return self._with(genes, likelihood)
         genes = self.projection.genes(summary)
+        return self._with(genes, self.likelihood.with_genes(genes))
+
+    def _with(self, genes: ProjectedGenes, likelihood: Likelihood) -> MixedModel:
         return replace(
             self,
-            likelihood=self.likelihood.with_genes(genes),
+            likelihood=likelihood,
             beta_ols=genes.beta_ols,
             has_residual_variance=genes.has_residual_variance,
         )

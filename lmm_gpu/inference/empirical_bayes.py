@@ -30,8 +30,8 @@ class Prior:
     df: float  #: d_0, may be infinite
     variance: float  #: s2_0
 
-    def posterior(self, variance: np.ndarray, df: float) -> np.ndarray:
-        """Squeezed variances of `variance` (m,) on `df` degrees of freedom.
+    def posterior(self, variance: np.ndarray, df: float | np.ndarray) -> np.ndarray:
+        """Squeezed variances of `variance` (m,) on `df` degrees of freedom, one for all or (m,).
 
         Examples
         --------
@@ -43,21 +43,24 @@ class Prior:
         return (df * variance + self.df * self.variance) / (df + self.df)
 
 
-def fit_prior(variance: np.ndarray, df: float) -> Prior:
-    """Prior of the variances (m,) on `df` degrees of freedom, by the moments of their logarithms; NaN are left out.
+def fit_prior(variance: np.ndarray, df: float | np.ndarray) -> Prior:
+    """Prior of the variances (m,) on `df` degrees of freedom, one for all or (m,), by the moments of their logarithms.
+
+    NaN are left out.
 
     References
     ----------
     Smyth (2004), Linear models and empirical Bayes methods for assessing differential expression in microarray
     experiments, Stat. Appl. Genet. Mol. Biol. 3, article 3, section 6.2.
     """
-    found = variance[np.isfinite(variance) & (variance >= 0)]
+    known = np.isfinite(variance) & (variance >= 0) & np.isfinite(df)
+    found, df = variance[known], np.broadcast_to(df, variance.shape)[known]
     if found.size < 2:
         return Prior(0.0, 1.0)  # nothing to learn from
     median = float(np.median(found))
     found = np.maximum(found, _SMALLEST * (median if median > 0 else 1.0))
-    e = np.log(found) - special.digamma(df / 2) + math.log(df / 2)
-    spread = float(np.var(e, ddof=1)) - float(special.polygamma(1, df / 2))
+    e = np.log(found) - special.digamma(df / 2) + np.log(df / 2)
+    spread = float(np.var(e, ddof=1)) - float(np.mean(special.polygamma(1, df / 2)))
     if spread <= 0:
         return Prior(math.inf, float(np.mean(found)))
     half = trigamma_inverse(spread)

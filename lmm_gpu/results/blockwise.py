@@ -15,6 +15,7 @@ from ..estimation.block_size import Shape, genes_per_block, threads_within
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions
 from ..estimation.mixed_model import MixedModel
+from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 
 T = TypeVar("T")
@@ -47,10 +48,11 @@ class Fitted:
 
         Where it is not `of_genes`, what depends on them by theta alone, the model is that of the design.
         """
+        own = isinstance(self.summary, WeightedStats)  # genes have designs of their own
 
         def formed(bounds: tuple[int, int]) -> tuple[np.ndarray, T]:
             genes, theta = self._estimated(bounds)
-            return genes, form(self._model_of(bounds, genes) if of_genes else self.model, theta)
+            return genes, form(self._model_of(bounds, genes) if of_genes or own else self.model, theta)
 
         with self._computing():
             yield from in_threads(formed, self._blocks(), self._threads())

@@ -27,6 +27,7 @@ from ..inference.strata import (
 )
 from ..inference.t_tests import ContrastTest, contrast_se_and_df, needs_genes
 from ..inference.tables import tidy, tidy_f
+from ..sumstats.gene_weights import WeightedStats
 from .blockwise import Fitted
 
 
@@ -70,6 +71,8 @@ class FitTests(Fitted):
             Squeeze residual variances towards their common value as limma's eBayes does (Smyth 2004). Worth it for
             few samples, as in bulk or pseudobulk data; with thousands of cells it changes nothing. A contrast within
             groups gets limma's t on df + prior df; the uncertainty between groups is not limma's to reduce.
+            With weights per gene it is dream's eBayes: all of a gene's variances are scaled by what its residual
+            variance, over the mean of its weights, is squeezed by.
 
         Returns
         -------
@@ -115,7 +118,10 @@ class FitTests(Fitted):
                 raise ValueError(f"alternative={alternative!r}: a joint F test has no direction; use 'two-sided'")
             shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
             return self._f_table({f"joint ({shown})": C}, df)
-        tested = self.contrast_test(C, df, self.residual_prior() if moderate else None)
+        if moderate and isinstance(self.summary, WeightedStats):
+            tested = self._squeezed(self.contrast_test(C, df))
+        else:
+            tested = self.contrast_test(C, df, self.residual_prior() if moderate else None)
         table = tidy(tested, self.summary.features, labels, self._columns(), alternative=alternative, level=level)
         table.attrs["transform"] = self.summary.transform  # the unit of log_fc, for axis labels
         return table
@@ -284,6 +290,18 @@ class FitTests(Fitted):
             statistic[genes], df[genes] = part.statistic, part.df
         statistic[self.estimates.status == Status.FAILED] = np.nan
         return FTest(statistic, rows.rank, df)
+
+    def _squeezed(self, tested: ContrastTest) -> ContrastTest:
+        # dream's eBayes, on tr(P0 P0) residual degrees of freedom
+        summary = self.summary
+        assert isinstance(summary, WeightedStats)
+        variance, df = self.estimates.theta[-1] / to_numpy(summary.own.mean), np.full(summary.m, np.nan)  # (m,)
+        for genes, found in self._by_block(lambda model, theta: to_numpy(model.likelihood.residual_traces(theta))):
+            df[genes] = found
+        prior = fit_prior(variance, df)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            factor = np.sqrt(prior.posterior(variance, df) / variance)
+        return ContrastTest(tested.estimate, tested.se * factor, np.minimum(tested.df + prior.df, np.nansum(df)))
 
     def _available(self, method: str) -> str:
         # generalized p-values need the sums of squares between the levels of uncorrelated effects

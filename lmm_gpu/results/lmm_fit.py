@@ -18,6 +18,7 @@ from ..estimation.fit_options import FitOptions
 from ..estimation.mixed_model import MixedModel
 from ..estimation.status import Status
 from ..inference.pvalues import t_pvalue
+from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .fit_file import read_fit, write_fit
 from .fixed_effect_tests import FitTests
@@ -251,9 +252,11 @@ class LMMFit(FitTests, FitVariances, VariancePartition):
     def logLik(self) -> pd.Series:
         """Log-likelihood (restricted for REML); lme4's REML value is this less half of log det X'X.
 
+        With weights it is that of the values as they are: it includes half of the sum of log w.
         As FLASHMM reports it, with quad / s_0 = N: that of theta at an optimum, not for a feature stopped by max_iter.
         """
-        return self._by_feature(self.estimates.logLik)
+        own = to_numpy(self.summary.own.log_weights) if isinstance(self.summary, WeightedStats) else 0.0
+        return self._by_feature(self.estimates.logLik + 0.5 * own)
 
     @property
     def niter(self) -> pd.Series:

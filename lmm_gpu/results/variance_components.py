@@ -220,9 +220,12 @@ class FitVariances(Fitted):
         chosen = range(len(self.summary.d)) if component is None else [self._component(component)]
         ends = np.cumsum([0, *self.summary.d])
         rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in chosen])
-        bare, m = unprojected(self.summary), self.summary.m
+        m, grouped = self.summary.m, isinstance(self.model.likelihood, GroupedEffects)
+        bare = None if grouped else unprojected(self.summary)
         blup, sd = (np.full((rows.size, m), np.nan) for _ in range(2))
-        formed = self._by_block(lambda model, at: (to_numpy(model.random_effects(at)), conditional_sd(bare, at)))
+        formed = self._by_block(
+            lambda model, at: (to_numpy(model.random_effects(at)), conditional_sd(bare or _without_fixed(model), at))
+        )
         for genes, (u, spread) in formed:
             blup[:, genes], sd[:, genes] = u[rows], spread[rows]
         owner = np.repeat(list(self.summary.component_names), self.summary.d)[rows]
@@ -357,15 +360,16 @@ def _single(model: MixedModel) -> SingleComponent:
 
 def unprojected(summary: SummaryStats) -> Likelihood:
     """Likelihood of no genes with Z'Z in place of S: its N = D (I + Z'Z D)^-1 is the conditional covariance / s_0."""
-    if max(summary.term_sizes) > 1:
-        likelihood = MixedModel.by_blocks(summary).likelihood
-        assert isinstance(likelihood, GroupedEffects)
-        return likelihood.without_fixed()
     projection = Projection.build(summary)
     bare = replace(projection, S=projection.ZZ)
     if len(summary.d) == 1:
         return SingleComponent.decompose(bare, "REML")
     return MultiComponent.decompose(bare, summary.d, "REML")
+
+
+def _without_fixed(model: MixedModel) -> Likelihood:
+    assert isinstance(model.likelihood, GroupedEffects)
+    return model.likelihood.without_fixed()
 
 
 def conditional_sd(bare: Likelihood, theta: Array) -> np.ndarray:
