@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,9 @@ def _tested(
     design = build_design(formula, v.obs)
     summary = weighted_statistics(design, v.X, v.layers["weights"], features, "log2 cpm")
     fit: LMMFit = fit_summary(summary, FitOptions(bounds="nonnegative"))
-    return fit.test(contrast, df=df, moderate=moderate)
+    with warnings.catch_warnings():  # a sample is one observation: advice on cells does not apply
+        warnings.simplefilter("ignore", UserWarning)
+        return fit.test(contrast, df=df, moderate=moderate)
 
 
 def _linear_table(v: Any, formula: str, contrast: Any, features: tuple[str, ...], moderate: bool) -> pd.DataFrame:

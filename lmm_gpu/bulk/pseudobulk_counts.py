@@ -86,7 +86,7 @@ def _groups(obs: pd.DataFrame, keys: list[str], min_cells: int) -> tuple[pd.Data
         raise ValueError(f"by names {named}; expected columns of obs, which has {', '.join(map(str, obs.columns))}")
     table = obs.reset_index(drop=True)
     grouped = table.groupby(keys, observed=True, sort=True, dropna=True)
-    codes = grouped.ngroup().to_numpy().copy()  # (n,), -1 where a key is missing
+    codes = grouped.ngroup().fillna(-1).to_numpy(dtype=np.int64, copy=True)  # (n,), -1 where a key is missing
     if (codes < 0).any():
         logger.warning("%d of %d cells have no value of %s: left out", (codes < 0).sum(), len(obs), ", ".join(keys))
     counts = np.bincount(codes[codes >= 0], minlength=grouped.ngroups)

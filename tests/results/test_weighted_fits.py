@@ -1,0 +1,120 @@
+"""Fits with a weight per gene and observation: lme4's with weights, and the fit of scaled rows."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from paths import REFERENCE
+
+from lmm_gpu.design import build_design
+from lmm_gpu.estimation.fit_options import FitOptions
+from lmm_gpu.results.fitting import fit_summary
+from lmm_gpu.sumstats.assembly import cross_products
+from lmm_gpu.sumstats.gene_weights import weighted_statistics
+
+LME4 = 2e-6
+
+
+def load(name):
+    with np.load(REFERENCE / f"{name}.npz") as stored:
+        return dict(stored)
+
+
+def fitted(Y, W, obs, formula, **options):
+    names = tuple(f"g{i}" for i in range(Y.shape[1]))
+    summary = weighted_statistics(build_design(formula, obs), Y, W, names)
+    return fit_summary(summary, FitOptions(**options))
+
+
+def logLik(fit):
+    """Lme4's REML value."""
+    return fit.logLik.to_numpy() - 0.5 * np.linalg.slogdet(fit.summary.XX)[1]
+
+
+@pytest.mark.parametrize("name", ["weighted_cells", "weighted_correlated"])
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_equal_weights_of_all_genes_are_lme4s(name, bounds):
+    r = load(name)
+    obs = pd.read_csv(REFERENCE / f"{name}.metadata.csv", index_col=0)
+    W = np.repeat(r["weights"][:, None], len(r["Y"]), axis=1)
+    fit = fitted(r["Y"].T, W, obs, json.loads(str(r["case"]))["formula"], bounds=bounds)
+    np.testing.assert_allclose(fit.theta, r["lmer_theta"], rtol=LME4, atol=LME4)
+    np.testing.assert_allclose(fit.coef, r["lmer_coef"], rtol=LME4, atol=LME4)
+    np.testing.assert_allclose(fit.se, r["lmer_se"], rtol=LME4)
+    np.testing.assert_allclose(logLik(fit), r["lmer_logLik"][0], atol=1e-7)
+    found = fit.contrast_test(np.eye(3), "lmertest")
+    np.testing.assert_allclose(found.df, r["lmer_df"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module", name="shock")
+def _shock():
+    r, w = load("dream_shock"), load("dream_shock_weighted")
+    obs = pd.read_csv(REFERENCE / "dream_shock.metadata.csv", index_col=0)
+    fit = fitted(r["voom_E"].T, r["voom_weights"].T, obs, "~ time + (1 | donor)", bounds="nonnegative")
+    return fit, r, w, obs
+
+
+def test_weights_of_each_gene_are_lme4s(shock):
+    fit, _, w, _ = shock
+    some = fit.status.to_numpy()[:24] == "converged"
+    assert some.sum() > 20
+    np.testing.assert_allclose(fit.theta.to_numpy()[:, :24][:, some], w["lmer_theta"][:, some], rtol=1e-5, atol=LME4)
+    np.testing.assert_allclose(fit.coef.to_numpy()[:, :24][:, some], w["lmer_coef"][:, some], rtol=1e-7)
+    np.testing.assert_allclose(fit.se.to_numpy()[:, :24][:, some], w["lmer_se"][:, some], rtol=1e-6)
+    np.testing.assert_allclose(logLik(fit)[:24], w["lmer_logLik"][0], atol=1e-7)
+    for df, se, wanted in (("lmertest", "lmer_se", "lmer_df"), ("kenward-roger", "lmer_kr_se", "lmer_kr_df")):
+        found = fit.contrast_test(np.eye(3), df)
+        np.testing.assert_allclose(found.se[:, :24][:, some], w[se][:, some], rtol=1e-6)
+        np.testing.assert_allclose(found.df[:, :24][:, some], w[wanted][:, some], rtol=1e-5)
+
+
+def test_residual_df_are_dreams(shock):
+    fit, r, _, _ = shock
+    model, theta = fit.model.with_genes(fit.summary), fit.theta.to_numpy()
+    found = model.likelihood.residual_traces(theta)
+    np.testing.assert_allclose(found, r["rdf"], rtol=1e-5)
+
+
+def test_moderated_tests_are_dreams(shock):
+    """Where lme4's fit is interior; its default optimiser stops at about 1e-5 of the standard errors."""
+    fit, r, _, _ = shock
+    some = fit.status.to_numpy() == "converged"
+    for i, contrast in enumerate(fit.summary.fixed_names):
+        table = fit.test(contrast, df="lmertest", moderate=True)
+        np.testing.assert_allclose(table["statistic"][some], r["eb_t"][some, i], rtol=1e-4)
+        np.testing.assert_allclose(table["df"][some], r["eb_df_total"][some, i], rtol=1e-4)
+        shown = some & (r["eb_p"][:, i] > 1e-8)
+        np.testing.assert_allclose(table["p_value"][shown], r["eb_p"][shown, i], rtol=2e-3)
+
+
+@pytest.mark.parametrize("random", ["(1 | donor)", "(dose | donor)", "(dose | donor) + (1 | batch)"])
+@pytest.mark.parametrize("method", ["REML", "ML"])
+def test_each_gene_is_the_fit_of_its_scaled_rows(random, method):
+    rng, n, m = np.random.default_rng(4), 60, 4
+    obs = pd.DataFrame({"donor": rng.integers(0, 10, n).astype(str), "batch": rng.integers(0, 4, n).astype(str)})
+    obs = obs.assign(time=rng.choice(["a", "b"], n), dose=rng.normal(size=n))
+    W = rng.uniform(0.3, 3.0, size=(n, m))
+    formula = f"~ time + {random}"
+    design = build_design(formula, obs)
+    Y = design.Z @ rng.normal(size=(design.q, m)) + rng.normal(size=(n, m)) / np.sqrt(W)
+    options = {"method": method, "bounds": "nonnegative"}
+    fit = fitted(Y, W, obs, formula, **options)
+    C = np.eye(2)
+    for gene in range(m):
+        root = np.sqrt(W[:, [gene]])
+        labels = {"d": design.d, "random_terms": design.random_terms}
+        scaled = cross_products(root * design.X, root * design.Z.toarray(), root * Y[:, [gene]], **labels)
+        one = fit_summary(scaled, FitOptions(**options))
+        for name in ("theta", "coef", "se", "RE"):
+            found, wanted = getattr(fit, name).iloc[:, gene], getattr(one, name).iloc[:, 0]
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        for df in ("satterthwaite", "lmertest", *(["kenward-roger"] if method == "REML" else [])):
+            found, wanted = fit.contrast_test(C, df), one.contrast_test(C, df)
+            np.testing.assert_allclose(found.se[:, gene], wanted.se[:, 0], rtol=1e-6)
+        sd = fit.ranef().query("variable == @fit.summary.features[@gene]")["sd"]
+        np.testing.assert_allclose(sd, one.ranef()["sd"], rtol=1e-4, atol=1e-6)
+        joint, wanted = fit.f_test(C, "satterthwaite"), one.f_test(C, "satterthwaite")
+        np.testing.assert_allclose(joint.statistic[gene], wanted.statistic[0], rtol=1e-5)
