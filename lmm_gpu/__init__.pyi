@@ -1,6 +1,7 @@
 from . import pl, tl
 from ._version import __version__
 from .api import fit, summarize
+from .bulk import dream, pseudobulk, tmm_factors, voom
 from .design.contrasts import contrast_matrix
 from .estimation.status import Status
 from .flashmm_api import flashmm, lmm, lmmfit, lmmtest, sslmm
@@ -16,16 +17,20 @@ __all__ = [
     "SummaryStats",
     "__version__",
     "contrast_matrix",
+    "dream",
     "fit",
     "flashmm",
     "lmm",
     "lmmfit",
     "lmmtest",
     "pl",
+    "pseudobulk",
     "report",
     "simuRNAseq",
     "sslmm",
     "summarize",
     "tl",
+    "tmm_factors",
     "to_wide",
+    "voom",
 ]

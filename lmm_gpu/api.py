@@ -23,6 +23,7 @@ from .results.lmm_fit import LMMFit
 from .sumstats.cell_model import Bar, ReadOptions, open_cells
 from .sumstats.gene_filter import GeneFilter
 from .sumstats.summary_stats import STATISTICS, SummaryStats
+from .sumstats.weighted_cells import gene_weights, summarize_weighted
 
 
 def summarize(
@@ -80,9 +81,10 @@ def summarize(
         of several sites can be added only if all have the same target.
     is_counts : bool, optional
         Whether the values are raw counts, auto-detected by default. Ignored if `transform` is given.
-    weights : str or array (n,), optional
+    weights : str, array (n,) or matrix (n, m), optional
         Weight of each selected cell, a column of obs or an array: Var(residual) = s_0 / weight. Cells of weight 0 are
-        left out.
+        left out. Or a positive weight per cell and gene, such as those of `voom`: a layer of the AnnData or a matrix,
+        for data in memory.
     cells : str or boolean array (n,), optional
         Cells to select: a mask, or a query on their obs, ``"n_counts > 500 and condition == 'stim'"``, with comparisons
         with numbers and texts, ``in [...]``, and, or, not, parentheses, and names in backquotes. Cells for which the
@@ -132,6 +134,9 @@ def summarize(
     options = ReadOptions(transform, size_factors, target, is_counts, selected, threads, checkpoint)
     where: dict[str, Any] = {"obs": obs, "layer": layer, "use_raw": use_raw, "features": features}
     where |= {"feature_types": feature_types, "cells": cells, "weights": weights}
+    if (own := gene_weights(data, weights)) is not None:
+        with open_cells(data, formula, **where | {"weights": None}, memory=budget) as model:
+            return summarize_weighted(model, own, options)
     with open_cells(data, formula, **where, scheduler=scheduler, memory=budget) as model:
         saved = model.checkpoint(options)
         summary = model.summarize(options, progress_bar(progress), saved)

@@ -255,8 +255,9 @@ class LMMFit(FitTests, FitVariances, VariancePartition):
         With weights it is that of the values as they are: it includes half of the sum of log w.
         As FLASHMM reports it, with quad / s_0 = N: that of theta at an optimum, not for a feature stopped by max_iter.
         """
-        own = to_numpy(self.summary.own.log_weights) if isinstance(self.summary, WeightedStats) else 0.0
-        return self._by_feature(self.estimates.logLik + 0.5 * own)
+        ss = self.summary
+        log_weights = to_numpy(ss.own.log_weights) if isinstance(ss, WeightedStats) else ss.log_weights
+        return self._by_feature(self.estimates.logLik + 0.5 * log_weights)
 
     @property
     def niter(self) -> pd.Series:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
 from paths import REFERENCE
 
+import lmm_gpu
 from lmm_gpu.design import build_design
 from lmm_gpu.estimation.fit_options import FitOptions
 from lmm_gpu.results.fitting import fit_summary
@@ -118,3 +120,39 @@ def test_each_gene_is_the_fit_of_its_scaled_rows(random, method):
         np.testing.assert_allclose(sd, one.ranef()["sd"], rtol=1e-4, atol=1e-6)
         joint, wanted = fit.f_test(C, "satterthwaite"), one.f_test(C, "satterthwaite")
         np.testing.assert_allclose(joint.statistic[gene], wanted.statistic[0], rtol=1e-5)
+
+
+# --- from the Python API ---
+
+
+def test_weights_of_a_layer_and_of_a_matrix_are_the_same(shock):
+    fit, r, _, obs = shock
+    v = anndata.AnnData(r["voom_E"].T, obs=obs, layers={"weights": r["voom_weights"].T})
+    options = {"bounds": "nonnegative", "progress": False}
+    layer = lmm_gpu.fit(v, "~ time + (1 | donor)", weights="weights", **options)
+    matrix = lmm_gpu.fit((r["voom_E"].T, obs), "~ time + (1 | donor)", weights=r["voom_weights"].T, **options)
+    np.testing.assert_allclose(layer.theta, fit.theta, rtol=1e-12)
+    np.testing.assert_allclose(matrix.theta, fit.theta, rtol=1e-12)
+    some = lmm_gpu.fit(v, "~ time + (1 | donor)", weights="weights", cells="donor != 'E25'", **options)
+    rest = (obs["donor"] != "E25").to_numpy()
+    alone = lmm_gpu.fit(v[rest].copy(), "~ time + (1 | donor)", weights="weights", **options)
+    np.testing.assert_allclose(some.theta, alone.theta, rtol=1e-12)
+
+
+def test_weights_that_all_genes_share_are_lme4s():
+    """One weight per cell, through the sums of the streaming path."""
+    for name in ("weighted_cells", "weighted_correlated"):
+        r = load(name)
+        obs = pd.read_csv(REFERENCE / f"{name}.metadata.csv", index_col=0).assign(w=r["weights"])
+        formula = json.loads(str(r["case"]))["formula"]
+        for weights in ("w", r["weights"]):
+            fit = lmm_gpu.fit((r["Y"].T, obs), formula, weights=weights, progress=False)
+            np.testing.assert_allclose(fit.theta, r["lmer_theta"], rtol=LME4, atol=LME4)
+            np.testing.assert_allclose(fit.se, r["lmer_se"], rtol=LME4)
+            np.testing.assert_allclose(logLik(fit), r["lmer_logLik"][0], atol=1e-7)
+
+
+def test_a_filter_with_weights_per_gene_is_refused(shock):
+    _, r, _, obs = shock
+    with pytest.raises(ValueError, match="not available with a weight per gene"):
+        lmm_gpu.fit((r["voom_E"].T, obs), "~ time + (1 | donor)", weights=r["voom_weights"].T, min_cells=3)
