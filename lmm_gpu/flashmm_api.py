@@ -36,8 +36,8 @@ from .backend.devices import Device, resolve
 from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
 from .backend.sparse import is_sparse, stored_values
+from .design.column_names import r_names
 from .design.design import fixed_design, random_columns
-from .design.formula import r_names
 from .estimation.fit_options import FitOptions
 from .inference.pvalues import t_pvalue
 from .results.fitting import fit_summary

@@ -11,7 +11,7 @@ import pandas as pd
 from .api import fit
 from .design.cell_query import matching_cells
 from .design.contrasts import contrast_rows
-from .design.design import build_design
+from .design.design import build_design, used_cells
 from .inference.pvalues import z_scores
 from .results.lmm_fit import LMMFit
 
@@ -187,6 +187,7 @@ def _groups(obs: pd.DataFrame, formula: str, contrast: Any, names: Mapping[str, 
         kept, _ = matching_cells(cells, obs)
     elif cells is not None:
         kept = np.asarray(cells, dtype=bool)
+    kept = kept & used_cells(formula, obs)
     design = build_design(formula, obs[kept])
     C, labels = contrast_rows(contrast, design.fixed_names)
     of_cell = np.full(len(obs), _REFERENCE, dtype=object)

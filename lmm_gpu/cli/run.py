@@ -15,7 +15,7 @@ import pandas as pd
 from ..api import fit as fit_cells
 from ..api import saved_statistics, summarize
 from ..design.contrasts import contrast_matrix
-from ..design.design import build_design
+from ..design.design import build_design, used_cells
 from ..estimation.fit_options import FitOptions
 from ..inference.diagnostics import advise
 from ..inference.satterthwaite import check_df_method
@@ -191,7 +191,8 @@ def _summed(
         rest |= {name: options[name] for name in ("device", "memory", "scheduler") if name in options}
         with open_source(data, **where) as opened:
             source = select_cells(opened, reading.get("cells"))
-            matrix = contrasts_of(contrasts, build_design(formula, source.obs).fixed_names)
+            names = build_design(formula, source.obs[used_cells(formula, source.obs)]).fixed_names
+            matrix = contrasts_of(contrasts, names)
             return summarize(source, formula, **rest, checkpoint=checkpoint), matrix
 
 

@@ -1,96 +1,115 @@
-"""Formulas and a table of cells become the matrices of the model: X, Z, and the names of their columns."""
+"""Design of a mixed model: X, Z and the names of their columns, from a formula and a table of cells."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
 
-import formulaic
 import numpy as np
-import pandas as pd
-from formulaic.errors import DataMismatchWarning
 from scipy import sparse
 
-from .formula import (
-    CONTEXT,
-    RandomTerm,
-    first_line,
-    parse_fixed,
-    r_names,
-    require_column,
-    right_hand_side,
-    split_formula,
-)
+from .terms import Terms
 
-__all__ = ["Design", "build_design", "fixed_design", "r_names", "random_columns"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .fixed_effects import FixedColumns
+    from .random_effects import RandomTerm
 
 
 @dataclass(frozen=True, eq=False)
 class Design:
-    """What a formula and a table of cells say about the model ``y = X beta + Z u + e``.
+    """Design of the model ``y = X beta + Z u + e``.
 
     Attributes
     ----------
     formula
         The formula as it was written.
-    X
-        Fixed effects, (n, p) float64.
-    Z
-        Random effects, (n, q) float64 in CSR format: one block of columns per component, one column per group.
-    d
-        Number of columns in each block; they add up to q.
-    fixed_names
-        One name per column of `X`, as formulaic writes them: ``condition[T.stim]``.
-    random_names
-        One name per column of `Z`: ``donor[D1]``, ``donor:cell_type[D1:B]``, ``age|donor[D1]``.
-    component_names
-        One name per block: ``donor``, ``donor:cell_type``, ``age|donor``.
-    terms
-        Terms of the fixed part and the columns of `X` of each; ``1`` is the intercept.
-    random_terms
-        Grouping and effects of each random term, in the order of the blocks; effects of one term are correlated.
+    fixed
+        Columns of X, those made of factors as a table of distinct rows.
+    random
+        Random terms with the group of each cell.
     """
 
     formula: str
-    X: np.ndarray = field(repr=False)
-    Z: sparse.csr_array = field(repr=False)
-    d: tuple[int, ...]
-    fixed_names: tuple[str, ...]
-    random_names: tuple[str, ...] = field(repr=False)
-    component_names: tuple[str, ...]
-    terms: tuple[tuple[str, tuple[int, ...]], ...]
-    random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
+    fixed: FixedColumns = field(repr=False)
+    random: tuple[RandomTerm, ...] = field(repr=False)
+
+    @cached_property
+    def X(self) -> np.ndarray:
+        """Fixed effects (n, p) float64."""
+        return self.fixed.X
+
+    @cached_property
+    def Z(self) -> sparse.csr_array:
+        """Random effects (n, q) float64 in CSR format: one block per component, one column per group."""
+        from .random_effects import indicator_matrix
+
+        return indicator_matrix(self.random)
+
+    @property
+    def terms(self) -> Terms:
+        """Terms of the fixed part, with their columns of X, factors and levels; ``1`` is the intercept."""
+        return self.fixed.terms
+
+    @property
+    def fixed_names(self) -> tuple[str, ...]:
+        """One name per column of X, as formulaic writes them: ``condition[T.stim]``."""
+        return self.fixed.names
+
+    @property
+    def random_terms(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Grouping and effects of each random term, in the order of the blocks; effects of one term are correlated."""
+        return tuple((term.group, term.effects) for term in self.random)
+
+    @property
+    def d(self) -> tuple[int, ...]:
+        """Number of columns of Z in each block, (k,); they add up to q."""
+        return tuple(len(term.levels) for term in self.random for _ in term.effects)
+
+    @property
+    def random_names(self) -> tuple[str, ...]:
+        """One name per column of Z: ``donor[D1]``, ``donor:cell_type[D1:B]``, ``age|donor[D1]``."""
+        return tuple(name for term in self.random for name in term.random_names)
+
+    @property
+    def component_names(self) -> tuple[str, ...]:
+        """One name per block of Z: ``donor``, ``donor:cell_type``, ``age|donor``; ``donor.age`` if correlated."""
+        return tuple(name for term in self.random for name in term.component_names)
 
     @property
     def n(self) -> int:
         """Number of cells."""
-        return self.X.shape[0]
+        return len(self.fixed.codes)
 
     @property
     def p(self) -> int:
         """Number of fixed effects."""
-        return self.X.shape[1]
+        return len(self.fixed.names)
 
     @property
     def q(self) -> int:
         """Number of random effects."""
-        return self.Z.shape[1]
+        return sum(self.d)
 
 
 def build_design(formula: str, obs: pd.DataFrame) -> Design:
     """Build the design of a linear mixed model from an lme4 formula.
 
-    The fixed part follows formulaic. The random part may hold ``(1 | g)``, ``(1 | a:b)``, ``(1 | a/b)`` which is
-    ``(1 | a) + (1 | a:b)``, ``(0 + x | g)`` for a slope alone, and ``(x || g)`` for an intercept and a slope without
-    correlation. The effects of ``(x | g)`` are correlated.
+    The fixed part follows formulaic. The random part may contain ``(1 | g)``, ``(1 | a:b)``, ``(1 | a/b)`` which is
+    ``(1 | a) + (1 | a:b)``, ``(0 + x | g)`` for a slope alone, ``(x | g)`` for an intercept and a slope with their
+    correlation, and ``(x || g)`` for the same without it; x may be a factor or several columns.
+
+    Unused categories are dropped, and ordered ones are coded by treatment contrasts; a log line says so.
 
     Parameters
     ----------
     formula
         One-sided: the responses are the genes.
     obs
-        One row per cell, n rows.
+        One row per cell, n rows, without missing values in the columns that the formula uses (`used_cells` finds
+        the complete rows).
 
     Returns
     -------
@@ -100,9 +119,10 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
     Raises
     ------
     ValueError
-        If the formula cannot be read or holds code that is not allowed, has no random term or the same one twice; if
-        a column that it uses is unknown, has missing or infinite values or categories without cells; or if a grouping
-        has a single group, or as many groups as cells.
+        If the formula cannot be read or contains code that is not allowed, has no random term or the same one twice; if
+        a column that it uses is unknown, has missing or infinite values, or dates; if a factor has one level, a term
+        makes no column, or a random term has a single group, as many groups as cells, or more effects than its groups
+        determine.
 
     References
     ----------
@@ -119,26 +139,49 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
     >>> design.random_names
     ('donor[D1]', 'donor[D2]', 'donor[D3]')
     """
-    fixed, terms = split_formula(formula)
+    from .fixed_effects import fixed_columns
+    from .formula import split_formula
+    from .obs_columns import ObsColumns
+    from .random_effects import random_terms
+
+    text, terms = split_formula(formula)
     if not terms:
         raise ValueError(
-            f"the formula {formula!r} has no random term: add at least one, such as (1 | donor), for what the cells "
-            "of a group share"
+            f"the formula {formula!r} has no random term: add at least one, such as (1 | donor), for the variation "
+            "between groups of cells"
         )
-    X, fixed_names, columns_of = _fixed_columns(fixed, obs)  # (n, p)
-    blocks = [block for term in terms for block in _blocks(term, obs)]
-    _refuse_duplicates(blocks)
-    return Design(
-        formula=formula,
-        X=X,
-        Z=_one_hot(blocks),
-        d=tuple(len(block.levels) for block in blocks),
-        fixed_names=fixed_names,
-        random_names=tuple(f"{block.name}[{level}]" for block in blocks for level in block.levels),
-        component_names=tuple(block.name for block in blocks),
-        terms=columns_of,
-        random_terms=tuple((term[0].group, tuple(block.effect for block in term)) for term in _correlated(blocks)),
-    )
+    columns = ObsColumns(obs)
+    return Design(formula, fixed_columns(text, columns), random_terms(terms, columns))
+
+
+def used_cells(formula: str, obs: pd.DataFrame) -> np.ndarray:
+    """Return True (n,) for the cells without missing values in the columns that a formula uses.
+
+    One log line for each column says how many cells are left out.
+
+    Parameters
+    ----------
+    formula
+        Of a mixed model.
+    obs
+        One row per cell, n rows.
+
+    Raises
+    ------
+    ValueError
+        If the formula cannot be read or names an unknown column, or no cell is complete.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> obs = pd.DataFrame({"age": [31.0, None, 45.0], "donor": ["D1", "D1", "D2"]})
+    >>> used_cells("~ age + (1 | donor)", obs).tolist()
+    [True, False, True]
+    """
+    from .formula import all_columns
+    from .obs_columns import complete_rows
+
+    return complete_rows(all_columns(formula, list(obs.columns)), obs)
 
 
 def fixed_design(formula: str, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -170,8 +213,12 @@ def fixed_design(formula: str, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str
     >>> X.tolist(), names
     ([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], ('cls[B]', 'cls[T]'))
     """
-    X, names, _ = _fixed_columns(right_hand_side(formula), obs)
-    return X, names
+    from .fixed_effects import fixed_columns
+    from .formula import right_hand_side
+    from .obs_columns import ObsColumns
+
+    fixed = fixed_columns(right_hand_side(formula), ObsColumns(obs))
+    return fixed.X, fixed.names
 
 
 def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, tuple[str, ...]]:
@@ -180,7 +227,7 @@ def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, t
     Parameters
     ----------
     formula
-        Without bars: this is how R's ``model.matrix`` is asked for Z.
+        Without bars: R's ``model.matrix`` takes this form for Z.
     obs
         One row per cell, n rows.
 
@@ -203,161 +250,8 @@ def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, t
     >>> Z.toarray().tolist(), names
     ([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], ('sam[A1]', 'sam[B1]'))
     """
-    model = _model_matrix(right_hand_side(formula), obs, output="sparse")
-    return sparse.csr_array(model, dtype=np.float64), model.model_spec.column_names
+    from .fixed_effects import sparse_columns
+    from .formula import right_hand_side
+    from .obs_columns import ObsColumns
 
-
-def _fixed_columns(
-    text: str, obs: pd.DataFrame
-) -> tuple[np.ndarray, tuple[str, ...], tuple[tuple[str, tuple[int, ...]], ...]]:
-    """X (n, p), names of its columns, and the columns of each term."""
-    model = _model_matrix(text, obs, output="numpy")
-    names = model.model_spec.column_names
-    if not names:
-        raise ValueError(f"the fixed part {text.strip()!r} has no columns: leave the intercept in by writing '~ 1'")
-    terms = tuple((str(term), tuple(columns)) for term, columns in model.model_spec.term_indices.items() if columns)
-    return np.asarray(model, dtype=np.float64), names, terms  # (n, p)
-
-
-def _model_matrix(text: str, obs: pd.DataFrame, output: str) -> formulaic.ModelMatrix:
-    """Evaluate a checked formula on checked columns; `output` is formulaic's, "numpy" or "sparse"."""
-    if not len(obs):
-        raise ValueError("obs has no rows: it needs one for each cell")
-    parsed, used = parse_fixed(text, obs.columns)
-    table = pd.DataFrame({name: _checked_column(name, obs) for name in used}, index=range(len(obs)))
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("error", DataMismatchWarning)  # levels= that leave cells out
-            model = parsed.get_model_matrix(table, context=CONTEXT, output=output, na_action="ignore")
-            totals = np.ravel(model.sum(axis=0))  # (p,)
-    except Exception as error:  # the code was checked, so it is the values that it cannot work with
-        raise ValueError(f"cannot evaluate the formula {text.strip()!r} on obs: {first_line(error)}") from error
-    for position in np.flatnonzero(~np.isfinite(totals)):
-        bad = ~np.isfinite(np.ravel(sparse.csc_array(model[:, [position]]).toarray()))  # (n,)
-        advice = "look for zeros and negative numbers in logarithms and roots, and for constants that are scaled"
-        _refuse_rows(f"design column {model.model_spec.column_names[position]!r}", bad, "NaN or infinite", advice, obs)
-    return model
-
-
-def _checked_column(name: str, obs: pd.DataFrame) -> pd.Series:
-    """One column of obs, refused if it has holes, with numbers as NumPy knows them and all else as categories."""
-    column = obs[require_column(name, obs.columns)]
-    if column.ndim != 1:
-        raise ValueError(f"obs has {column.shape[1]} columns named {name!r}: rename or drop all but one")
-    column = column.reset_index(drop=True)  # cells may share a label, and formulaic aligns by label
-    missing = column.isna().to_numpy(bool)
-    _refuse_rows(f"obs column {name!r}", missing, "missing", "fill them in, or drop these cells", obs)
-    if pd.api.types.is_numeric_dtype(column.dtype):
-        numbers = column.astype(getattr(column.dtype, "numpy_dtype", column.dtype))  # pandas' nullable types have one
-        infinite = np.isinf(numbers.to_numpy())
-        _refuse_rows(f"obs column {name!r}", infinite, "infinite", "correct them, or drop these cells", obs)
-        return numbers
-    column = column.astype("category")
-    unused = column.cat.categories.difference(column.unique().tolist(), sort=False)
-    if len(unused):
-        raise ValueError(
-            f"obs column {name!r} has categories without cells ({', '.join(map(str, unused))}): drop them with "
-            f"obs[{name!r}] = obs[{name!r}].cat.remove_unused_categories()"
-        )
-    # as plain text: of categories in pandas' own string type formulaic would make columns of objects
-    return column.cat.rename_categories(column.cat.categories.astype(object).tolist())
-
-
-def _refuse_rows(column: str, bad: np.ndarray, what: str, advice: str, obs: pd.DataFrame) -> None:
-    if bad.any():
-        first = ", ".join(map(str, obs.index[bad][:3]))
-        raise ValueError(f"{column} is {what} in {bad.sum()} of {len(obs)} rows (first: {first}): {advice}")
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Columns of Z that share one variance: row i has ``values[i]`` in column ``codes[i]`` and nothing elsewhere."""
-
-    effect: str
-    groups: tuple[str, ...]
-    codes: np.ndarray  # (n,)
-    values: np.ndarray  # (n,)
-    levels: list[str]
-    term: RandomTerm
-
-    @property
-    def group(self) -> str:
-        return ":".join(self.groups)
-
-    @property
-    def name(self) -> str:
-        if self.effect == "Intercept":
-            return self.group
-        return f"{self.effect}|{self.group}" if self.term.independent or self.alone else f"{self.group}.{self.effect}"
-
-    alone: bool = True  #: the only effect of its term
-
-
-def _blocks(term: RandomTerm, obs: pd.DataFrame) -> Iterator[_Block]:
-    values, effects = _effects(term, obs)  # (n, effects)
-    codes, levels = _groups(term, obs)  # (n,)
-    for column, effect in enumerate(effects):
-        yield _Block(effect, term.groups, codes, values[:, column], levels, term, alone=len(effects) == 1)
-
-
-def _correlated(blocks: Sequence[_Block]) -> list[list[_Block]]:
-    """Blocks term by term: those of one term are correlated, unless its bar was doubled."""
-    found: list[list[_Block]] = []
-    for block in blocks:
-        if found and found[-1][0].term is block.term and not block.term.independent:
-            found[-1].append(block)
-        else:
-            found.append([block])
-    return found
-
-
-def _effects(term: RandomTerm, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Evaluate what stands left of the bar: a column of ones, numeric columns, or both."""
-    model = _model_matrix(term.effects, obs, output="numpy")
-    effects = model.model_spec.column_names
-    if not effects:
-        raise ValueError(f"{term} has no random effect: write (1 | {term.group}) or (0 + x | {term.group})")
-    return np.asarray(model, dtype=np.float64), effects
-
-
-def _groups(term: RandomTerm, obs: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Find the group of each cell as an integer, and the groups' names: only combinations that have cells."""
-    factors = [pd.factorize(_checked_column(name, obs), sort=True) for name in term.groups]
-    shape = [len(labels) for _, labels in factors]
-    cells = np.ravel_multi_index([codes for codes, _ in factors], shape)  # (n,)
-    groups, codes = np.unique(cells, return_inverse=True)  # (groups,), (n,)
-    parts = [
-        labels[index].astype(str) for (_, labels), index in zip(factors, np.unravel_index(groups, shape), strict=True)
-    ]
-    if len(groups) < 2:
-        raise ValueError(
-            f"{term} has a single group, {term.group} = {':'.join(part[0] for part in parts)}: a variance between "
-            "groups needs two groups or more; drop the term or group by another column"
-        )
-    if len(groups) == len(obs):
-        raise ValueError(
-            f"{term} has as many groups as there are cells ({len(obs)}), so that it cannot be told from the residual: "
-            "drop the term or group by another column"
-        )
-    return codes, [":".join(labels) for labels in zip(*parts, strict=True)]
-
-
-def _refuse_duplicates(blocks: Sequence[_Block]) -> None:
-    seen = set()
-    for block in blocks:
-        key = (block.effect, frozenset(block.groups))
-        if key in seen:
-            raise ValueError(f"the random term {block.name} appears twice: keep one of them")
-        seen.add(key)
-
-
-def _one_hot(blocks: Sequence[_Block]) -> sparse.csr_array:
-    """Z straight from the codes: every row holds one value for each block."""
-    n, k = len(blocks[0].codes), len(blocks)
-    widths = [len(block.levels) for block in blocks]
-    offsets = np.cumsum([0, *widths[:-1]])  # (k,)
-    columns = np.stack([block.codes for block in blocks], axis=1) + offsets  # (n, k)
-    values = np.stack([block.values for block in blocks], axis=1)  # (n, k)
-    kind = sparse.get_index_dtype(maxval=max(n * k, sum(widths)))
-    places = columns.ravel().astype(kind), np.arange(0, n * k + 1, k, dtype=kind)
-    return sparse.csr_array((values.ravel(), *places), shape=(n, sum(widths)))
+    return sparse_columns(right_hand_side(formula), ObsColumns(obs))

@@ -1,44 +1,60 @@
-"""Formulas as text: lme4's syntax is read here, and nothing is evaluated that was not checked here first.
+"""Read the text of a formula: lme4's syntax, its fixed part and its random terms.
 
-formulaic turns the fixed part into columns, and runs whatever Python it finds in a formula, with the built-in
-functions in reach. So the formula is parsed, every piece that would run is compared with a short list of what
-is allowed, and only then does `lmm_gpu.design` let formulaic loose on the data.
+Nothing is evaluated here. formulaic turns the fixed part into columns and runs the Python code that it finds in a
+formula, so `safe_code` compares every piece with a short list of what is allowed before formulaic sees any data.
 """
 
 from __future__ import annotations
 
-import ast
-import difflib
+import math
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
 from formulaic import Formula, SimpleFormula
+from formulaic.parser import DefaultFormulaParser
 from formulaic.parser.algos.tokenize import tokenize
-from formulaic.parser.types import Token
-from formulaic.utils.code import sanitize_variable_names
+from formulaic.parser.types import ASTNode, Token
 
-UFUNCS = ("abs", "exp", "expm1", "log", "log10", "log1p", "log2", "sqrt")
-TRANSFORMS = ("C", "I", "bs", "cc", "center", "cr", "cs", "poly", "scale", "standardize")
-CONTRASTS = (
-    *(f"contr.{name}" for name in ("treatment", "sum", "helmert", "poly", "diff", "sas")),
-    *("Treatment", "Sum", "Helmert", "Poly", "Diff"),
-)
-CALLABLE = {*UFUNCS, *(f"np.{name}" for name in UFUNCS), *TRANSFORMS, *CONTRASTS}
-# formulaic knows the transforms and contrasts itself; these are the functions it has not got, or not all of
-CONTEXT = {name: getattr(np, name) for name in UFUNCS}
-ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow, ast.UAdd, ast.USub)
-COMPARISON = (ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE)
-PLAIN = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.Compare, ast.List, ast.Tuple, ast.Dict, ast.keyword, ast.Load)
+from .safe_code import columns_in_code, first_line, functions_in_code, require_column
+
+if TYPE_CHECKING:
+    from formulaic.parser.types import Factor
+
+Parsed = TypeVar("Parsed")
+
+#: Limits of a formula: characters, parentheses within each other, and terms that its operators expand to.
+LONGEST_FORMULA, DEEPEST_PARENTHESES, MOST_TERMS = 10_000, 50, 1_000
+#: Products of terms that ``**`` may form while it expands.
+_MOST_PRODUCTS = 20_000
+_QUOTED = re.compile(r"""('[^']*'|"[^"]*"|`[^`]*`)""")
+_R_FACTOR = re.compile(r"(?<![\w.])(?:as\.)?factor\s*\(")
+_R_TRUTH = re.compile(r"(?<![\w.])(TRUE|FALSE)(?![\w.])")
+_R_CALL = re.compile(r"(?<![\w.])(as\.\w+|[A-Za-z]\w*)\s*\(")
+_R_ADVICE = {
+    "as.character": "write C(x) for the levels of x",
+    "as.integer": "numeric columns are numbers already; convert any other column of obs before",
+    "as.numeric": "numeric columns are numbers already; convert any other column of obs before",
+    "c": "write a list, as in C(x, levels=['a', 'b'])",
+    "cut": "compute it as a column of obs first",
+    "droplevels": "unused levels are dropped anyway: write the column alone",
+    "ifelse": "compute it as a column of obs first",
+    "interaction": "join the columns with ':'",
+    "ns": "write cr(x, df=3) for a natural cubic spline, or bs(x, df=4) for a B-spline",
+    "offset": "offsets are not available: subtract them from the values",
+    "ordered": "write C(x, contr.poly) for polynomial contrasts",
+    "rcs": "write cr(x, df=3) for a natural cubic spline",
+    "relevel": "write C(x, contr.treatment(base='level')) for another reference level",
+    "s": "write cr(x, df=3) or bs(x, df=4) for a spline",
+}
 
 
 @dataclass(frozen=True)
-class RandomTerm:
-    """One ``(effects | groups)``: the text left of the bar, and the obs columns whose combinations are the groups.
+class TermText:
+    """One random term ``(effects | groups)``: the text left of the bar, and the obs columns that define the groups.
 
-    `independent` says that the bar was doubled: several effects, without correlations.
+    `independent` marks a double bar: effects without correlations.
     """
 
     effects: str
@@ -55,25 +71,31 @@ class RandomTerm:
 
 
 def right_hand_side(formula: str) -> str:
-    """Text after the ``~`` of a one-sided formula.
+    """Text after the ``~`` of a one-sided formula, with R's spellings of factors and truth values replaced.
 
     Raises
     ------
     ValueError
-        If something stands left of the ``~``: the responses are the genes.
+        If the formula is not text, is too long or too deeply nested, calls a function of R, or has a left-hand side.
+
+    Examples
+    --------
+    >>> right_hand_side("~ as.factor(batch) + poly(x, 2, raw=TRUE)")
+    ' C(batch) + poly(x, 2, raw=True)'
     """
+    if not isinstance(formula, str):
+        raise ValueError(f"got formula={formula!r}; expected text such as '~ condition + (1 | donor)'")
+    _check_length(formula)
     left, tilde, right = formula.partition("~")
-    if not tilde:
-        return formula
-    if left.strip():
+    if tilde and left.strip():
         raise ValueError(
             f"the formula {formula!r} has a left-hand side: the responses are the genes, so start it with '~', "
             f"as in '~{right}'"
         )
-    return right
+    return _without_r_spelling(right if tilde else formula)
 
 
-def split_formula(formula: str) -> tuple[str, tuple[RandomTerm, ...]]:
+def split_formula(formula: str) -> tuple[str, tuple[TermText, ...]]:
     """Split a mixed-model formula into the text of its fixed part and its random terms.
 
     ``(1 | a/b)`` becomes ``(1 | a)`` and ``(1 | a:b)``; terms come in the order in which they were written.
@@ -92,7 +114,7 @@ def split_formula(formula: str) -> tuple[str, tuple[RandomTerm, ...]]:
     ['(1 | donor)', '(1 | donor:sample)']
     """
     fixed: list[str] = []
-    random: list[RandomTerm] = []
+    random: list[TermText] = []
     text = right_hand_side(formula)
     for tokens, piece in _summands(text):
         if any(_is_operator(token, "|") for token in tokens):
@@ -102,7 +124,7 @@ def split_formula(formula: str) -> tuple[str, tuple[RandomTerm, ...]]:
     return "".join(fixed).strip() or "1", tuple(random)
 
 
-def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, list[str]]:
+def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, dict[str, tuple[str, ...]]]:
     """Parse the fixed part of a formula and check everything in it that formulaic would evaluate.
 
     Parameters
@@ -115,99 +137,171 @@ def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, lis
     Returns
     -------
     parsed
-        Safe to evaluate on a table of the used columns, with `CONTEXT` as context.
+        Safe to evaluate on a table of the used columns, with the context of `safe_code`.
     used
-        The columns it needs.
+        The columns that each factor of the formula uses, by the text of the factor.
 
     Raises
     ------
     ValueError
-        If the text cannot be read, names an unknown column, or holds anything but columns, constants, arithmetic,
-        comparisons and calls of the functions in `CALLABLE`.
+        If the text cannot be read, expands to too many terms, names an unknown column, has a term without any column,
+        or contains anything but columns, constants, arithmetic, comparisons and calls of the functions in
+        `safe_code.CALLABLE`.
     """
     for token in _tokens(text):
         if _is_operator(token, "|"):
-            raise ValueError(f"cannot use '|' in {text.strip()!r}: a random term stands in parentheses, as (1 | donor)")
+            raise ValueError(f"cannot use '|' in {text.strip()!r}: write a random term in parentheses, as (1 | donor)")
         if token.token == ".":
             raise ValueError(f"cannot use '.' in {text.strip()!r}: name the columns of obs that the model needs")
-    try:
-        parsed = Formula(text)
-    except Exception as error:  # syntax errors of formulaic and of Python, and whatever odd text makes them stumble on
-        raise ValueError(f"cannot read the formula {text.strip()!r}: {first_line(error)}") from error
-    used: set[str] = set()
+    _check_size(_parsed_tree(text), text)
+    parsed = _read(lambda: Formula(text), text)
+    if not isinstance(parsed, SimpleFormula):
+        raise ValueError(f"cannot read the formula {text.strip()!r}: it has several parts; write one")
+    used: dict[str, tuple[str, ...]] = {}
     for factor in (factor for term in parsed for factor in term.factors):
-        if factor.eval_method is factor.EvalMethod.PYTHON:
-            used |= _columns_in_code(factor.expr, columns)
-        elif factor.eval_method is factor.EvalMethod.LOOKUP:
-            used.add(require_column(factor.expr, columns))
-    return parsed, sorted(used)
+        if factor.expr not in used:
+            used[factor.expr] = _columns_of(factor, columns)
+    _refuse_hidden_functions(used)
+    return parsed, used
 
 
-def r_names(names: Sequence[str]) -> list[str]:
-    """Rename the columns of one design the way R's ``model.matrix`` does.
-
-    Parameters
-    ----------
-    names
-        All column names of one design, as formulaic writes them.
-
-    Returns
-    -------
-    list of str
-        ``(Intercept)`` for ``Intercept``, ``cls2:trtB`` for ``cls[T.2]:trt[T.B]``; names without brackets stay.
-
-    Notes
-    -----
-    ``cls[T.cells]`` is the level "cells" where the first level was dropped and the level "T.cells" where all are there.
-    It counts as dropped where every column of the same term has the mark.
+def all_columns(formula: str, columns: Collection[str]) -> list[str]:
+    """Columns of obs that a mixed-model formula uses, in its fixed part and its random terms.
 
     Examples
     --------
-    >>> r_names(["Intercept", "log(libsize)", "cls[T.2]", "cls[T.2]:trt[T.B]"])
-    ['(Intercept)', 'log(libsize)', 'cls2', 'cls2:trtB']
-    >>> r_names(["cls[B.cells]", "cls[T.cells]"])
-    ['clsB.cells', 'clsT.cells']
+    >>> all_columns("~ log(age) + (1 + dose | donor:sample)", ["age", "dose", "donor", "sample", "other"])
+    ['age', 'donor', 'dose', 'sample']
     """
-    level = re.compile(r"\[([^\[\]]*)\](?=:|$)")
-    rows: dict[str, list[list[str]]] = defaultdict(list)
-    for name in names:
-        rows[level.sub("[]", name)].append(level.findall(name))
-    dropped = {
-        term: [all(text.startswith("T.") for text in column) for column in zip(*levels, strict=True)]
-        for term, levels in rows.items()
-    }
-
-    def renamed(name: str) -> str:
-        marked = iter(dropped[level.sub("[]", name)])
-        return level.sub(lambda match: match[1].removeprefix("T.") if next(marked) else match[1], name)
-
-    return ["(Intercept)" if name == "Intercept" else renamed(name) for name in names]
+    fixed, random = split_formula(formula)
+    found = {require_column(name, columns) for term in random for name in term.groups}
+    for text in (fixed, *(term.effects for term in random)):
+        found.update(name for names in parse_fixed(text, columns)[1].values() for name in names)
+    return sorted(found)
 
 
-def require_column(name: str, columns: Collection[str]) -> str:
-    """`name` itself if obs has that column; otherwise a ValueError with the closest names."""
-    if name in columns:
-        return name
-    known = [str(column) for column in columns]
-    close = difflib.get_close_matches(name, known)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known) or 'no columns at all'}"
-    raise ValueError(f"obs has no column {name!r}: {hint}")
+def _grouping_column(token: Token) -> str:
+    """Name of the column of a grouping, also of ``C(column)``; empty for anything else."""
+    wrapped = re.fullmatch(r"C\(\s*([^\W\d]\w*|`[^`]+`)\s*\)", token.token)
+    if token.kind is Token.Kind.PYTHON and wrapped:
+        return wrapped[1].strip("`")
+    return token.token if token.kind is Token.Kind.NAME else ""
 
 
-def first_line(error: BaseException) -> str:
-    """First line of an error's message, for a message of our own."""
-    return str(error).partition("\n")[0] or type(error).__name__
+def _columns_of(factor: Factor, columns: Collection[str]) -> tuple[str, ...]:
+    if factor.eval_method is factor.EvalMethod.LOOKUP:
+        return (require_column(factor.expr, columns),)
+    if factor.eval_method is not factor.EvalMethod.PYTHON:
+        return ()  # a literal number
+    found = columns_in_code(factor.expr, columns)
+    if not found:
+        raise ValueError(
+            f"the term {factor.expr!r} uses no column of obs: write the name of a column (in backquotes if it is not "
+            "a plain name), or drop the term"
+        )
+    return tuple(sorted(found))
+
+
+def _refuse_hidden_functions(used: dict[str, tuple[str, ...]]) -> None:
+    # formulaic looks up columns before functions: it would call the column
+    names = {name for columns in used.values() for name in columns}
+    for code in used:
+        for name in names & functions_in_code(code) if "(" in code and code not in names else ():
+            raise ValueError(
+                f"cannot evaluate {code!r}: the formula also uses a column named {name!r}, which hides the function of "
+                "that name; rename the column"
+            )
+
+
+def _check_length(formula: str) -> None:
+    if len(formula) > LONGEST_FORMULA:
+        raise ValueError(
+            f"the formula has {len(formula):,} characters, and at most {LONGEST_FORMULA:,} are read: compute columns "
+            "of obs first, and name them in a shorter formula"
+        )
+    depth = deepest = 0
+    for character in formula:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST_PARENTHESES:
+        raise ValueError(
+            f"the formula nests {deepest:,} parentheses, and at most {DEEPEST_PARENTHESES} are read: write it without "
+            "the redundant ones"
+        )
+
+
+def _without_r_spelling(text: str) -> str:
+    """Text with ``factor(x)`` as ``C(x)`` and ``TRUE`` as ``True``; R's other functions are refused with advice."""
+    pieces = _QUOTED.split(text)  # quoted pieces stand at the odd places
+    for place in range(0, len(pieces), 2):
+        piece = _R_FACTOR.sub("C(", pieces[place])
+        for call in _R_CALL.finditer(piece):
+            if call[1] in _R_ADVICE or call[1].startswith("as."):
+                advice = _R_ADVICE.get(call[1], "compute it as a column of obs first")
+                raise ValueError(f"cannot use R's function {call[1]}() in a formula: {advice}")
+        pieces[place] = _R_TRUTH.sub(lambda match: match[1].title(), piece)
+    return "".join(pieces)
+
+
+def _check_size(tree: ASTNode | Token | None, text: str) -> None:
+    """Refuse operators that expand to too many terms, before formulaic expands them."""
+    sizes: dict[int, int] = {}
+    stack: list[tuple[ASTNode | Token | None, bool]] = [(tree, False)]
+    while stack:
+        node, ready = stack.pop()
+        if not isinstance(node, ASTNode):
+            continue
+        arguments = tuple(node.args)
+        if not ready:
+            stack.append((node, True))
+            stack.extend((argument, False) for argument in arguments)
+            continue
+        counts = [sizes.get(id(argument), 1) for argument in arguments]
+        sizes[id(node)], work = _expanded(str(node.operator.symbol), counts, arguments)
+        if sizes[id(node)] > MOST_TERMS or work > _MOST_PRODUCTS:
+            raise ValueError(
+                f"the formula {_shortened(text)!r} expands to more than {MOST_TERMS:,} terms: name the interactions "
+                "that the model needs"
+            )
+
+
+def _expanded(symbol: str, counts: list[int], arguments: tuple[object, ...]) -> tuple[int, int]:
+    """Return the number of terms that an operator makes of its arguments at most, and of products that it forms."""
+    if symbol in ("**", "^") and len(counts) == 2:
+        power = str(arguments[1])
+        degree = int(power) if power.isdecimal() and len(power) < 4 else _MOST_PRODUCTS
+        if counts[0] > 1 and degree * math.log(counts[0]) > math.log(_MOST_PRODUCTS):
+            return MOST_TERMS, _MOST_PRODUCTS + 1
+        return min(counts[0] ** degree, sum(math.comb(counts[0], i + 1) for i in range(degree))), counts[0] ** degree
+    total = sum(counts) or 1
+    product = math.prod(counts)
+    if symbol == "*":
+        return total + product, product
+    return (product if symbol == ":" else total), product if symbol in (":", "/") else total
+
+
+def _read(parse: Callable[[], Parsed], text: str) -> Parsed:
+    try:
+        return parse()
+    except Exception as error:  # syntax errors of formulaic and of Python, and whatever odd text makes them stumble on
+        raise ValueError(f"cannot read the formula {_shortened(text)!r}: {first_line(error)}") from error
+
+
+def _parsed_tree(text: str) -> ASTNode | Token | None:
+    return _read(lambda: DefaultFormulaParser().get_ast(text), text)
 
 
 def _tokens(text: str) -> list[Token]:
-    try:
-        tokens = list(tokenize(text))
-    except Exception as error:
-        raise ValueError(f"cannot read the formula {text.strip()!r}: {first_line(error)}") from error
+    tokens = _read(lambda: list(tokenize(text)), text)
     if any(_is_operator(token, "~") for token in tokens):
         # formulaic evaluates what stands left of a ~ while it parses, before anything could be checked
-        raise ValueError(f"cannot read the formula {text.strip()!r}: it may have one '~', at its start")
+        raise ValueError(f"cannot read the formula {_shortened(text)!r}: it may have one '~', at its start")
     return tokens
+
+
+def _shortened(text: str) -> str:
+    text = text.strip()
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def _is_operator(token: Token, mark: str) -> bool:
@@ -224,76 +318,41 @@ def _summands(text: str) -> Iterator[tuple[list[Token], str]]:
         elif depth == 0 and position > 0 and token.kind is Token.Kind.OPERATOR and set(token.token) <= set("+-"):
             starts.append(position)
     # the text is cut where tokens start: where one ends is unknown, a closing backquote belongs to no token
-    cuts = [tokens[start].source_start for start in starts[1:]]
+    cuts = [_start(tokens[start]) for start in starts[1:]]
     for start, stop, begin, end in zip(starts, [*starts[1:], None], [0, *cuts], [*cuts, None], strict=True):
         yield tokens[start:stop], text[begin:end]
 
 
-def _read_random(tokens: list[Token], piece: str, text: str) -> Iterator[RandomTerm]:
+def _start(token: Token) -> int:
+    return token.source_start or 0
+
+
+def _read_random(tokens: list[Token], piece: str, text: str) -> Iterator[TermText]:
     body = tokens[1:] if tokens[0].token == "+" else tokens
     bars = [position for position, token in enumerate(body) if _is_operator(token, "|")]
     bar = body[bars[0]]
     if len(bars) > 1 or bar.token not in ("|", "||") or body[0].token != "(" or body[-1].token != ")":
         raise ValueError(
-            f"cannot read the random term {piece.strip()!r}: write each as (1 | group), (0 + x | group) or "
-            "(x || group) and join them with '+'"
+            f"cannot read the random term {piece.strip()!r}: write each as (1 | group), (x | group), (0 + x | group) "
+            "or (x || group) and join them with '+'"
         )
-    effects = text[body[0].source_start + 1 : bar.source_start].strip()
+    effects = text[_start(body[0]) + 1 : _start(bar)].strip()
     for groups in _groupings(body[bars[0] + 1 : -1], piece):
-        yield RandomTerm(effects, groups, independent=bar.token == "||")
+        yield TermText(effects, groups, independent=bar.token == "||")
 
 
 def _groupings(tokens: list[Token], piece: str) -> list[tuple[str, ...]]:
     """Columns of each grouping right of the bar: ``a/b:c`` gives (a) and (a, b, c)."""
     names, operators = tokens[::2], tokens[1::2]
+    columns = tuple(_grouping_column(name) for name in names)
     if (
         len(names) != len(operators) + 1
-        or any(name.kind is not Token.Kind.NAME for name in names)
+        or not all(columns)
         or any(operator.token not in (":", "/") for operator in operators)
     ):
         raise ValueError(
-            f"cannot read the groups of {piece.strip(' +')!r}: they are columns of obs joined with ':' or '/', "
-            "as in (1 | donor) or (1 | donor:cell_type); compute anything else as a column first"
+            f"cannot read the groups of {piece.strip(' +')!r}: write columns of obs joined with ':' or '/', as in "
+            "(1 | donor) or (1 | donor:cell_type); compute anything else as a column of obs first"
         )
-    columns = tuple(name.token for name in names)
     ends = [position for position, operator in enumerate(operators, start=1) if operator.token == "/"]
     return [columns[:end] for end in [*ends, len(columns)]]
-
-
-def _columns_in_code(code: str, columns: Collection[str]) -> set[str]:
-    """Columns that a piece of Python in a formula uses; a ValueError if it holds anything that is not allowed."""
-    aliases: dict[str, str] = {}
-    # formulaic's own replacement of `quoted names` by Python names: what is checked is what it will run
-    clean = sanitize_variable_names(code, dict.fromkeys(columns), aliases)
-
-    def used_by(node: ast.AST, outer: str = "") -> set[str]:
-        piece = ast.unparse(node) or outer  # an operator has no text of its own
-        children = list(ast.iter_child_nodes(node))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLABLE:
-            children.remove(node.func)
-        elif isinstance(node, (ast.Name, ast.Attribute)) and piece in CONTRASTS:
-            return set()
-        elif isinstance(node, ast.Name):
-            return {require_column(aliases.get(piece, piece), columns)}
-        elif isinstance(node, ast.Constant) and set(str(node.value)) & set("'\"`\\"):
-            # formulaic pastes the text of a call between quotes and parses that again
-            raise ValueError(f"cannot use {piece} in {code!r}: a text may not hold quotes or backslashes")
-        elif not isinstance(node, (*PLAIN, *ARITHMETIC, *COMPARISON)):
-            raise ValueError(_not_allowed(piece, code, columns))
-        used = set().union(*(used_by(child, piece) for child in children))
-        if isinstance(node, ast.BinOp) and not used:  # 9**9**9 would take for ever
-            raise ValueError(f"cannot use {piece!r} in {code!r}: write the number that it stands for")
-        return used
-
-    return used_by(ast.parse(clean, mode="eval").body)
-
-
-def _not_allowed(piece: str, code: str, columns: Collection[str]) -> str:
-    if piece in columns:
-        advice = f"quote the column's name with backquotes, `{piece}`"
-    elif "^" in piece:
-        advice = "write powers with '**'"
-    else:
-        functions = ", ".join(sorted((*UFUNCS, *TRANSFORMS)))
-        advice = f"a formula may hold columns of obs, constants, arithmetic, comparisons and the functions {functions}"
-    return f"cannot use {piece!r} in the formula's {code!r}: {advice}"

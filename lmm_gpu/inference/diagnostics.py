@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..backend.arrays import to_numpy
+from ..design.terms import Term, product_of, treatment_factor
 from ..sumstats.summary_stats import SummaryStats
 from .group_levels import Grouping, groupings
 from .strata import IN_SPAN, strata
@@ -40,12 +40,12 @@ def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Itera
 
 def advise_coding(summary: SummaryStats) -> Iterator[str]:
     """Yield what to know of tests of whole terms: the main effects of treatment-coded factors in an interaction."""
-    terms, names = dict(summary.terms or ()), summary.fixed_names
-    factors = {name: set(name.split(":")) for name in terms}
+    terms = summary.terms or ()
     coded = [
-        name
-        for name, columns in terms.items()
-        if any(factors[name] < other for other in factors.values()) and any("[T." in names[i] for i in columns)
+        term.name
+        for term in terms
+        if any(term.parts.keys() < other.parts.keys() for other in terms)
+        and any(part.reference is not None for part in term.factors.values())
     ]
     if coded:
         yield (
@@ -64,10 +64,9 @@ def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterat
     everywhere = np.isclose(group.sums, group.counts[:, None]).all(axis=0)  # (p,): no group of cells, as the intercept
     for column in np.flatnonzero((c != 0) & group.indicators & ~everywhere):
         cells = {names[column]: group.sums[:, column]}  # (d,)
-        if "[T." in names[column] and ":" not in names[column]:
-            factor = names[column].split("[T.")[0]
-            others = [i for i, name in enumerate(names) if ":" not in name and name.split("[T.")[0] == factor]
-            cells[f"the reference level of {factor}"] = group.counts - group.sums[:, others].sum(axis=1)
+        if found := treatment_factor(summary.terms, int(column)):
+            factor, others = found
+            cells[f"the reference level of {factor.name}"] = group.counts - group.sums[:, others].sum(axis=1)
         for name, count in cells.items():
             levels = np.count_nonzero(count > 0.5)
             if levels < FEW:
@@ -87,24 +86,17 @@ def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
     # the formula with random effects for what each of the contrasts C (c, p) compares
     if summary.formula is None:
         return f"Add columns to Z: one for each level of {group} and each group of cells that is compared"
-    terms = dict.fromkeys(term for c in C for term in _slopes(summary.fixed_names, group, c))
+    terms = dict.fromkeys(term for c in C for term in _slopes(summary.terms or (), group, c))
     return f"Write '{' + '.join([summary.formula, *terms])}'"
 
 
-def _slopes(names: Sequence[str], group: str, c: np.ndarray) -> list[str]:
+def _slopes(terms: Sequence[Term], group: str, c: np.ndarray) -> list[str]:
     # the random effects that let what one contrast (p,) compares differ between the levels of the group
-    columns = [name for name, weight in zip(names, c, strict=True) if weight and name != "Intercept"]
-    parts = list(dict.fromkeys(part for column in columns for part in column.split(":")))
-    factors = list(dict.fromkeys(_factor(part) for part in parts if "[" in part))
-    numbers = [part for part in parts if "[" not in part]
-    return [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in numbers]
-
-
-def _factor(column: str) -> str:
-    # arm[T.v], cls[p] and C(arm, contr.sum)[S.u] are of the factors arm, cls and arm
-    name = column.split("[")[0]
-    wrapped = re.fullmatch(r"C\(\s*([^,()]+?)\s*(?:,.*)?\)", name)
-    return wrapped[1] if wrapped else name
+    products = [product_of(terms, column) for column in np.flatnonzero(c).tolist()]
+    parts = [part for product in products if product for part in product.parts]
+    factors = dict.fromkeys(name for part in parts if part.is_factor for name in part.variables)
+    covariates = dict.fromkeys(part.name for part in parts if not part.is_factor)
+    return [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in covariates]
 
 
 def _shown(texts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from .._version import __version__
 from ..backend.arrays import to_numpy
+from ..design.terms import treatment_factor
 from ..inference.group_levels import Grouping, groupings, level_name
 from ..results.lmm_fit import LMMFit
 from ..sumstats.summary_stats import SummaryStats
@@ -83,8 +84,8 @@ def _fixed(summary: SummaryStats) -> str:
     if summary.terms is None:
         return f"{len(names)} columns of X: {_listed(names)}."
     parts = [
-        "an intercept" if term == "1" else f"{term} ({_listed([names[i] for i in columns])})"
-        for term, columns in summary.terms
+        "an intercept" if term.name == "1" else f"{term.name} ({_listed([names[i] for i in term.columns])})"
+        for term in summary.terms
     ]
     return f"{'; '.join(parts)}."
 
@@ -208,7 +209,7 @@ def level_tables(summary: SummaryStats) -> list[LevelTable]:
     """Number of cells by level and group, one table per random effect that is a grouping."""
     tables, at = [], dict(zip(summary.component_names, np.cumsum([0, *summary.d[:-1]]), strict=True))
     for group in groupings(summary):
-        names, cells = _groups_of_cells(summary.fixed_names, group)
+        names, cells = _groups_of_cells(summary, group)
         first = int(at[group.name])
         levels = [level_name(name, group.name) for name in summary.random_names[first : first + group.counts.size]]
         left = [f"{len(levels) - MOST_LEVELS:,} levels"] if len(levels) > MOST_LEVELS else []
@@ -218,17 +219,17 @@ def level_tables(summary: SummaryStats) -> list[LevelTable]:
     return tables
 
 
-def _groups_of_cells(names: Sequence[str], group: Grouping) -> tuple[list[str], list[np.ndarray]]:
+def _groups_of_cells(summary: SummaryStats, group: Grouping) -> tuple[list[str], list[np.ndarray]]:
     """Columns of X that are groups of cells, each treatment-coded factor preceded by its reference level."""
     found: dict[str, np.ndarray] = {}
+    names = summary.fixed_names
     for i in np.flatnonzero(group.indicators).tolist():
         name, cells = names[i], group.sums[:, i]
         if np.allclose(cells, group.counts):
             continue  # the intercept
-        if "[T." in name and ":" not in name:
-            factor = name.split("[T.")[0]
-            others = [j for j, other in enumerate(names) if ":" not in other and other.split("[T.")[0] == factor]
-            found.setdefault(f"{factor}: reference", group.counts - group.sums[:, others].sum(axis=1))
+        if treated := treatment_factor(summary.terms, i):
+            factor, others = treated
+            found.setdefault(f"{factor.name}: {factor.reference}", group.counts - group.sums[:, others].sum(axis=1))
         found[name] = cells
     return list(found), list(found.values())
 

@@ -164,7 +164,7 @@ class FitTests(Fitted):
                 "the terms of the model are unknown: it was given as matrices, or its summary is of an older version; "
                 "give test() the rows of each term as an array"
             )
-        terms = {name: list(columns) for name, columns in self.summary.terms if name != "1"}
+        terms = {term.name: list(term.columns) for term in self.summary.terms if term.name != "1"}
         if not terms:
             raise ValueError("there is no term to test: the fixed part of the formula is the intercept alone")
         for sentence in advise_coding(self.summary):

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ..backend.arrays import to_numpy
+from ..design.terms import Term
 from ..inference.group_levels import groupings
 from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted
@@ -64,13 +65,13 @@ def _random_variances(summary: SummaryStats, theta: np.ndarray) -> np.ndarray:
 
 def _fixed_variances(summary: SummaryStats, coef: np.ndarray) -> dict[str, np.ndarray]:
     """Variance (m,) of the fitted values of each fixed term over the samples, scaled to that of their sum."""
-    terms = summary.terms or tuple((name, (i,)) for i, name in enumerate(summary.fixed_names))
+    terms = summary.terms or [Term(name, (i,)) for i, name in enumerate(summary.fixed_names)]
     covariance = _covariance(summary)  # (p, p)
     alone = {}
-    for name, columns in terms:
-        rows = list(columns)
-        if name not in ("1", "Intercept"):
-            alone[name] = np.einsum("im,ij,jm->m", coef[rows], covariance[np.ix_(rows, rows)], coef[rows])
+    for term in terms:
+        rows = list(term.columns)
+        if term.name not in ("1", "Intercept"):
+            alone[term.name] = np.einsum("im,ij,jm->m", coef[rows], covariance[np.ix_(rows, rows)], coef[rows])
     total = np.einsum("im,ij,jm->m", coef, covariance, coef)
     added = np.sum(list(alone.values()), axis=0) if alone else np.ones_like(total)
     scale = np.divide(total, added, out=np.zeros_like(total), where=added > 0)

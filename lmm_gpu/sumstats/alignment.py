@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.arrays import Array, indices, namespace, zeros
+from ..design.terms import check_same_terms
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -39,6 +40,7 @@ def default_names(prefix: str, count: int) -> tuple[str, ...]:
 def aligned(a: SummaryStats, b: SummaryStats) -> tuple[SummaryStats, SummaryStats]:
     """Give both sides the genes of `a` and the random levels of either; refuse different models."""
     try:
+        check_same_terms(a.terms or (), b.terms or ())
         for name in ("component_names", "random_terms", "fixed_names", "formula", "transform"):
             check_same(name, getattr(a, name), getattr(b, name))
         check_same_columns(a.formula)

@@ -18,7 +18,7 @@ import pandas as pd
 
 from ..backend.dask_client import connected, is_dask
 from ..design.cell_query import matching_cells
-from ..design.design import Design, build_design
+from ..design.design import Design, build_design, used_cells
 from ..io.source import Source, open_source
 from .checkpoint import Checkpoint, data_digest, digest
 from .gene_filter import GeneFilter, is_number
@@ -213,6 +213,9 @@ def open_cells(
         if given is not None and not given.all():
             logger.warning("%d of %d cells have weight 0 and are left out", np.count_nonzero(given == 0), source.n)
             source, given = source.where(given > 0), given[given > 0]
+        complete = used_cells(formula, source.obs)
+        if not complete.all():
+            source, given = source.where(complete), None if given is None else given[complete]
         if client:
             from .dask_sums import read_on_workers
 

@@ -29,7 +29,7 @@ def check_shapes(ss: SummaryStats) -> None:
                 f"{name} has shape {got}, wanted {shape} for {p} fixed, {q} random columns and {m} features"
             )
     check_components(ss.d, q)
-    if not {column for _, columns in ss.terms or () for column in columns} <= set(range(p)):
+    if not {column for term in ss.terms or () for column in term.columns} <= set(range(p)):
         raise ValueError(f"terms are {ss.terms}; wanted columns of X by position, from 0 to {p - 1}")
     if sum(ss.term_sizes) != len(ss.d):
         raise ValueError(f"random_terms are {ss.random_terms}; expected one effect for each of d = {ss.d}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend.arrays import indices, to_numpy
+from ..design.terms import terms_from_json, terms_to_json
 from ..io.archive import Content
 from .centring import Centred
 
@@ -32,8 +33,8 @@ def to_content(ss: SummaryStats) -> Content:
         arrays |= {f"{_CENTRED}{name}": to_numpy(getattr(ss.centred, name)) for name in _ABOUT_CENTRE}
     labels = {name: list(getattr(ss, name)) for name in _LABELS}
     attributes: dict[str, Any] = {name: getattr(ss, name) for name in (*_ATTRIBUTES, "fingerprint")}
-    for name in ("terms", "random_terms"):
-        attributes[name] = getattr(ss, name) and json.dumps(getattr(ss, name))
+    attributes["terms"] = ss.terms and terms_to_json(ss.terms)
+    attributes["random_terms"] = ss.random_terms and json.dumps(ss.random_terms)
     attributes["parts"] = json.dumps(ss.parts) if ss.parts else None
     if ss.total_weight is not None:
         attributes |= {"total_weight": ss.total_weight, "log_weights": ss.log_weights}
@@ -47,12 +48,12 @@ def fields_of(content: Content) -> dict[str, Any]:
     fields |= {name: tuple(labels[name]) for name in _LABELS}
     fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
     about = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
-    terms, random_terms = (json.loads(attributes.get(name) or "[]") for name in ("terms", "random_terms"))
+    random_terms = json.loads(attributes.get("random_terms") or "[]")
     return fields | {
         "d": tuple(arrays["d"].tolist()),
         "Ysum": arrays.get("Ysum"),
         "centred": Centred(**about) if about else None,
-        "terms": tuple((name, tuple(columns)) for name, columns in terms) or None,
+        "terms": terms_from_json(attributes.get("terms") or "[]") or None,
         "random_terms": tuple((name, tuple(effects)) for name, effects in random_terms) or None,
         "parts": tuple(json.loads(attributes.get("parts") or "[]")),
         "total_weight": attributes.get("total_weight"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend.arrays import Array, indices, namespace
+from ..design.terms import Terms, merged_terms
 from ..io.archive import Content, consistent, read_archive, write_archive
 from .alignment import aligned, check_same_cells, check_unique
 from .centring import Centred, add_centred, join_centred
@@ -47,8 +48,8 @@ class SummaryStats:
     centred : Centred, optional
         XY, ZY, Ynorm and Ysum of y - centre, where the mean of a gene is far from zero for its standard deviation:
         these keep the digits that products about zero lose.
-    terms : tuple of (str, tuple of int), optional
-        Terms of the fixed part of the formula and the columns of X of each; "1" is the intercept.
+    terms : tuple of Term, optional
+        Terms of the fixed part of the formula, with their columns of X, factors and levels; "1" is the intercept.
     random_terms : tuple of (str, tuple of str), optional
         Grouping and effects of each random term: the next components, one for each effect, have a covariance matrix.
         None: every component is a term of its own.
@@ -86,7 +87,7 @@ class SummaryStats:
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
     centred: Centred | None = field(default=None, repr=False)
-    terms: tuple[tuple[str, tuple[int, ...]], ...] | None = None
+    terms: Terms | None = None
     random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
     parts: tuple[str, ...] = field(default=(), repr=False)
     total_weight: float | None = None
@@ -186,9 +187,9 @@ class SummaryStats:
         sums = None if a.Ysum is None or b.Ysum is None else a.Ysum + b.Ysum
         weights = None if a.total_weight is None or b.total_weight is None else a.total_weight + b.total_weight
         logs = a.log_weights + b.log_weights
-        return replace(
-            a, **total, Ysum=sums, centred=add_centred(a, b), parts=parts, total_weight=weights, log_weights=logs
-        )
+        terms = a.terms and merged_terms(a.terms, a.n, b.terms or a.terms, b.n)
+        labels: dict[str, Any] = {"terms": terms, "parts": parts, "total_weight": weights, "log_weights": logs}
+        return replace(a, **total, Ysum=sums, centred=add_centred(a, b), **labels)
 
     def with_genes(self, places: Sequence[int]) -> SummaryStats:
         """Select genes by position.

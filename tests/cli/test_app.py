@@ -327,7 +327,7 @@ WRONG = {
     "unknown column": ([*NPZ, "-f", "~ arm + (1 | donr)"], "obs has no column 'donr': did you mean donor?"),
     "bad formula": ([*NPZ, "-f", "~ arm + (1 | donor"], "cannot read the random term"),
     "no random term": ([*NPZ, "-f", "~ arm"], "has no random term"),
-    "code": ([*NPZ, "-f", "~ eval('depth') + (1 | donor)"], "a formula may hold"),
+    "code": ([*NPZ, "-f", "~ eval('depth') + (1 | donor)"], "a formula may contain"),
     "unknown contrast": (
         [*NPZ, "-c", "arm[T.Stim]"],
         "no column is called 'arm[T.Stim]'; the closest are ['arm[T.stim]']",

@@ -1,4 +1,4 @@
-"""The design against codings made by hand, against R's matrices, and against formulas that should not be believed."""
+"""Designs compared with codings by hand and with R's matrices, and formulas that are refused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from paths import REFERENCE
 from scipy import sparse
 
-from lmm_gpu.design.design import Design, build_design, fixed_design, random_columns
-from lmm_gpu.design.formula import r_names
+from lmm_gpu.design.column_names import r_names
+from lmm_gpu.design.design import Design, build_design, fixed_design, random_columns, used_cells
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_treatment_coding_by_hand(obs):
 
 def test_columns_of_each_term(obs):
     design = build_design("~ condition * age + C(batch) + (1 | donor)", obs)
-    named = {term: [design.fixed_names[i] for i in columns] for term, columns in design.terms}
+    named = {term.name: [design.fixed_names[i] for i in term.columns] for term in design.terms}
     assert named == {
         "1": ["Intercept"],
         "condition": ["condition[T.ctrl]"],
@@ -266,14 +266,19 @@ def test_r_names(names, expected):
         ("~ (1 | donor:batch) + (1 | batch/donor)", ["batch:donor appears twice"]),
         ("~ (age || donor) + (0 + age | donor)", ["age|donor appears twice"]),
         ("~ (1 | constant)", ["(1 | constant) has a single group, constant = one", "two groups or more"]),
-        ("~ (1 | barcode)", ["as many groups as there are cells (12)", "residual"]),
+        ("~ (1 | barcode)", ["as many groups as there are cells (12)", "confounded with the residual"]),
+        ("~ constant + (1 | donor)", ["factor constant has one level, 'one'", "drop it"]),
+        ("~ C(True) + (1 | donor)", ["'C(True)' uses no column of obs"]),
+        ("~ C(Treatment) + (1 | donor)", ["'C(Treatment)' uses no column of obs"]),
+        ("~ I(1) + (1 | donor)", ["'I(1)' uses no column of obs"]),
+        ("~ 2:age + (1 | donor)", ["may not scale a term by a number"]),
         ("~ condition * (1 | donor)", ["'condition * (1 | donor)'", "join them with '+'"]),
         ("~ condition - (1 | donor)", ["'- (1 | donor)'", "join them with '+'"]),
         ("~ 1 | donor", ["'1 | donor'", "join them with '+'"]),
         ("~ (1 | donor", ["cannot read the random term"]),
         ("~ (1 | donor | batch)", ["cannot read the random term"]),
         ("~ (1 | donor + batch)", ["groups of '(1 | donor + batch)'", "joined with ':' or '/'"]),
-        ("~ (1 | factor(donor))", ["groups of", "compute anything else as a column first"]),
+        ("~ (1 | log(donor))", ["groups of", "compute anything else as a column of obs first"]),
         ("~ (1 | )", ["groups of"]),
         ("~ condition + (1 | donor) +", ["cannot read the formula"]),
         ("~ 'condition + (1 | donor)", ["cannot read the formula"]),
@@ -303,13 +308,21 @@ def test_one_sided_formulas_take_no_bars(obs, face):
         face("y ~ donor", obs)
 
 
-@pytest.mark.parametrize("formula", ["~ {} + (1 | donor)", "~ 1 + (1 | {})", "~ (0 + C({}) | donor)"])
-def test_holes_in_obs(obs, formula):
+@pytest.mark.parametrize("formula", ["~ {} + (1 | donor)", "~ 1 + (1 | {})", "~ (0 + C({}) || donor)"])
+def test_missing_values_and_unused_categories(obs, formula, caplog):
     obs["hole"] = pd.array(["a", None, "b"] * 4, dtype="string")
     refused(formula.format("hole"), obs, "obs column 'hole' is missing in 4 of 12 rows (first: cell1, cell4, cell7)")
+    kept = used_cells(formula.format("hole"), obs)
+    np.testing.assert_array_equal(kept, obs["hole"].notna())
+    assert "4 of 12 cells are left out: obs column 'hole' is missing" in caplog.text
     obs["empty"] = pd.Categorical(["a", "b"] * 6, categories=["a", "b", "c", "d"])
-    advice = "obs['empty'] = obs['empty'].cat.remove_unused_categories()"
-    refused(formula.format("empty"), obs, "'empty' has categories without cells (c, d)", advice)
+    with_all, without = (
+        build_design(formula.format("empty"), table)
+        for table in (obs, obs.assign(empty=obs["empty"].cat.remove_unused_categories()))
+    )
+    assert (with_all.fixed_names, with_all.random_names) == (without.fixed_names, without.random_names)
+    np.testing.assert_array_equal(with_all.X, without.X)
+    np.testing.assert_array_equal(with_all.Z.toarray(), without.Z.toarray())
 
 
 def test_numbers_in_obs(obs):

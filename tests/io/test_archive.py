@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lmm_gpu
+from lmm_gpu.design.terms import Part, Product, Term
 from lmm_gpu.io.archive import write_archive
 from lmm_gpu.sumstats.assembly import cross_products
 from lmm_gpu.sumstats.summary_stats import SummaryStats
@@ -29,6 +30,10 @@ LABELS = {
     "fixed_names": ("Intercept", "trt[T.b]", "log(x)"),
     "component_names": ("donor", "batch"),
 }
+TERMS = (
+    Term("1", (0,), (Product((0,)),)),
+    Term("größe", (1, 2), (Product((1, 2), (Part("größe", ("größe",), ("a", "b", "c"), "a"),)),)),
+)
 
 
 def statistics(mean=0.0, **labels):
@@ -70,7 +75,8 @@ def saved(tmp_path):
         {"XX": np.asfortranarray(DESIGN.X.T @ DESIGN.X)},
         {"n": 2**53 - 1},
         {"n": np.int64(60)},
-        {"terms": (("1", (0,)), ("größe", (1, 2)))},
+        {"terms": TERMS},
+        {"random_terms": (("donor", ("Intercept",)), ("batch", ("x",)))},
     ],
 )
 def test_there_and_back(tmp_path, change):

@@ -220,7 +220,7 @@ def test_level_tables_equal_crosstabs(fit):
     for factor, reference in (("arm<b>", "ctrl"), ("state", "a")):
         wanted = pd.crosstab(OBS["donor"], OBS[factor]).loc[found.levels]
         for level in wanted:
-            column = f"{factor}: reference" if level == reference else f"{factor}[T.{level}]"
+            column = f"{factor}: {reference}" if level == reference else f"{factor}[T.{level}]"
             np.testing.assert_allclose(frame[column], wanted[level], atol=1e-6)
     assert "age" not in frame
 

@@ -93,15 +93,23 @@ def test_any_order_of_sites():
     assert_same_fit(lmm_gpu.fit(other, progress=False), lmm_gpu.fit(one, progress=False))
 
 
-def test_a_site_without_an_arm_is_refused_by_name():
-    """Its columns are not those of the others, which a sum would not show."""
+def test_a_site_without_an_arm_is_refused_with_the_remedy():
     counts, genes, obs = CELLS["lima"]
     only = (obs["arm"] == "ctrl").to_numpy()
-    parts = [
-        lmm_gpu.summarize((Y, table), "~ 0 + arm + (1 | donor)", features=genes, progress=False)
-        for Y, table in ((counts, obs), (counts[only], obs[only]))
-    ]
-    with pytest.raises(ValueError, match=r"fixed_names differ: only on the left: arm\[stim\]"):
+    with pytest.raises(ValueError, match=r"arm has one level, 'ctrl', .* C\(arm, levels=\['ctrl', "):
+        lmm_gpu.summarize((counts[only], obs[only]), "~ 0 + arm + (1 | donor)", features=genes, progress=False)
+
+
+@pytest.mark.parametrize("formula", ["~ arm + (1 | donor)", "~ C(arm, contr.sum) + (1 | donor)"])
+def test_sites_with_other_levels_are_refused_with_the_remedy(formula):
+    """With sum contrasts the columns of both sites have the same names and another meaning."""
+    counts, genes, obs = CELLS["lima"]
+    one, other = (
+        obs.assign(arm=np.resize(["a", "b", "c"], len(obs))),
+        obs.assign(arm=np.resize(["a", "b", "d"], len(obs))),
+    )
+    parts = [lmm_gpu.summarize((counts, table), formula, features=genes, progress=False) for table in (one, other)]
+    with pytest.raises(ValueError, match=r"only on the left: c; .* C\(arm, levels=\['a', 'b', 'c', 'd'\]\)"):
         parts[0] + parts[1]
 
 

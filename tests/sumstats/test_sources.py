@@ -285,10 +285,14 @@ def test_the_place_of_a_bad_value(tmp_path, monkeypatch, kind):
         summed(tmp_path / "a.h5ad")
 
 
-def test_obs_that_cannot_be_used(tmp_path):
-    missing = OBS.assign(donor=OBS["donor"].where(OBS["donor"] != "D3"))
-    without = OBS.assign(donor=pd.Categorical(OBS["donor"], categories=[*sorted(OBS["donor"].unique()), "D9"]))
-    for obs, says in ((missing, "donor.* missing"), (without, "D9")):
-        write_h5ad(tmp_path / "a.h5ad", "csr")
-        with pytest.raises(ValueError, match=says):
-            summed(tmp_path / "a.h5ad", obs=obs)
+def test_cells_with_missing_values_and_unused_categories_are_left_out_with_a_line(tmp_path, caplog):
+    caplog.set_level("INFO", "lmm_gpu")
+    write_h5ad(tmp_path / "a.h5ad", "csr")
+    known = (OBS["donor"] != "D3").to_numpy()
+    unused = pd.Categorical(OBS["donor"].where(known), categories=[*sorted(OBS["donor"].unique()), "D9"])
+    found = summed(tmp_path / "a.h5ad", obs=OBS.assign(donor=unused))
+    assert f"{(~known).sum()} of {len(OBS)} cells are left out: obs column 'donor' is missing" in caplog.text
+    assert found.n == known.sum() and not any("D3" in name or "D9" in name for name in found.random_names)
+    only = summed(tmp_path / "a.h5ad", obs=OBS, cells="donor != 'D3'")
+    np.testing.assert_array_equal(found.XY, only.XY)
+    np.testing.assert_array_equal(found.ZY, only.ZY)
