@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _STYLE: dict[str, Any] = {"box": SIMPLE_HEAD, "title_justify": "left", "pad_edge": False}
 #: Columns of numbers, by the smallest terminal width that has room for them beside the names.
 _COLUMNS = {0: ("log_fc", "p"), 60: ("log_fc", "df", "p", "FDR"), 100: ("log_fc", "se", "t", "df", "p", "FDR")}
-_LEAST_WIDTH = 20  #: tables are laid out for at least this many columns
+#: Tables are laid out for at least this many columns.
+_LEAST_WIDTH = 44
 
 
 class Output:
@@ -47,7 +48,7 @@ class Output:
     def render(self, table: RenderableType) -> None:
         """Print a table for people."""
         if not self.json:
-            self.out.print(table, width=max(self.out.width, _LEAST_WIDTH))
+            self.out.print(table)
 
     def answer(self, record: Mapping[str, Any]) -> None:
         """Print the result of a command for programs: one line of standard output."""
@@ -99,7 +100,11 @@ class Output:
 
 
 class _Stream(Console):
-    """A console that goes quiet when its reader goes away."""
+    """A console that has room for a table and goes quiet when its reader goes away."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr)
+        self.width = max(self.width, _LEAST_WIDTH)
 
     def write_line(self, text: str, style: str | None = None) -> None:
         self.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)

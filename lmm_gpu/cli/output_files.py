@@ -5,11 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ..io.files import writable_target
 
 #: The first column of every table of ours, and columns of which each has at least one.
 _FIRST, _OTHERS = "variable", {"log10_p_value", "niter", "blup", "residual_fraction"}
@@ -42,13 +43,8 @@ def check_output(path: Path, inputs: Iterable[Path | None] = (), *, force: bool 
     for source in inputs:
         if source is not None and _same_or_inside(path, source):
             raise ValueError(f"cannot write {path}: it is an input ({source}), which would be lost; use another -o")
-    if not path.exists() and not path.is_symlink():
-        return
-    if path.is_dir():
-        raise ValueError(f"cannot write {path}: it is a folder, expected the name of a file")
-    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"cannot write {path}: it is a device or pipe, expected the name of a file")
-    if path.exists() and not force and not written_by_us(path):
+    target = writable_target(path)
+    if target.exists() and not force and not written_by_us(target):
         raise ValueError(f"{path} exists and was not written by lmm-gpu: use another -o, or --force to replace it")
 
 

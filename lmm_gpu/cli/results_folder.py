@@ -21,7 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..io.files import write_json
+from ..io.files import is_running, write_json
 
 logger = logging.getLogger("lmm_gpu")
 RECORD = "run.json"
@@ -89,7 +89,7 @@ def _remove_if_stale(lock: Path) -> None:
         return  # released meanwhile
     except (KeyError, TypeError, ValueError):
         host, pid = "an unknown host", 0
-    if host == socket.gethostname() and not _alive(pid):
+    if host == socket.gethostname() and not is_running(pid):
         taken = lock.with_name(f"{lock.name}.{os.getpid()}")
         with suppress(FileNotFoundError):  # another run removes it
             os.rename(lock, taken)  # of several runs only one succeeds
@@ -100,18 +100,6 @@ def _remove_if_stale(lock: Path) -> None:
         f"{lock.parent} is in use by another run (process {pid or 'unknown'} on {host}): wait for it, use another -o, "
         f"or remove {lock} if that run is not alive"
     )
-
-
-def _alive(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def commit(

@@ -191,13 +191,14 @@ def _is_stale(entry: os.DirEntry[str], rest: str) -> bool:
     if words[-1] != "part" or len(words) not in (2, 4) or not words[-2 if len(words) == 2 else 1].isdigit():
         return False
     if len(words) == 2:
-        return not _is_running(int(words[0]))
+        return not is_running(int(words[0]))
     if words[0] == _host():
-        return not _is_running(int(words[1]))
+        return not is_running(int(words[1]))
     return time.time() - entry.stat(follow_symlinks=False).st_mtime > _STALE
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Tell if a process of this machine runs, as far as the system lets us know."""
     if os.name == "nt":  # signal 0 would interrupt the process there
         return True
     try:
