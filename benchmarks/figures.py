@@ -1,4 +1,4 @@
-"""Figures of the READMEs, made of the JSON in results/: what stands between `<!-- name -->` and `<!-- /name -->`.
+"""Generate the figures between `<!-- name -->` and `<!-- /name -->` in the READMEs from the JSON files in results/.
 
 `python -m benchmarks --table` writes them; tests/test_benchmark_figures.py fails where they differ.
 """
@@ -19,7 +19,7 @@ WIDTH = 120
 
 
 def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
-    """Name of a block: the results it is made of, and how."""
+    """Return the blocks by name: the results file of each, and the function that formats it."""
     return {
         "peers": ("peers", peers_table),
         "peers-all": ("peers", peers_tables),
@@ -33,19 +33,19 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
 
 
 def found(text: str) -> Iterator[tuple[str, re.Match]]:
-    """Name and place of every block in `text`."""
+    """Iterate over the blocks in `text`: name and match."""
     for name in blocks():
         for match in re.finditer(rf"(<!-- {name} -->)(.*?)(<!-- /{name} -->)", text, re.DOTALL):
             yield name, match
 
 
 def made(name: str) -> str:
-    """What belongs into a block.
+    """Return the text of a block.
 
     Raises
     ------
     ValueError
-        If its results are missing, or not what the script writes today; says what to run.
+        If its results are missing or were written by an older version of the script; the message says what to run.
     """
     results, make = blocks()[name]
     path = RESULTS / f"{results}.json"
@@ -54,16 +54,16 @@ def made(name: str) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: python -m benchmarks --only {results}") from None
     except KeyError as error:
-        raise ValueError(f"{path} has no {error}, it is old: python -m benchmarks --only {results}") from None
+        raise ValueError(f"{path} has no {error}, written by an older version: python -m benchmarks --only {results}") from None
 
 
 def differing(text: str) -> list[str]:
-    """Blocks of `text` that are not what the results say; how lines are wrapped does not matter."""
+    """Return the names of the blocks of `text` that differ from the results, ignoring line breaks."""
     return [name for name, match in found(text) if match[2].split() != made(name).split()]
 
 
 def written(text: str) -> str:
-    """`text` with every block made anew."""
+    """Return `text` with every block updated."""
     for name, match in sorted(found(text), key=lambda one: one[1].start(), reverse=True):
         if match[2].split() == made(name).split():
             continue
@@ -75,13 +75,13 @@ def written(text: str) -> str:
 
 
 def _wrapped(sentence: str, column: int) -> str:
-    """Lines of a sentence that begins at `column` of an item of a list."""
+    """Wrap a sentence that starts at `column` of a list item."""
     indents = {"initial_indent": " " * column, "subsequent_indent": "  "}
     return textwrap.fill(sentence, WIDTH, break_on_hyphens=False, **indents)[column:]
 
 
 def write() -> list[Path]:
-    """Make the blocks of all READMEs anew; return those that changed."""
+    """Update the blocks of all READMEs; return the paths that changed."""
     changed = []
     for path in READMES:
         before = path.read_text(encoding="utf-8")
@@ -97,69 +97,60 @@ def write() -> list[Path]:
 # --- peers ----------------------------------------------------------------------------------------
 
 
-#: Columns of the README's table that are of other data sets: title, data set, which time, and what it is called below.
+#: Programs of the README's table.
+SHOWN = ("lmm_gpu", "flash-mm", "FLASHMM", "lmerTest", "glmmTMB", "statsmodels", "mixedlm", "mixedlm-rs")
+#: Other measurements in which a program may be faster: data set, key, description.
 OTHERS = (
-    ("two effects", "cells_2", "fit", "two effects: with 20 batches, fit"),
-    ("real cells", "onek1k_1", "fit_and_tests", "real cells: {title}, fit and tests"),
-    ("half a million", "tb_cells", "fit_and_tests", "half a million: {title}, fit and tests in one call"),
+    ("cells_1", "seconds_to_first_gene", "the first gene, import included"),
+    ("cells_2", "ms_per_gene_fit", "two random effects"),
+    ("onek1k_1", "ms_per_gene_fit_and_tests", "{title}"),
+    ("tb_cells", "ms_per_gene_fit_and_tests", "{title}"),
 )
 
 
 def peers_table(results: dict) -> str:
-    """One line per program, and in which respects another is ahead of lmm_gpu."""
+    """Return the comparison of the README, one row per program, and where others are faster."""
     cases = {case["name"]: case for case in results["cases"]}
-    others = [one for one in OTHERS if one[1] in cases]
-    rows = {name: _rows(case) for name, case in cases.items()}
-    head = ["program", "fit", "with tests", "df", *(title for title, *_ in others)]
-    lines = [[*head, "first gene", "memory", "answered", "se off by"]]
-    lines.append(["---"] + ["---:"] * 2 + ["---"] + ["---:"] * (len(others) + 4))
-    for key, row in rows["cells_1"].items():
-        lines.append(
-            [
-                _label(row),
-                _ms(row, cases["cells_1"]),
-                _ms(row, cases["cells_1"], "fit_and_tests"),
-                _df(row),
-                *(_ms(rows[name][key], cases[name], what) for _, name, what, _ in others),
-                _told(row, lambda row: f"{row['seconds_to_first_gene']:.1f}"),
-                _told(row, _megabytes),
-                _told(row, lambda row: f"{row['answered'] / row['genes']:.0%}"),
-                _off(row),
-            ]
-        )
-    legend = _legend(results, cases["cells_1"], [text.format(**cases[name]) for _, name, _, text in others])
-    return "\n".join([*map(_line, lines), "", *_filled(legend), "", *_filled(_ahead(rows))])
-
-
-def _legend(results: dict, one: dict, others: list[str]) -> str:
-    return (
-        f"Milliseconds a gene on one processor (lmm_gpu also on two), summing up the cells included; in brackets the "
-        f"genes that were timed, where {one['seconds']:g} s were not enough for all. "
-        f"{'; '.join([one['title'], *others])}. df: the median, of the treatment of "
-        f"donors. First gene: seconds from the import to one gene's estimates. Memory: MB beyond the values. Answered: "
-        f"of the genes that were tried. se off by: difference from {one['reference']}'s, of the median gene and the "
-        f"largest, in parts of it, where that has variances above zero. {_machine(results)}"
-    )
-
-
-def _ahead(rows: dict[str, dict]) -> str:
-    """What others do better, in words: nobody should have to search the table for it."""
-    measures = [
-        ("a fit", "cells_1", "ms_per_gene_fit"),
-        ("a fit with tests", "cells_1", "ms_per_gene_fit_and_tests"),
-        ("the first gene", "cells_1", "seconds_to_first_gene"),
-        ("memory", "cells_1", "peak_bytes"),
-        *((title, name, f"ms_per_gene_{what}") for title, name, what, _ in OTHERS if name in rows),
+    case = cases["cells_1"]
+    rows = {name: row for (name, threads), row in _rows(case).items() if threads == 1}
+    head = [
+        "program",
+        "time per gene, fit and tests (ms)",
+        "degrees of freedom",
+        "peak memory (MB)",
+        f"largest difference of SE from {case['reference']}",
     ]
-    parts = [(what, _better(rows[name], key)) for what, name, key in measures]
-    ahead = "; ".join(f"{what}: {', '.join(names)}" for what, names in parts if names) or "nothing here"
-    ours = rows["cells_1"]["lmm_gpu", 1]
-    summing = ours["ms_per_gene_summing_up"] / ours["ms_per_gene_fit"]
-    return f"Ahead of lmm_gpu on one processor by 5 % and more, in {ahead}. Of its fit, {summing:.0%} is summing up."
+    lines = [head, ["---", "---:", "---", "---:", "---:"]]
+    for name in SHOWN:
+        row = rows[name]
+        cells = [_ms(row, case, "fit_and_tests"), _df(row), _present(row, _megabytes), _largest_difference(row)]
+        lines.append([_label(row), *cells])
+    text = (
+        f"{case['title']} as random intercept; one processor, accumulation of the sums included, memory beyond the "
+        f"values. In brackets: number of genes timed, if {case['seconds']:g} s were not enough for all of them. The "
+        f"degrees of freedom are those of the treatment of donors (median). Differences are relative, over genes with "
+        f"an interior optimum. {_faster(cases)} {_machine(results)}"
+    )
+    return "\n".join([*map(_line, lines), "", *_filled(text)])
+
+
+def _faster(cases: dict[str, dict]) -> str:
+    """Sentence on the measurements in which another program is faster or takes less memory than lmm_gpu."""
+    measures = [
+        ("cells_1", "ms_per_gene_fit_and_tests", "these data"),
+        *(one for one in OTHERS if one[0] in cases),
+        ("cells_1", "peak_bytes", "memory"),
+    ]
+    parts = []
+    for name, key, text in measures:
+        better = _better(_rows(cases[name]), key)
+        if better:
+            parts.append(f"{text.format(**cases[name])}: {', '.join(better)}")
+    return f"Where others are better than lmm_gpu: {'; '.join(parts) or 'none of these measurements'}."
 
 
 def _better(rows: dict[tuple[str, int], dict], key: str) -> list[str]:
-    """Who needs less than lmm_gpu, and how much."""
+    """Programs that need at least 5 % less than lmm_gpu, and by which factor."""
     ours = rows["lmm_gpu", 1][key]
     others = [row for row in rows.values() if row["peer"] != "lmm_gpu" and row.get(key)]
     if key.endswith("tests"):
@@ -168,7 +159,7 @@ def _better(rows: dict[tuple[str, int], dict], key: str) -> list[str]:
 
 
 def peers_tables(results: dict) -> str:
-    """All that was measured: one table per data set."""
+    """Return all measurements, one table per data set."""
     parts = [*_filled(_machine(results)), ""]
     for case in results["cases"]:
         parts += [f"**{case['title']}** (`{case['name']}`, differences from {case['reference']}, {case['commit']})", ""]
@@ -216,7 +207,7 @@ def _label(row: dict) -> str:
     return f"{row['peer']}{version}" + (", two processors" if row["threads"] == 2 else "")
 
 
-def _told(row: dict, text: Callable[[dict], str]) -> str:
+def _present(row: dict, text: Callable[[dict], str]) -> str:
     return "-" if "left_out" in row else text(row)
 
 
@@ -240,11 +231,10 @@ def _megabytes(row: dict) -> str:
     return "?" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 1e6:,.0f}"
 
 
-def _off(row: dict) -> str:
+def _largest_difference(row: dict) -> str:
     if "left_out" in row:
         return "-"
-    gap = row["difference"]
-    return f"{_gap(gap['se_median'])}, {_gap(gap['se'])}" if gap else "reference"
+    return _gap(row["difference"]["se"]) if row["difference"] else "reference"
 
 
 def _gap(value: float | None) -> str:
@@ -252,7 +242,7 @@ def _gap(value: float | None) -> str:
 
 
 def _number(value: float) -> str:
-    """Two digits, and no more than are known."""
+    """Format with two significant digits."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
@@ -267,19 +257,20 @@ def _filled(text: str) -> list[str]:
 
 
 def _machine(results: dict) -> str:
-    told = results["machine"]
-    return f"Measured on {told['processor']}, {told['processors']} processors, {told['date']}, commit {told['commit']}."
+    about = results["machine"]
+    where = f"{about['processor']}, {about['processors']} processors"
+    return f"Measured on {where}, {about['date']}, commit {about['commit']}."
 
 
 # --- the others -----------------------------------------------------------------------------------
 
 
 def growth_sentence(results: dict) -> str:
-    """The picture, and what it was measured on."""
+    """Return the growth plot with its caption."""
     shape = results["shape"]
     text = (
-        f"{shape['genes']} genes of {shape['cells']:,} cells of {shape['donors']} donors but for what grows; a line "
-        f"ends where the next point would take more time than all are given. {_machine(results)}"
+        f"{shape['genes']} genes of {shape['cells']:,} cells of {shape['donors']} donors, except for the quantity on the x axis; a "
+        f"line ends where the next point would exceed the time limit. {_machine(results)}"
     )
     return "\n".join(
         ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *_filled(text)]
@@ -287,35 +278,35 @@ def growth_sentence(results: dict) -> str:
 
 
 def speed_sentence(results: dict) -> str:
-    """How long the solver takes, for the list of features."""
+    """Return the sentence on the speed of the solver."""
     one, two = results["models"][:2]
     text = (
-        f"{one['genes']:,} genes of 259 donors, 63 fixed effects and half a million cells, once summed up, take "
-        f"{_number(one['seconds'])} s on {results['machine']['processors']} processors, {_number(two['seconds'])} s "
-        f"with a second random effect of 46 batches"
+        f"fitting {one['genes']:,} genes of half a million cells, 259 donors and 63 fixed effects takes "
+        f"{_number(one['seconds'])} s on {results['machine']['processors']} processors once the sums exist, and "
+        f"{_number(two['seconds'])} s with 46 batches as a second random effect"
     )
     if "times_faster" not in one:
         return text
     return text + (
-        f": {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster a gene than flash-mm, FLASHMM's "
-        f"Python port, in the same run"
+        f", {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster per gene than flash-mm (FLASHMM's Python "
+        f"port) in the same run"
     )
 
 
 def streaming_sentence(results: dict) -> str:
-    """The largest file: time beside reading it, and memory."""
+    """Return the sentence on the largest file: time relative to reading it, and memory."""
     largest = max(results["speed"], key=lambda row: row["cells"])
     peak = max(row["peak_beyond_statistics"] for row in results["peak"] if row["cells"] == largest["cells"])
     return (
-        f"{largest['cells']:,} cells x {results['genes']:,} genes in a gzip-compressed .h5ad are summed up in "
-        f"{largest['summarize_seconds']:.0f} s, {largest['ratio']:.2f} times as long as it takes to only read them, in "
-        f'{peak / 1e6:.0f} MB beyond the table of cells, the design and the sums (`memory="{largest["memory"]}"`)'
+        f"{largest['cells']:,} cells x {results['genes']:,} genes in a gzip-compressed .h5ad take "
+        f"{largest['summarize_seconds']:.0f} s, {largest['ratio']:.2f} times the time of only reading the file, and "
+        f'{peak / 1e6:.0f} MB beyond the obs table, the design and the sums (`memory="{largest["memory"]}"`)'
     )
 
 
 # --- calibration ----------------------------------------------------------------------------------
 
-#: Columns of the table: a rule of calibration.py, and what it is called.
+#: Columns of the table: methods of calibration.py and their titles.
 RULES = {
     "generalized": "default",
     "satterthwaite": "Satterthwaite",
@@ -327,25 +318,25 @@ RULES = {
 
 
 def calibration_table(results: dict) -> str:
-    """False positives over nominal at 5 % and 0.1 % where a treatment differs between donors."""
+    """Return the false positive rates over nominal at 5 % and 0.1 % for treatments of donors."""
     lines = [["donors, cells of each, donor variance", *RULES.values()], ["---"] * (1 + len(RULES))]
     for row in results["rows"]:
         if row["contrast"] == "between":
-            told = (row["false"][name] for name in RULES)
+            shown = (row["false"][name] for name in RULES)
             label = f"{row['donors']}, {row['cells'].removesuffix(' each')}, {row['ratio']:g}"
-            lines.append([label, *(f"{rates[0]:.2f} / {rates[2]:.2f}" for rates in told)])
+            lines.append([label, *(f"{rates[0]:.2f} / {rates[2]:.2f}" for rates in shown)])
     genes = results["rows"][0]["genes"]
-    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes a row. {_machine(results)}")])
+    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes per row. {_machine(results)}")])
 
 
-#: Kinds of contrasts of calibration.py, in words.
-KINDS = {"between": "between donors", "in part": "in one type of cells", "within": "within donors"}
+#: Descriptions of the kinds of contrasts of calibration.py.
+KINDS = {"between": "between donors", "in part": "in one cell type", "within": "within donors"}
 
 
 def calibration_sentences(results: dict) -> str:
-    """The worst of the default and of others, of every kind of contrast."""
+    """Return the extreme rates of the default and of two other methods, by kind of contrast."""
     titles = {"generalized": "default", "satterthwaite": "Satterthwaite", "residual (n - p)": "n - p"}
-    lines = [["effect", "rule", "most, 5 %", "most, 0.1 %", "least, 5 %, donors differ", "least, 5 %, they do not"]]
+    lines = [["effect", "method", "highest, 5 %", "highest, 0.1 %", "lowest, 5 %, donors differ", "lowest, 5 %, they do not"]]
     lines.append(["---"] * 2 + ["---:"] * 4)
     for contrast, kind in KINDS.items():
         for name, title in titles.items():
@@ -355,14 +346,14 @@ def calibration_sentences(results: dict) -> str:
 
 
 def calibration_short(results: dict) -> str:
-    """The worst of the default and of n - p, for the README."""
+    """Return the sentence on the extreme rates of the default and of n - p."""
     kinds = (results["worst"][name].values() for name in ("generalized", "residual (n - p)"))
     ours, theirs = (
         [max(kind[f"most at {level}"] for kind in one) for level in ("5 %", "0.1 %")] for one in map(list, kinds)
     )
     rows = [row for row in results["rows"] if row["contrast"] != "counts"]
     return (
-        f"Over {len(rows)} simulated designs without effect, at most {ours[0]:.2f} times as many genes as should pass "
-        f"the 5 % level and {ours[1]:.2f} times the 0.1 % level; with df = n - p, {theirs[0]:.2f} and {theirs[1]:.0f} "
-        "times"
+        f"In {len(rows)} simulated designs without effects, the false positive rate is at most {ours[0]:.2f} times the "
+        f"nominal 5 % and {ours[1]:.2f} times the nominal 0.1 %; with df = n - p it reaches {theirs[0]:.2f} and "
+        f"{theirs[1]:.0f} times"
     )
