@@ -13,8 +13,11 @@ from rich.table import Table
 from .output import Output
 
 FOLDER = Path(__file__).parents[1] / "guide"
-#: In reading order.
-TOPICS = ("start", "lme4", "flashmm", "scanpy", "df", "statuses", "memory", "sites", "gpu", "distributed")
+#: In reading order; "api" is generated from the docstrings.
+TOPICS = (
+    *("start", "models", "lme4", "flashmm", "scanpy", "df", "statuses", "troubleshooting"),
+    *("memory", "sites", "gpu", "distributed", "math", "api", "news"),
+)
 #: Widest layout of a page: longer lines are hard to read.
 _WIDTH = 120
 
@@ -59,6 +62,10 @@ def page(topic: str) -> str:
         close = difflib.get_close_matches(topic.lower(), TOPICS, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(close)}?" if close else f"the topics are {', '.join(TOPICS)}"
         raise ValueError(f"the guide has no page {topic!r}: {hint}")
+    if topic == "api":
+        from .api_reference import api_reference
+
+        return api_reference()
     return (FOLDER / f"{topic}.md").read_text(encoding="utf-8")
 
 
