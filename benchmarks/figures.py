@@ -54,7 +54,9 @@ def made(name: str) -> str:
     except FileNotFoundError:
         raise ValueError(f"{path} is missing: python -m benchmarks --only {results}") from None
     except KeyError as error:
-        raise ValueError(f"{path} has no {error}, written by an older version: python -m benchmarks --only {results}") from None
+        raise ValueError(
+            f"{path} has no {error}, written by an older version: python -m benchmarks --only {results}"
+        ) from None
 
 
 def differing(text: str) -> list[str]:
@@ -336,7 +338,9 @@ KINDS = {"between": "between donors", "in part": "in one cell type", "within": "
 def calibration_sentences(results: dict) -> str:
     """Return the extreme rates of the default and of two other methods, by kind of contrast."""
     titles = {"generalized": "default", "satterthwaite": "Satterthwaite", "residual (n - p)": "n - p"}
-    lines = [["effect", "method", "highest, 5 %", "highest, 0.1 %", "lowest, 5 %, donors differ", "lowest, 5 %, they do not"]]
+    lines = [
+        ["effect", "method", "highest, 5 %", "highest, 0.1 %", "lowest, 5 %, donors differ", "lowest, 5 %, they do not"]
+    ]
     lines.append(["---"] * 2 + ["---:"] * 4)
     for contrast, kind in KINDS.items():
         for name, title in titles.items():

@@ -173,7 +173,9 @@ def test_adapter_of_lmm_gpu_equals_a_direct_fit(tmp_path):
 def test_missing_and_old_results_are_reported(results, capsys):
     (results / "solver.json").write_text("{}")
     (results / "growth.json").unlink()
-    with pytest.raises(ValueError, match=r"solver\.json has no .*written by an older version: python -m benchmarks --only solver"):
+    with pytest.raises(
+        ValueError, match=r"solver\.json has no .*written by an older version: python -m benchmarks --only solver"
+    ):
         figures.made("speed")
     with pytest.raises(ValueError, match=r"growth\.json is missing: python -m benchmarks --only growth"):
         figures.made("growth")
