@@ -1,7 +1,7 @@
-"""The only place that picks an array library and moves data between host and device.
+"""Choose the array library, and move data between host and device.
 
-The engine is written against the Python array API standard: a numeric function takes its namespace from
-the arrays it is given (`namespace(x)`), so that the same lines run on NumPy today and on CUDA libraries.
+The engine is written against the Python array API standard: a numeric function takes its namespace from its arrays
+(`namespace(x)`), so that the same code runs on NumPy and on CUDA libraries.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import array_api_compat.numpy
 import numpy as np
 
 Array = Any  # an array of any array API library: the standard has no common base class
-_ON_HOST = (np.ndarray, float, int)  # what NumPy computes with: arrays, and scalars beside them
+_ON_HOST = (np.ndarray, float, int)  # operands of NumPy: arrays, and scalars beside them
 
 
 def namespace(*arrays: Array) -> Any:
@@ -29,7 +29,8 @@ def to_numpy(x: Array) -> np.ndarray:
     if isinstance(x, np.ndarray) or array_api_compat.is_jax_array(x):
         return np.asarray(x)  # np.matrix, which SciPy's older sparse matrices return, keeps two axes otherwise
     if hasattr(x, "get"):  # CuPy
-        return x.get()
+        array: np.ndarray = x.get()
+        return array
     return np.asarray(array_api_compat.to_device(x, _host_device(x)))
 
 
@@ -59,36 +60,36 @@ def flag_indices(flags: Array) -> np.ndarray:
 
 
 def is_array(x: Any) -> bool:
-    """Whether `x` is an array of a library of the standard, NumPy's included."""
+    """Return whether `x` is an array of a library of the standard, NumPy's included."""
     return array_api_compat.is_array_api_obj(x)
 
 
 def on_host(x: Array) -> bool:
-    """Whether `x` is a NumPy array: reading one of its values costs nothing."""
+    """Return whether `x` is a NumPy array, whose values are read without waiting."""
     return isinstance(x, np.ndarray)
 
 
 def is_sparse_on_device(Y: Any) -> bool:
-    """Whether `Y` is a compressed sparse matrix whose values are not NumPy's: one of cupyx.scipy.sparse."""
+    """Return whether `Y` is a compressed sparse matrix whose values are not NumPy's: one of cupyx.scipy.sparse."""
     return hasattr(Y, "indptr") and is_array(Y.data) and not on_host(Y.data)
 
 
 def threads_for(x: Array) -> int | None:
-    """Threads that work on `x` gains from: one per processor (None) on the host, else 1.
+    """Number of threads to compute on `x` with: one per processor (None) on the host, else 1.
 
-    A thread begins on CUDA's device 0 wherever its arrays are, with library handles of its own, and waits for the
-    others to launch anything.
+    A thread starts on CUDA's device 0 wherever its arrays are, with its own library handles, and waits for the
+    others before each launch.
     """
     return None if on_host(x) else 1
 
 
 def raises_for_bad_matrices(x: Array) -> bool:
-    """Whether the library of `x` refuses to factorise a stack with one bad matrix, where others leave garbage."""
+    """Return whether factorising a stack with one bad matrix raises; other libraries leave garbage."""
     return on_host(x) or array_api_compat.is_torch_array(x) or _is_strict(x)
 
 
-def entered(x: Array) -> AbstractContextManager:
-    """Context in which the device of `x` is the current one: CuPy computes and allocates there, whatever is asked."""
+def entered(x: Array) -> AbstractContextManager[Any]:
+    """Context in which the device of `x` is the current one, on which CuPy computes and allocates."""
     x = x.data if is_sparse_on_device(x) else x
     device: Any = array_api_compat.device(x) if is_array(x) and not on_host(x) else None
     return device if hasattr(device, "__enter__") and hasattr(device, "id") else nullcontext()

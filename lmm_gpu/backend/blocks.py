@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Consecutive ranges of columns and blocks of genes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def blocks(m: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def even_blocks(m: int, size: int, threads: int) -> Iterator[tuple[int, int]]:
-    """Ranges of at most `size` out of `m`, nearly equal, and as many for every one of the threads.
+    """Ranges of at most `size` out of `m`, nearly equal, the same number for every thread.
 
     >>> list(even_blocks(10, 4, 2))
     [(0, 3), (3, 6), (6, 9), (9, 10)]

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Connect to a dask scheduler, and explain its failures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ADVICE = 'pip install "lmm-gpu[dask]"'
 
 
 def is_dask(matrix: Any) -> bool:
-    """Whether `matrix` is a dask array, without importing dask."""
+    """Return whether `matrix` is a dask array, without importing dask."""
     return hasattr(matrix, "__dask_graph__") and hasattr(matrix, "to_delayed")
 
 
 @contextmanager
 def connected(scheduler: Any) -> Iterator[Any]:
-    """Give the client of a dask scheduler: of an address or a cluster one that is closed at the end, None of None.
+    """Yield the client of a dask scheduler, None without one; a client made from an address is closed at the end.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def connected(scheduler: Any) -> Iterator[Any]:
         yield scheduler
         return
     try:
-        # looked at first: a client without an address to go to keeps the process from ending
+        # resolved first: a client with an unusable address keeps the process from ending
         distributed.comm.resolve_address(getattr(scheduler, "scheduler_address", scheduler))
         client = distributed.Client(scheduler, set_as_default=False)
     except (AttributeError, OSError, TypeError, ValueError) as error:
@@ -54,25 +54,26 @@ def connected(scheduler: Any) -> Iterator[Any]:
 
 @contextmanager
 def explained_failures() -> Iterator[None]:
-    """Say in one sentence what ends a computation besides the caller's mistakes, which come as they are."""
+    """Raise failures of the scheduler and its workers with a remedy; other errors pass unchanged."""
     try:
         yield
     except CancelledError as error:
         raise ConnectionError(
-            "the dask scheduler went away before all was computed: start it and its workers again, and then this"
+            "the dask scheduler stopped before the computation was complete: restart it and its workers and "
+            "run this again"
         ) from error
     except Exception as error:
         if type(error).__name__ != "KilledWorker":  # of distributed, which may not be installed
             raise
         raise MemoryError(
-            "workers died of the same task again and again, most likely of too little memory; give them more, or "
+            "workers were killed repeatedly by the same task, most likely for lack of memory; give them more, or "
             f"rechunk to fewer cells ({str(error).partition(chr(10))[0]})"
         ) from error
 
 
 @contextmanager
 def without_graph_warning() -> Iterator[None]:
-    """Without dask's advice to scatter what is in the graph: what is scattered is lost with its dask_tasks."""
+    """Context without dask's advice to scatter large objects: scattered data are lost with the worker that has them."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sending large graph")
         yield

@@ -1,7 +1,7 @@
-"""Factorisations: the only module that factorises, and every batched one returns an `ok` mask per matrix.
+"""Factorisations, made only here; every batched one returns an `ok` mask per matrix.
 
-Libraries disagree about a matrix that is not positive definite: NumPy raises for the whole stack, CUDA
-libraries never raise and leave garbage. Callers see neither: they get finite numbers and `ok = False`.
+Libraries differ for a matrix that is not positive definite: NumPy raises for the whole stack, CUDA libraries
+never raise and leave garbage. Callers get finite numbers and `ok = False` instead.
 
 Two layouts: matrices of the size of the number of variance components are (k, k, b), features last, and are
 factorised by unrolled elementwise operations; larger ones are stacks (b, q, q) for the library's routines.
@@ -20,9 +20,9 @@ from .fusion import fused
 DEPENDENT = 1e-10
 #: Rounding unit of float64, in which the engine computes.
 EPS = 2.0**-52
-#: A factorisation that does not give its matrix back to this share of it is garbage.
+#: Relative residual of a factorisation above which it is garbage.
 RESIDUAL = 1e-9
-#: Positive numbers that are multiplied before their logarithm is taken.
+#: Number of positive factors that are multiplied before their logarithm is taken.
 FACTORS = 8
 
 
@@ -48,7 +48,7 @@ def cholesky_rows(xp: Any, A: Sequence[Vectors]) -> tuple[list[list[Array]], Arr
     -------
     factor : k rows of k vectors (b,)
         Lower triangle; the diagonal holds 1 / L_jj, and 0 where the pivot is not above rounding, so that a
-        solve leaves that unknown at 0 (a generalised inverse, as for components that cannot be told apart).
+        solve leaves that unknown at 0 (a generalised inverse, as for components that are confounded).
     ok : bool array (b,)
         Every pivot is positive.
     """
@@ -140,7 +140,7 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     ----------
     A : array (b, q, q), symmetric
     unit : array (q, q), optional
-        The identity, if it is at hand.
+        The identity, if known.
 
     Returns
     -------
@@ -178,7 +178,7 @@ def _largest(stack: Array) -> Array:
 
 
 def _is_small(residual: Array, size: Array) -> Array:
-    # whether a factorisation gives back what it was made of; NaN is not small
+    # a factorisation gives its matrix back; NaN is not small
     return _below(None, _largest(residual), size)
 
 
@@ -215,7 +215,8 @@ def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Arr
 
 def eigh_stack(A: Array) -> tuple[Array, Array]:
     """Eigenvalues (b, q) and eigenvectors (b, q, q) of a stack of symmetric matrices of finite numbers."""
-    return namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
+    values, vectors = namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
+    return values, vectors
 
 
 def inverse_and_logdet(A: Array, unit: Array | None = None) -> tuple[Array, Array, Array]:
@@ -267,8 +268,8 @@ def root_psd(S: Array, squares: Array) -> tuple[Array, Array]:
     first = S.shape[0] - int(to_numpy(xp.count_nonzero(values)))  # eigh sorts in ascending order
     root = xp.sqrt(values[first:])  # (r,)
     vectors = vectors[:, first:]  # (q, r)
-    told = xp.sum(xp.square(vectors * root[None, :]), axis=1) > DEPENDENT  # (q,), rows that are more than rounding
-    K = xp.where(told[:, None], unit[:, None] * vectors * root[None, :], 0.0)
+    kept = xp.sum(xp.square(vectors * root[None, :]), axis=1) > DEPENDENT  # (q,), rows above rounding error
+    K = xp.where(kept[:, None], unit[:, None] * vectors * root[None, :], 0.0)
     return K, (vectors / (unit[:, None] * root[None, :])).T
 
 

@@ -1,12 +1,13 @@
-"""How many genes fit a block: bytes are predicted from shapes before anything runs."""
+"""Amounts of memory: parse budgets, and ask for what is free."""
 
 from __future__ import annotations
 
-import os
 import re
 
+import psutil
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
-#: Share of the free memory that a computation may take when nothing is said.
+#: Share of the available memory that a computation may take by default.
 DEFAULT_SHARE = 0.25
 
 
@@ -23,11 +24,9 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     """
     if memory is None:
         return None
-    match = re.fullmatch(
-        r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper().replace("E+", "E"), re.IGNORECASE
-    )
+    match = re.fullmatch(r"\s*([0-9.]+(?:E\+?[0-9]+)?)\s*([KMGT]?I?)B?\s*", str(memory).upper())
     try:
-        size = int(float(match[1]) * _UNITS[match[2].upper()]) if match else 0
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     except (ValueError, KeyError, OverflowError):
         size = 0
     if size <= 0:
@@ -35,14 +34,11 @@ def parse_memory(memory: int | float | str | None) -> int | None:
     return size
 
 
-def free_memory() -> int | None:
-    """Bytes of the host's memory that are free now; None where the platform does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return None
+def free_memory() -> int:
+    """Bytes of the host's memory that are available without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def default_memory() -> int:
-    """A share of the memory that is free now, in bytes."""
-    return int(DEFAULT_SHARE * (free_memory() or 4 * 2**30))
+    """Bytes that a computation may take by default: a share of the available memory."""
+    return int(DEFAULT_SHARE * free_memory())

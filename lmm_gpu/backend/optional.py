@@ -1,32 +1,19 @@
-"""TODO docstring."""
+"""Imports of optional packages."""
 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
-def need(module: str) -> Any:
-    """Import a module of the extra `plots`, or say in one sentence how to get it.
+def require(module: str, purpose: str, advice: str = 'pip install "lmm-gpu[io]"') -> Any:
+    """Import a module of an optional package.
 
     Raises
     ------
     ValueError
-        If it is not installed.
+        If the package is not installed, with the `purpose` that needs it and the command that installs it.
     """
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(f'the picture needs {module.split(".")[0]}: pip install "lmm-gpu[plots]"') from error
-
-
-def require(module: str, purpose: str, advice: str = 'pip install "lmm-gpu[io]"') -> Any:
-    """Import an optional package, or say how to get it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -1,7 +1,8 @@
-"""Blocks of genes on their way to the devices: read and copied ahead, computed, made smaller where memory runs out.
+"""Distribute blocks of genes over devices: read and copied ahead, computed, made smaller where memory runs out.
 
 Every device has a worker (the host one per processor) that takes the next range, so that several devices share the
-work without talking to each other. Where a device reads ahead, the next block is copied while one is computed.
+work without communication. Where a device reads ahead, the next block is copied while one is computed. A single
+worker computes on the caller's thread, and with it on the caller's CUDA stream.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -25,10 +25,11 @@ Range = tuple[int, int]
 Load = Callable[[Device, Range], Any]
 #: Computes with what was loaded, and returns results on the host.
 Work = Callable[[Device, Range, Any], T]
+Fetch = Callable[[], "_Block | None"]
 
 
 class Ranges:
-    """Ranges of genes that are still to be done; smaller ones once memory has run out."""
+    """Queue of ranges of genes, which are cut smaller once memory has run out."""
 
     def __init__(self, ranges: Iterable[Range]):
         self._todo = deque(ranges)
@@ -47,19 +48,19 @@ class Ranges:
             return lo, hi
 
     def put_back(self, bounds: Range) -> None:
-        """Have a range done later, by anybody."""
+        """Return a range to the queue."""
         with self._lock:
             self._todo.appendleft(bounds)
 
     def halve(self, bounds: Range) -> None:
-        """Have a range done in halves, and no range as long as it from now on."""
+        """Return a range to the queue, to be taken in halves as all later ones of its length."""
         with self._lock:
             half = (bounds[1] - bounds[0] + 1) // 2
             self._largest = half if self._largest is None else min(self._largest, half)
             self._todo.appendleft(bounds)
 
     def clear(self) -> None:
-        """Leave the rest."""
+        """Drop all ranges."""
         with self._lock:
             self._todo.clear()
 
@@ -67,8 +68,8 @@ class Ranges:
 @dataclass(frozen=True)
 class _Block:
     bounds: Range
-    loaded: Any  #: on the device; None if its memory ran out
-    mark: Any  #: the copies to wait for
+    loaded: Any  #: arrays on the device; None if its memory ran out
+    mark: Any  #: mark of the copies to wait for
 
 
 @dataclass(frozen=True)
@@ -95,30 +96,33 @@ def run(
         If not even one gene fits the memory of a device, with the numbers. What was done before is done.
     """
     ranges = list(ranges)
-    todo, reports = Ranges(ranges), queue.SimpleQueue()  # type: ignore[var-annotated]
+    todo = Ranges(ranges)
     staff = [device for device in devices for _ in range(workers if device.threaded else 1)][: max(1, len(ranges))]
-    if len(staff) == 1 and not staff[0].reads_ahead:
-        yield from _drain(staff[0], todo, load, work, _now)
+    entry = {device.name: device.begin() for device in staff}
+    lines = [_Worker(device, entry[device.name], todo, load, work) for device in staff]
+    if len(lines) == 1:
+        yield from lines[0].results()
         return
+    yield from _in_parallel(lines, todo)
 
-    def work_off(device: Device) -> None:
+
+def _in_parallel(workers: Sequence[_Worker[T]], todo: Ranges) -> Iterator[tuple[Range, T]]:
+    """Results of all workers as they come, each worker on a thread; the first error once all have stopped."""
+    reports: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def report_all(worker: _Worker[T]) -> None:
         try:
-            if device.reads_ahead:
-                with ThreadPoolExecutor(1) as reader:
-                    for done in _drain(device, todo, load, work, partial(_ahead, reader)):
-                        reports.put(done)
-            else:
-                for done in _drain(device, todo, load, work, _now):
-                    reports.put(done)
+            for done in worker.results():
+                reports.put(done)
         except BaseException as error:
             todo.clear()
             reports.put(error)
-        reports.put(None)  # this worker is finished
+        reports.put(None)  # this worker has finished
 
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(len(staff)) as pool:
-        for device in staff:
-            pool.submit(work_off, device)
-        working, failure = len(staff), None
+    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(len(workers)) as pool:
+        for worker in workers:
+            pool.submit(report_all, worker)
+        working, failure = len(workers), None
         try:
             while working:
                 report = reports.get()
@@ -128,65 +132,78 @@ def run(
                     failure = failure or report
                 else:
                     yield report
-        finally:  # whoever interrupts waits for the blocks under way, not for all that are left
+        finally:  # an interrupt waits for the blocks being computed, not for all that are left
             todo.clear()
     if failure is not None:
         raise failure
 
 
-def _drain(device: Device, todo: Ranges, load: Load, work: Work[T], start: Callable) -> Iterator[tuple[Range, T]]:
-    # blocks of one worker, the next one loading while one is worked on
-    fetch = partial(_fetch, device, todo, load)
-    with device.entered():
-        pending = start(fetch)
-        while (block := pending()) is not None:
-            bounds, pending = block.bounds, start(fetch)
-            done = None if block.loaded is None else _attempt(device, block, work)
-            del block  # its arrays, which copies must not overwrite before the results are on the host
-            if done is not None:
-                yield bounds, done.value
-                continue
-            waiting = pending()
-            if waiting is not None:
-                todo.put_back(waiting.bounds)
-            del waiting
-            device.release()
-            if bounds[1] - bounds[0] == 1:
-                raise MemoryError(
-                    f"a single feature does not fit the memory of {device.name}: {device.free_bytes():,} bytes are "
-                    "free for blocks; free some, use fewer random effects, or another device"
-                )
-            todo.halve(bounds)
-            pending = start(fetch)
+@dataclass(frozen=True)
+class _Worker(Generic[T]):
+    """Takes ranges for one device until none is left."""
 
+    device: Device
+    entry: Any  #: mark of the work that the caller had asked for
+    todo: Ranges
+    load: Load
+    work: Work[T]
 
-def _fetch(device: Device, todo: Ranges, load: Load) -> _Block | None:
-    bounds = todo.take()
-    if bounds is None:
+    def results(self) -> Iterator[tuple[Range, T]]:
+        """Yield ranges and results, the next block being loaded meanwhile where the device reads ahead."""
+        if not self.device.reads_ahead:
+            yield from self._drain(lambda fetch: fetch)
+            return
+        reader = self.device.reader()
+        try:
+            yield from self._drain(lambda fetch: reader.submit(fetch).result)
+        finally:
+            reader.submit(lambda: None).result()  # a block that is still being read would keep its memory
+
+    def _drain(self, start: Callable[[Fetch], Fetch]) -> Iterator[tuple[Range, T]]:
+        with self.device.entered():
+            self.device.wait(self.entry)
+            pending = start(self._fetch)
+            while (block := pending()) is not None:
+                bounds, pending = block.bounds, start(self._fetch)
+                done = None if block.loaded is None else self._attempt(block)
+                del block  # its arrays, which copies must not overwrite before the results are on the host
+                if done is not None:
+                    yield bounds, done.value
+                    continue
+                self._make_smaller(bounds, pending())
+                pending = start(self._fetch)
+
+    def _make_smaller(self, bounds: Range, waiting: _Block | None) -> None:
+        # after memory ran out: the block that waits is loaded again later, in parts
+        if waiting is not None:
+            self.todo.put_back(waiting.bounds)
+        del waiting
+        self.device.release()
+        if bounds[1] - bounds[0] == 1:
+            raise MemoryError(
+                f"a single feature does not fit the memory of {self.device.name}: {self.device.free_bytes():,} bytes "
+                "are free for blocks; free some, use fewer random effects, or another device"
+            )
+        self.todo.halve(bounds)
+
+    def _fetch(self) -> _Block | None:
+        bounds = self.todo.take()
+        if bounds is None:
+            return None
+        try:
+            with self.device.entered(), self.device.copying(after=self.entry):
+                return _Block(bounds, self.load(self.device, bounds), self.device.mark())
+        except Exception as error:  # libraries have errors of their own for it
+            if not self.device.out_of_memory(error):
+                raise
+        return _Block(bounds, None, None)
+
+    def _attempt(self, block: _Block) -> _Done[T] | None:
+        # None if memory ran out: it is handled outside of the except clause, whose traceback refers to arrays
+        try:
+            self.device.wait(block.mark)
+            return _Done(self.work(self.device, block.bounds, block.loaded))
+        except Exception as error:
+            if not self.device.out_of_memory(error):
+                raise
         return None
-    try:
-        with device.entered(), device.copying():
-            return _Block(bounds, load(device, bounds), device.mark())
-    except Exception as error:  # libraries have errors of their own for it
-        if not device.out_of_memory(error):
-            raise
-    return _Block(bounds, None, None)
-
-
-def _attempt(device: Device, block: _Block, work: Work[T]) -> _Done[T] | None:
-    # None if memory ran out: what to do then happens outside of the except clause, whose traceback holds arrays
-    try:
-        device.wait(block.mark)
-        return _Done(work(device, block.bounds, block.loaded))
-    except Exception as error:
-        if not device.out_of_memory(error):
-            raise
-    return None
-
-
-def _now(fetch: Callable[[], _Block | None]) -> Callable[[], _Block | None]:
-    return fetch
-
-
-def _ahead(reader: ThreadPoolExecutor, fetch: Callable[[], _Block | None]) -> Callable[[], _Block | None]:
-    return reader.submit(fetch).result

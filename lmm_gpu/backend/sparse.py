@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Sparse and dense matrices of cells, on the host or on a device."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .arrays import Array, indices, is_array, is_sparse_on_device, namespace, on
 
 
 def is_sparse(Y: Any) -> bool:
-    """Whether `Y` is a sparse matrix, of SciPy or on a device."""
+    """Return whether `Y` is a sparse matrix, of SciPy or on a device."""
     return scipy.sparse.issparse(Y) or is_sparse_on_device(Y)
 
 
 def on_device(Y: Any) -> bool:
-    """Whether `Y` is an array or a sparse matrix of another library than NumPy and SciPy."""
+    """Return whether `Y` is an array or a sparse matrix of another library than NumPy and SciPy."""
     return is_sparse_on_device(Y) or (is_array(Y) and not on_host(Y))
 
 
@@ -28,7 +28,7 @@ def stored_values(Y: Any) -> Array:
 
 
 def with_values(Y: Any, values: Array) -> Any:
-    """Give `Y` other `values` in place of those that are stored; where they are in a sparse matrix is shared."""
+    """Return `Y` with other stored `values`; a sparse result shares the positions of `Y`."""
     if scipy.sparse.issparse(Y):
         return scipy.sparse.csr_array((values, Y.indices, Y.indptr), shape=Y.shape)
     return type(Y)((values, Y.indices, Y.indptr), shape=Y.shape) if is_sparse_on_device(Y) else values

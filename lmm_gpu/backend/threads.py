@@ -1,4 +1,4 @@
-"""Blocks on threads: NumPy and SciPy release the interpreter's lock, so one thread per processor is enough."""
+"""Compute on threads: NumPy and SciPy release the interpreter's lock, so one thread per processor is enough."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
 
-#: Matrices of more rows than this gain from the threads of the linear algebra library.
+#: Matrices of more rows than this are faster on several threads of the linear algebra library.
 FEW_ROWS = 1000
 T = TypeVar("T")
 R = TypeVar("R")
@@ -24,11 +24,11 @@ def workers() -> int:
         return os.cpu_count() or 1
 
 
-def quiet_blas(size: int) -> AbstractContextManager:
-    """Context that holds the linear algebra library at one thread for matrices of `size` rows, if that is few.
+def quiet_blas(size: int) -> AbstractContextManager[Any]:
+    """Context in which the linear algebra library uses one thread, if matrices have few rows (`size`).
 
-    Its threads wait for each other by spinning: on processors that are in use, an eigen-decomposition of a few hundred
-    rows was seen to take eight times as long on two threads as on one, and a fit half as long again.
+    Its threads wait for each other by spinning: on busy processors, an eigen-decomposition of a few hundred rows took
+    eight times as long on two threads as on one, and a fit half as long again.
     """
     return threadpool_limits(limits=1, user_api="blas") if size <= FEW_ROWS else nullcontext()
 
@@ -36,7 +36,7 @@ def quiet_blas(size: int) -> AbstractContextManager:
 def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | None = None) -> Iterator[R]:
     """Yield ``function(task)`` for every task, in order, computed on `threads`; by default one per processor.
 
-    The linear algebra library is held at one thread meanwhile: its threads and ours would fight for processors.
+    Meanwhile the linear algebra library uses one thread: its threads and these would compete for processors.
 
     >>> list(in_threads(abs, [-1, 2]))
     [1, 2]
@@ -50,7 +50,7 @@ def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | No
 
 
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, the next one being made on another thread meanwhile: two are held at a time, no more.
+    """Yield the items while the next one is made on another thread; at most two exist at a time.
 
     >>> list(ahead(iter("ab")))
     ['a', 'b']

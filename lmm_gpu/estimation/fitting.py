@@ -230,7 +230,8 @@ def _at_boundary(model: MixedModel, theta: Array) -> np.ndarray:
     # a component at exactly zero, or a singular covariance matrix (b,); a start at zero moves at once
     if isinstance(model.likelihood, GroupedEffects):
         return to_numpy(model.likelihood.at_boundary(theta))
-    return (to_numpy(theta)[:-1] == 0).any(axis=0)
+    at_zero: np.ndarray = (to_numpy(theta)[:-1] == 0).any(axis=0)
+    return at_zero
 
 
 def _final_status(

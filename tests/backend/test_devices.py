@@ -15,15 +15,17 @@ import cupy_like_runtime
 import numpy as np
 import pytest
 
-from lmm_gpu.backend import devices
+from lmm_gpu.backend import cuda_devices
 from lmm_gpu.backend.devices import Cuda, Device, Given, cuda_count, resolve
 
 
 @pytest.fixture
 def cupy(monkeypatch):
     """CuPy with two devices."""
-    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
-    monkeypatch.setattr(devices, "_cupyx", lambda: cupy_like_runtime.cupyx)
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(cuda_devices, "_COPIERS", {})
+    monkeypatch.setattr(cuda_devices, "_PROBES", {})
+    monkeypatch.setattr(cuda_devices, "_cupyx", lambda: cupy_like_runtime.cupyx)
     cupy_like_runtime.log.clear()
     return cupy_like_runtime
 
@@ -32,7 +34,7 @@ def without_cupy(monkeypatch, error=None):
     def missing():
         raise error or ModuleNotFoundError("No module named 'cupy'")
 
-    monkeypatch.setattr(devices, "_cupy", missing)
+    monkeypatch.setattr(cuda_devices, "_cupy", missing)
 
 
 def names(device, *arrays):
@@ -59,7 +61,7 @@ def test_without_cupy(monkeypatch):
     ],
 )
 def test_a_cupy_that_cannot_be_used(monkeypatch, module, reason):
-    monkeypatch.setattr(devices, "_cupy", lambda: module)
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: module)
     assert names("auto") == ["cpu"]
     with pytest.raises(ValueError, match=reason):
         resolve("cuda:0")
@@ -71,6 +73,37 @@ def test_a_cupy_that_cannot_be_imported(monkeypatch, error):
     without_cupy(monkeypatch, error("libcudart.so.12 not found"))
     count, reason = cuda_count()
     assert (count, reason) == (0, "CuPy cannot be imported: libcudart.so.12 not found")
+
+
+def test_a_device_that_cannot_compute(cupy, monkeypatch):
+    """Without cuBLAS, CuPy imports and counts devices, but every product fails: that is found before a fit."""
+
+    def broken(*_):
+        raise RuntimeError("libcublas.so.12 not found\nand more")
+
+    monkeypatch.setattr(cupy.module.linalg, "cholesky", broken)
+    assert names("auto") == ["cpu"]
+    with pytest.raises(ValueError, match=r"cannot compute on it \(RuntimeError: libcublas.so.12 not found\): pip inst"):
+        resolve("cuda")
+
+
+def test_a_device_is_tried_once_per_process(cupy, monkeypatch):
+    count = []
+    cholesky = cupy.module.linalg.cholesky
+    monkeypatch.setattr(cupy.module.linalg, "cholesky", lambda x: count.append(1) or cholesky(x))
+    for _ in range(3):
+        resolve("cuda")
+    assert len(count) == 1
+
+
+def test_no_driver_is_named_as_such(monkeypatch):
+    def fails():
+        raise RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version")
+
+    runtime = SimpleNamespace(getDeviceCount=fails, driverGetVersion=lambda: 0)
+    module = SimpleNamespace(__version__="14.2.0", cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: module)
+    assert cuda_count() == (0, "no CUDA device: no NVIDIA driver is installed")
 
 
 def test_with_cuda_devices(cupy):
@@ -138,8 +171,8 @@ def test_errors_that_mean_memory(cupy, error, is_memory):
 def test_cupy_is_what_is_imported(monkeypatch):
     asked = []
     monkeypatch.setattr(importlib, "import_module", lambda name: asked.append(name))
-    devices._cupy()
-    devices._cupyx()
+    cuda_devices._cupy()
+    cuda_devices._cupyx()
     assert asked == ["cupy", "cupyx"]
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_gpu.backend import devices
+from lmm_gpu.backend import cuda_devices
 from lmm_gpu.backend.devices import Cuda, Device, Given
 from lmm_gpu.backend.scheduler import Ranges, run
 from lmm_gpu.estimation.fit_options import FitOptions
@@ -28,7 +28,8 @@ GENES = 12
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
     """CuPy with two devices."""
-    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(cuda_devices, "_COPIERS", {})
     cupy_like_runtime.log.clear()
     return cupy_like_runtime
 
@@ -158,7 +159,39 @@ def test_the_next_block_is_read_while_one_is_computed():
             assert reading[bounds[0] + 1].wait(20)
 
     assert genes_done(run([Cuda(1)], 1, [(0, 1), (1, 2), (2, 3)], load, work)) == 3
-    assert cupy_like_runtime.log == ["wait 1", "wait 2", "wait 3"]  # each computation for its own copy
+    waits = [word for word in cupy_like_runtime.log if word.startswith("wait")]
+    assert waits == ["wait 0", "wait 1", "wait 2", "wait 3"]  # for the caller's work, then for the copy of each block
+
+
+def test_work_of_the_caller_is_waited_for():
+    """Copies and computations begin after what the caller's stream was given before: it may still write the input."""
+    list(run([Cuda(0)], 1, [(0, 1), (1, 2)], lambda device, bounds: device.put(np.ones(2)), work_of_nothing))
+    assert cupy_like_runtime.log.count("copies wait for 0") == 2
+
+
+def work_of_nothing(device, bounds, loaded):
+    return None
+
+
+def test_fits_share_a_stream_and_a_thread_for_copies():
+    """CuPy's pool keeps memory for every stream, and its libraries keep handles for every thread."""
+    threads = set()
+
+    def load(device, bounds):
+        threads.add(threading.current_thread().ident)
+        return device.put(np.ones(2))
+
+    for _ in range(3):
+        list(run([Cuda(0)], 1, [(0, 1), (1, 2)], load, work_of_nothing))
+    assert len(threads) == 1
+    assert Cuda(0).copier is Cuda(0).copier
+
+
+def test_one_device_computes_on_the_caller_s_thread():
+    computing = set()
+    run_on = lambda device, bounds, loaded: computing.add(threading.current_thread().ident)  # noqa: E731
+    list(run([Cuda(0)], 1, [(0, 1), (1, 2)], load, run_on))
+    assert computing == {threading.current_thread().ident}
 
 
 # --- fits -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ pytest.importorskip("rich", reason='the command line needs: pip install ".[cli]"
 
 import lmm_gpu
 from lmm_gpu import simuRNAseq
-from lmm_gpu.backend import devices
+from lmm_gpu.backend import cuda_devices
 from lmm_gpu.cli import app, demo, output, run
 from lmm_gpu.cli.selftest import checks, runner
 from lmm_gpu.sumstats.accumulator import Accumulator
@@ -524,7 +524,7 @@ def test_the_installed_script(script, folder, tmp_path):
 
 
 def test_info(command, monkeypatch):
-    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: cupy_like_runtime.module)
     monkeypatch.setenv("COLUMNS", "120")
     code, printed, _ = command("info")
     assert code == 0
@@ -538,7 +538,7 @@ def test_info_without_cuda(command, monkeypatch):
     def missing():
         raise ModuleNotFoundError("No module named 'cupy'")
 
-    monkeypatch.setattr(devices, "_cupy", missing)
+    monkeypatch.setattr(cuda_devices, "_cupy", missing)
     code, printed, _ = command("info")
     assert code == 0 and "a fit runs on cpu (not cuda: CuPy is not installed" in printed
 
@@ -581,6 +581,6 @@ def test_a_selftest_of_a_device_that_is_not_there(command, monkeypatch):
     def missing():
         raise ModuleNotFoundError("No module named 'cupy'")
 
-    monkeypatch.setattr(devices, "_cupy", missing)
+    monkeypatch.setattr(cuda_devices, "_cupy", missing)
     code, _, error = command("selftest", "--device", "cuda")
     assert code == 2 and "--device 'cuda' cannot be used (CuPy is not installed" in error

@@ -10,7 +10,7 @@ import cupy_like_runtime
 import numpy as np
 import pytest
 
-from lmm_gpu.backend import devices, fusion
+from lmm_gpu.backend import cuda_devices, fusion
 from lmm_gpu.backend.arrays import to_numpy
 from lmm_gpu.backend.devices import Cuda, Device
 from lmm_gpu.cli.selftest import checks, runner
@@ -28,8 +28,8 @@ ONLY_CUDA = {"fused kernels", "no hidden synchronisation", "two devices", "out o
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
     """CuPy with two devices."""
-    monkeypatch.setattr(devices, "_cupy", lambda: cupy_like_runtime.module)
-    monkeypatch.setattr(devices, "_cupyx", lambda: cupy_like_runtime.cupyx)
+    monkeypatch.setattr(cuda_devices, "_cupy", lambda: cupy_like_runtime.module)
+    monkeypatch.setattr(cuda_devices, "_cupyx", lambda: cupy_like_runtime.cupyx)
 
 
 def on(device, **options):

@@ -39,8 +39,14 @@ class Stream:
     def record(self) -> Event:
         return Event(self.copies)
 
+    def wait_event(self, event: Event) -> None:
+        log.append(f"copies wait for {event.count}")
+
 
 class CurrentStream:
+    def record(self) -> Event:
+        return Event(0)
+
     def wait_event(self, event: Event) -> None:
         _thread.waited = event.count
         log.append(f"wait {event.count}")
@@ -117,6 +123,7 @@ def get_default_pinned_memory_pool() -> Pool:
 module = SimpleNamespace(
     __version__=__version__,
     asarray=asarray,
+    linalg=cupy_like.xp.linalg,
     get_default_memory_pool=get_default_memory_pool,
     get_default_pinned_memory_pool=get_default_pinned_memory_pool,
     cuda=SimpleNamespace(
