@@ -30,6 +30,8 @@ from .transform import (
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
+#: Smallest number of cells of counts from which centres are estimated.
+_FEW_CELLS = 30
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,9 @@ class Accumulator:
         return self.expect_sparse().fused and (scipy.sparse.issparse(Y) or self.values.transform.name is not None)
 
     def _choose_centre(self, chunk: Chunk, Y: Any) -> None:
+        counts = scipy.sparse.issparse(Y) or self.values.transform.name is not None
+        if counts and Y.shape[0] < min(_FEW_CELLS, self.design.n):
+            return  # a few equal counts are not a gene that is far from zero
         centre = sampled_centre(Y, self.values.transform, chunk.rows, self.constant)
         if centre is not None:
             self.centre[chunk.genes] = centre
