@@ -142,7 +142,7 @@ def test_far_from_zero_no_digits_are_lost(here, rows):
     X = DESIGN.X
     residuals = VALUES - X @ np.linalg.lstsq(X, VALUES, rcond=None)[0]
     wanted = (residuals**2).sum(axis=0)
-    np.testing.assert_allclose(Projection.build(found).genes(found).yry, wanted, rtol=1e-6)
+    np.testing.assert_allclose(Projection.build(found).genes(found).sums.yry, wanted, rtol=1e-6)
 
 
 def test_sparse_chunks_among_dense_ones(here):

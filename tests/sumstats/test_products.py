@@ -30,7 +30,7 @@ def far(m=3, mean=1e6, seed=0):
 
 
 def project(ss):
-    return Projection.build(ss).genes(ss)
+    return Projection.build(ss).genes(ss).sums
 
 
 # --- what makes the constant ----------------------------------------------------------------------

@@ -167,7 +167,9 @@ def test_values_far_from_zero_keep_their_digits(cells):
     """Dense chunks are summed up about a centre that all of them share; one cell alone does not hide the rest."""
     Q = np.linalg.qr(DESIGN.X, mode="complete")[0][:, DESIGN.X.shape[1] :]
     found = chunked(VALUES + 1e6, cells)
-    np.testing.assert_allclose(Projection.build(found).genes(found).yry, ((Q.T @ VALUES) ** 2).sum(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(
+        Projection.build(found).genes(found).sums.yry, ((Q.T @ VALUES) ** 2).sum(axis=0), rtol=1e-8
+    )
     np.testing.assert_allclose(found.XY, DESIGN.X.T @ (VALUES + 1e6), rtol=1e-12)
 
 
