@@ -22,6 +22,7 @@ from .results.fitting import fit_summary
 from .results.lmm_fit import LMMFit
 from .sumstats.cell_model import Bar, ReadOptions, open_cells
 from .sumstats.gene_filter import GeneFilter
+from .sumstats.gene_weights import load_statistics
 from .sumstats.summary_stats import STATISTICS, SummaryStats
 from .sumstats.weighted_cells import gene_weights, summarize_weighted
 
@@ -235,7 +236,7 @@ def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | No
         return None
     of_cells = str(data).lower().endswith(tuple(ending for ending in MATRICES if ending != ".h5"))
     if kind_of(data) == STATISTICS or (formula is None and not of_cells):
-        return SummaryStats.load(data)
+        return load_statistics(data)
     return None
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from ..estimation.estimates import Estimates
 from ..estimation.status import Status
 from ..io.archive import consistent, read_archive, write_archive
+from ..sumstats.gene_weights import statistics_of
 from ..sumstats.summary_stats import SummaryStats
 
 FIT = "lmm_gpu fit"
@@ -56,7 +57,7 @@ def read_fit(path: str | Path) -> tuple[SummaryStats, Estimates, dict[str, Any]]
     """
     arrays, labels, attributes = read_archive(path, FIT, _ADVICE)
     with consistent(path, _ADVICE):
-        summary = SummaryStats.from_content((arrays, labels, attributes))
+        summary = statistics_of((arrays, labels, attributes))
         found = {name: arrays[f"{_ESTIMATES}{name}"] for name in _shapes(summary)}
         _check(found, summary)
         estimates = Estimates(**found)

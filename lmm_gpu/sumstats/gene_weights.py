@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import scipy.sparse
 
-from ..backend.arrays import Array, indices, namespace
+from ..backend.arrays import Array, indices, namespace, to_numpy
 from ..backend.blocks import blocks
 from ..design.design import Design
+from ..io.archive import Content, consistent, read_archive
 from .assembly import cross_products
-from .summary_stats import SummaryStats
+from .summary_content import fields_of
+from .summary_stats import ADVICE, STATISTICS, WEIGHTS, SummaryStats
 
 #: Bytes of the products of the genes that are accumulated together.
 _BLOCK_BYTES = 2**27
@@ -41,6 +44,7 @@ class GeneProductsOfDesign:
 
 
 _ARRAYS = ("XX", "ZX", "ZZ", "mean", "log_weights")
+_PAIRS = ("rows", "columns")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,21 @@ class WeightedStats(SummaryStats):
             "samples together"
         )
 
+    def content(self) -> Content:
+        """Arrays, labels and attributes to be written to a file."""
+        arrays, labels, attributes = super().content()
+        own = {f"{WEIGHTS}{name}": to_numpy(getattr(self.own, name)) for name in _ARRAYS}
+        own |= {f"{WEIGHTS}{name}": np.asarray(getattr(self.own, name)) for name in _PAIRS}
+        return arrays | own, labels, attributes
+
+    @classmethod
+    def from_content(cls, content: Content) -> WeightedStats:
+        """Restore statistics from the content of a file, which may hold more."""
+        arrays, _, _ = content
+        own: dict[str, Any] = {name: arrays[f"{WEIGHTS}{name}"] for name in _ARRAYS}
+        own |= {name: tuple(int(i) for i in arrays[f"{WEIGHTS}{name}"]) for name in _PAIRS}
+        return cls(**fields_of(content), weights=GeneProductsOfDesign(**own))
+
     def without(self, component: int) -> SummaryStats:
         """Drop a random effect from the model."""
         ends = np.cumsum([0, *self.d])
@@ -101,6 +120,29 @@ class WeightedStats(SummaryStats):
             columns=tuple(place[self.own.columns[i]] for i in pairs),
         )
         return replace(cast(WeightedStats, super().without(component)), weights=own)
+
+
+def statistics_of(content: Content) -> SummaryStats:
+    """Statistics from the content of a file, with weights per gene if it has them."""
+    weighted = any(name.startswith(WEIGHTS) for name in content[0])
+    return WeightedStats.from_content(content) if weighted else SummaryStats.from_content(content)
+
+
+def load_statistics(path: str | Path) -> SummaryStats:
+    """Read the file of `SummaryStats.save`, with weights per gene if it has them.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be used; see `SummaryStats.load`.
+    """
+    content = read_archive(path, STATISTICS, ADVICE)
+    if not any(name.startswith(WEIGHTS) for name in content[0]):
+        return SummaryStats.load(path)
+    with consistent(path, ADVICE):
+        return WeightedStats.from_content(content)
 
 
 def weighted_products(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, **labels: Any) -> WeightedStats:

@@ -22,7 +22,9 @@ from .summary_content import fields_of, fingerprint, joined_parts, to_content
 
 #: What a file with statistics names as its content.
 STATISTICS = "lmm_gpu summary statistics"
-_ADVICE = "take a fresh copy of the file, or summarize the cells again and save that"
+#: Group of a file that holds products with weights per gene.
+WEIGHTS = "weights/"
+ADVICE = "take a fresh copy of the file, or summarize the cells again and save that"
 
 
 @dataclass(frozen=True)
@@ -308,8 +310,8 @@ class SummaryStats:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
         """
-        content = read_archive(path, STATISTICS, _ADVICE)
-        with consistent(path, _ADVICE):
+        content = read_archive(path, STATISTICS, ADVICE)
+        with consistent(path, ADVICE):
             summary = cls.from_content(content)
             check_invariants(summary)
         return summary
@@ -360,6 +362,8 @@ class SummaryStats:
         >>> SummaryStats.from_content(ss.content()).ZY.tolist() == ss.ZY.tolist()
         True
         """
+        if any(name.startswith(WEIGHTS) for name in content[0]):
+            raise ValueError("these statistics have weights per gene: pass the path to lmm_gpu.fit")
         return cls(**fields_of(content))
 
     @property

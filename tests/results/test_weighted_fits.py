@@ -156,3 +156,17 @@ def test_a_filter_with_weights_per_gene_is_refused(shock):
     _, r, _, obs = shock
     with pytest.raises(ValueError, match="not available with a weight per gene"):
         lmm_gpu.fit((r["voom_E"].T, obs), "~ time + (1 | donor)", weights=r["voom_weights"].T, min_cells=3)
+
+
+def test_weights_are_kept_in_files(shock, tmp_path):
+    fit = shock[0]
+    fit.save(tmp_path / "fit.h5")
+    again = lmm_gpu.LMMFit.load(tmp_path / "fit.h5")
+    pd.testing.assert_series_equal(again.logLik, fit.logLik)
+    some = {"df": "lmertest", "moderate": True}
+    pd.testing.assert_frame_equal(again.test("Intercept", **some), fit.test("Intercept", **some))
+    fit.summary.save(tmp_path / "sums.h5")
+    refitted = lmm_gpu.fit(tmp_path / "sums.h5", bounds="nonnegative", progress=False)
+    pd.testing.assert_frame_equal(refitted.theta, fit.theta)
+    with pytest.raises(ValueError, match="weights per gene"):
+        lmm_gpu.SummaryStats.load(tmp_path / "sums.h5")
