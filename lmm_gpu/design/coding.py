@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import formulaic
@@ -16,6 +17,15 @@ from formulaic.parser.types import Term as ParsedTerm
 from .safe_code import OF_ALL_ROWS, functions_in_code
 from .terms import Part, Product, Term, Terms
 
+
+@dataclass(frozen=True)
+class Centres:
+    """Means of columns of obs less their origins, None for text, and the origins that are not zero."""
+
+    means: Mapping[str, float | None]
+    origins: Mapping[str, float]
+
+
 Spec = tuple[formulaic.ModelSpec, Sequence[int]]
 
 
@@ -23,7 +33,7 @@ def terms_of(
     parsed: SimpleFormula,
     specs: Sequence[Spec],
     used: Mapping[str, Sequence[str]],
-    means: Mapping[str, float | None],
+    centres: Centres,
     context: Mapping[str, Any],
 ) -> Terms:
     """Describe the terms of a formula that formulaic evaluated in one piece or more.
@@ -36,14 +46,14 @@ def terms_of(
         formulaic's specification of each piece, and the position in X of each of its columns.
     used
         Columns of obs that each factor of the formula uses.
-    means
-        Mean of each of these columns over the cells, None for text.
+    centres
+        Means and origins of these columns.
     context
         Functions for formulaic.
     """
     by_term: dict[ParsedTerm, Term] = {}
     for spec, places in specs:
-        reader = _SpecReader(spec, used, means, context)
+        reader = _SpecReader(spec, used, centres, context)
         start = 0
         for structure in spec.structure or ():
             columns = tuple(places[start : start + len(structure.columns)])
@@ -60,10 +70,10 @@ class _SpecReader:
         self,
         spec: formulaic.ModelSpec,
         used: Mapping[str, Sequence[str]],
-        means: Mapping[str, float | None],
+        centres: Centres,
         context: Mapping[str, Any],
     ):
-        self.spec, self.used, self.means, self.context = spec, used, means, context
+        self.spec, self.used, self.centres, self.context = spec, used, centres, context
 
     def products(self, scoped_terms: Sequence[Any], columns: tuple[int, ...]) -> Iterator[Product]:
         start = 0
@@ -85,14 +95,16 @@ class _SpecReader:
             coded = state["contrasts"]
             matrix = np.asarray(coded.contrasts.get_coding_matrix(coded.levels, reduced_rank=reduced), dtype=float)
             return _factor_part(factor.expr, variables, [str(level) for level in coded.levels], matrix)
-        means = tuple(self.means[name] for name in variables)
+        means = tuple(self.centres.means[name] for name in variables)
         stateful = factor.expr not in variables and not functions_in_code(factor.expr).isdisjoint(OF_ALL_ROWS)
         values = (tuple(self.covariate(factor.expr)),) if stateful else ()
-        return Part(factor.expr, variables, values=values, means=means)
+        return Part(
+            factor.expr, variables, values=values, means=means, origin=self.centres.origins.get(factor.expr, 0.0)
+        )
 
     def covariate(self, code: str) -> list[float]:
         """Columns of a covariate at the means of its variables."""
-        row = {name: [self.means[name]] for name in self.used[code]}
+        row = {name: [self.centres.means[name]] for name in self.used[code]}
         if any(mean is None for (mean,) in row.values()):
             return [float("nan")]
         return evaluate_covariate(code, row, self.context, self.spec.transform_state)

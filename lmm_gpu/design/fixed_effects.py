@@ -17,7 +17,8 @@ from formulaic.parser.types import Term as ParsedTerm
 from formulaic.transforms import C as formulaic_C
 from scipy import sparse
 
-from .coding import terms_of
+from .coding import Centres, terms_of
+from .covariates import far_origins
 from .formula import parse_fixed
 from .obs_columns import ObsColumns
 from .safe_code import OF_ALL_ROWS, UFUNCS, first_line, functions_in_code
@@ -79,6 +80,8 @@ def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
     parsed, used = parse_fixed(text, columns.names)
     variables = {name: columns.variable(name) for names in used.values() for name in names}
     _check_width(parsed, used, variables, text)
+    origins = far_origins(parsed, used, variables)
+    variables |= {name: variables[name] - origin for name, origin in origins.items()}
     tabled, codes, first = _tabulated(parsed, used, variables, len(columns))
     small = pd.DataFrame({name: _take(series, first) for name, series in variables.items()}, index=range(len(first)))
     full = pd.DataFrame(variables, index=range(len(columns)))
@@ -93,7 +96,7 @@ def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
         _check_finite(model, [names[i] for i in at], rows, columns)
     means = {name: _mean(series) for name, series in variables.items()}
     specs = [(model.model_spec, at) for (model, _), at in zip(evaluated, places, strict=True)]
-    terms = terms_of(parsed, specs, used, means, _context(columns))
+    terms = terms_of(parsed, specs, used, Centres(means, origins), _context(columns))
     _refuse_empty_terms(terms)
     table, values = (np.asarray(model, dtype=np.float64) for model, _ in evaluated)
     return FixedColumns(names, terms, codes, table, tuple(places[0]), values, tuple(places[1]))

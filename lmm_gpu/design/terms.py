@@ -27,7 +27,8 @@ class Part:
     levels: tuple[str, ...] = ()  #: of a factor, in the order of its coding
     reference: str | None = None  #: level that treatment coding leaves out
     values: tuple[tuple[float, ...], ...] = ()
-    means: tuple[float | None, ...] = ()  #: of the variables of a covariate, None for text
+    means: tuple[float | None, ...] = ()  #: of the variables of a covariate less its origin, None for text
+    origin: float = 0.0  #: value that was subtracted from a covariate far from zero for its spread
 
     @property
     def is_factor(self) -> bool:
@@ -149,6 +150,12 @@ def check_same_terms(left: Sequence[Term], right: Sequence[Term]) -> None:
         With the factor and its levels on both sides.
     """
     for a, b in zip(_all_parts(left), _all_parts(right), strict=False):
+        if a.name == b.name and a.origin != b.origin:
+            raise ValueError(
+                f"the covariate {a.name} lies far from zero for its spread and is recorded from other origins, "
+                f"{a.origin:.15g} and {b.origin:.15g}: write I({a.name} - {a.origin or b.origin:.15g}) in the formula "
+                "of every site"
+            )
         if a.name == b.name and a.is_factor and (a.levels, a.reference, a.values) != (b.levels, b.reference, b.values):
             only = {"left": set(a.levels) - set(b.levels), "right": set(b.levels) - set(a.levels)}
             where = "; ".join(f"only on the {side}: {', '.join(sorted(more))}" for side, more in only.items() if more)
@@ -200,7 +207,7 @@ def _term_as_dict(term: Term) -> dict[str, object]:
 
 def _stored(part: Part) -> dict[str, object]:
     # without what has its default
-    return {name: value for name, value in vars(part).items() if name == "name" or value not in ((), None)}
+    return {name: value for name, value in vars(part).items() if name == "name" or value not in ((), None, 0.0)}
 
 
 def _term_from_dict(item: dict[str, Any]) -> Term:
@@ -214,4 +221,5 @@ def _term_from_dict(item: dict[str, Any]) -> Term:
 def _part_from_dict(item: dict[str, Any]) -> Part:
     values = tuple(tuple(row) for row in item.get("values", ()))
     listed = {name: tuple(item.get(name, ())) for name in ("variables", "levels", "means")}
-    return Part(str(item["name"]), reference=item.get("reference"), values=values, **listed)
+    origin = float(item.get("origin", 0.0))
+    return Part(str(item["name"]), reference=item.get("reference"), values=values, origin=origin, **listed)

@@ -26,8 +26,10 @@ class Grouping:
         counts = self.counts[:, None]
         means = np.divide(self.sums, counts, out=np.zeros_like(self.sums), where=counts > 0)
         squares = np.diagonal(self.within) + (self.sums * means).sum(axis=0)  # (p,), of the columns
-        whole = np.isclose(self.sums, np.rint(self.sums), atol=1e-6) & (means > -1e-6) & (means < 1 + 1e-6)
-        return whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0))
+        whole = (
+            (self.sums == np.rint(self.sums)) & (self.sums >= 0) & (self.sums <= counts)
+        )  # sums of 0 and 1 are exact
+        return whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0), rtol=1e-9, atol=0.0)
 
 
 def groupings(summary: SummaryStats) -> list[Grouping]:

@@ -13,6 +13,7 @@ from ..estimation.dask_fits import fit_genes_on_workers
 from ..estimation.fit_options import FitOptions
 from ..estimation.fitting import fit_genes
 from ..estimation.status import Status
+from ..sumstats.estimable import without_empty_cells
 from ..sumstats.summary_stats import SummaryStats
 from .lmm_fit import LMMFit
 
@@ -49,6 +50,7 @@ def fit_summary(
         For genes without an estimate, without an optimum, or with few significant digits; one line for each kind.
     """
     options = options or FitOptions()
+    summary = without_empty_cells(summary)
     if client is None:
         estimates, model = fit_genes(summary, options, progress)
     else:

@@ -326,7 +326,10 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["merge", "oslo.h5", "./oslo.h5", "-o", "x.h5"], "oslo.h5 is named twice: its cells would count twice"),
         (["merge", "oslo.h5", "copy.h5", "-o", "x.h5"], "copy.h5 is a copy of oslo.h5: its cells would count twice"),
         (["merge", "oslo.h5", "nowhere.h5", "-o", "x.h5"], "No such file or directory: nowhere.h5"),
-        (["merge", "oslo.h5", "lima.h5", "-o", "run"], "cannot write run: it is a folder; give the name of a regular or new file"),
+        (
+            ["merge", "oslo.h5", "lima.h5", "-o", "run"],
+            "cannot write run: it is a folder; give the name of a regular or new file",
+        ),
         (["merge", "oslo.h5", "lima.h5", "-o", "oslo.h5/x"], "cannot write oslo.h5/x: oslo.h5 is a file"),
         (["summarize", *of("oslo"), "-o", "run"], "cannot write run: it is a folder"),
         (["fit", "cut.h5", "-o", "x"], "cannot use cut.h5: "),

@@ -1,0 +1,58 @@
+"""Statistics of a model without the columns of X that no cell determines."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ..backend.arrays import indices, like, namespace, to_numpy
+from ..design.rank import Dependence, columns_to_keep
+
+if TYPE_CHECKING:
+    from .summary_stats import SummaryStats
+
+logger = logging.getLogger("lmm_gpu")
+_SHOWN = 5
+
+
+def without_empty_cells(summary: SummaryStats) -> SummaryStats:
+    """Statistics without the interaction columns whose combinations of levels have no cells; one log line names them.
+
+    Models that were given as matrices, without terms, are returned as they are.
+
+    Raises
+    ------
+    ValueError
+        If columns of X are linearly dependent for another reason, with these columns.
+    """
+    if not summary.terms or not all(term.products for term in summary.terms):
+        return summary
+    kept, dropped = columns_to_keep(to_numpy(summary.XX), summary.fixed_names, summary.terms)
+    if not dropped:
+        return summary
+    names = [summary.fixed_names[one.column] for one in dropped]
+    shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    logger.warning("%d columns of X are dropped, as combinations of levels have no cells: %s", len(names), shown)
+    return _with_columns(summary, kept, dropped)
+
+
+def _with_columns(summary: SummaryStats, kept: Sequence[int], dropped: Sequence[Dependence]) -> SummaryStats:
+    xp, places = namespace(summary.XX), indices(kept, summary.XX)
+    centred: Any = summary.centred
+    if centred is not None:
+        constant = to_numpy(centred.constant).copy()  # (p,)
+        for one in reversed(dropped):  # X_j = X weights
+            constant += constant[one.column] * one.weights
+        constant = like(constant[list(kept)], centred.constant)
+        centred = replace(centred, XY=xp.take(centred.XY, places, axis=0), constant=constant)
+    return replace(
+        summary,
+        XX=xp.take(xp.take(summary.XX, places, axis=0), places, axis=1),
+        XY=xp.take(summary.XY, places, axis=0),
+        ZX=xp.take(summary.ZX, places, axis=1),
+        fixed_names=tuple(summary.fixed_names[column] for column in kept),
+        terms=tuple(term.keeping(kept) for term in summary.terms or ()),
+        centred=centred,
+    )
