@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..api import summarize
+from ..api import progress_bar
 from ..io.files import check_table_path, write_table
 from ..results.lmm_fit import LMMFit
 from ..sumstats.summary_stats import SummaryStats
+from .cell_reading import opened_cells, read_options
 from .contrast_options import contrasts_of
 from .output_files import check_output
 from .results_folder import FIT, sha256
@@ -21,14 +22,40 @@ from .run_record import about, checked_fit
 
 
 def summarize_to_file(
-    data: Path, formula: str, path: Path, *, resume: bool = False, force: bool = False, **options: Any
+    data: Path,
+    formula: str,
+    path: Path,
+    reading: Mapping[str, Any],
+    computing: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Write the summary statistics of `data` to `path`; return their description. Options as `lmm_gpu.summarize`."""
-    check_output(path, [data, options.get("obs"), options.get("features")], force=force)
-    checkpoint = path.with_name(f"{path.stem}.checkpoint.h5") if resume else None
-    written = _save(summarize(data, formula, checkpoint=checkpoint, **options), path)
+    """Write the summary statistics of `data` to `path`, and return a description of them.
+
+    Parameters
+    ----------
+    data, formula, reading, computing
+        As `opened_cells`.
+    path : Path
+    resume : bool
+        Keep a checkpoint beside `path` until the statistics are written.
+    force : bool
+        Replace a file that lmm-gpu did not write.
+
+    Raises
+    ------
+    ValueError, OSError
+        For anything that cannot be used; nothing is written then.
+    """
+    check_output(path, [data, *(reading.get(name) for name in ("obs", "features", "genes"))], force=force)
+    options = read_options(reading, path.with_name(f"{path.stem}.checkpoint.h5") if resume else None)
+    with opened_cells(data, formula, reading, computing) as model:
+        checkpoint = model.checkpoint(options)
+        summary = model.summarize(options, progress_bar(True), checkpoint)
+    written = _save(summary, path)
     if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.remove()
     return written
 
 

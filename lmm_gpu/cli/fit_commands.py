@@ -44,6 +44,8 @@ def fit(
     size_factors: opt.SizeFactors = None,
     target: opt.Target = None,
     cells: opt.Cells = None,
+    weights: opt.Weights = None,
+    genes: opt.Genes = None,
     min_cells: opt.MinCells = None,
     min_mean: opt.MinMean = None,
     resume: opt.Resume = False,
@@ -53,6 +55,7 @@ def fit(
     bounds: Annotated[str, typer.Option(help="Variance components: auto, nonnegative or none.")] = "auto",
     memory: opt.Memory = None,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,
     scheduler: opt.Scheduler = None,
     table: Annotated[str, typer.Option(help=f"Format of the tables: {' or '.join(opt.TABLE_FORMATS)}.")] = "csv.gz",
     config: Annotated[
@@ -88,8 +91,11 @@ def fit(
         size_factors=size_factors,
         target=target,
         cells=cells,
+        weights=weights,
+        genes=genes,
         min_cells=min_cells,
         min_mean=min_mean,
+        threads=threads,
     )
     run = fit_to_folder(
         data,
@@ -127,11 +133,14 @@ def summarize(
     size_factors: opt.SizeFactors = None,
     target: opt.Target = None,
     cells: opt.Cells = None,
+    weights: opt.Weights = None,
+    genes: opt.Genes = None,
     min_cells: opt.MinCells = None,
     min_mean: opt.MinMean = None,
     resume: opt.Resume = False,
     memory: opt.Memory = None,
     device: opt.Device = "auto",
+    threads: opt.Threads = None,
     scheduler: opt.Scheduler = None,
     force: opt.Force = False,
     json: opt.Json = False,
@@ -153,11 +162,14 @@ def summarize(
         size_factors=size_factors,
         target=target,
         cells=cells,
+        weights=weights,
+        genes=genes,
         min_cells=min_cells,
         min_mean=min_mean,
+        threads=threads,
     )
     computing = {"memory": memory, "device": device, "scheduler": scheduler}
-    record = summarize_to_file(data, formula, output, resume=resume, force=force, **reading, **computing)
+    record = summarize_to_file(data, formula, output, reading, computing, resume=resume, force=force)
     _show_sums(context.obj, record)
 
 

@@ -38,6 +38,8 @@ IsCounts = Annotated[
 SizeFactors = Annotated[str | None, typer.Option(help="Column of obs, for --transform normalize.")]
 Target = Annotated[float | None, typer.Option(help="Total count per cell, for --transform normalize.")]
 Cells = Annotated[str | None, typer.Option("--cells", help="Cells to use: \"n_counts > 500 and arm == 'stim'\".")]
+Weights = Annotated[str | None, typer.Option(help="Column of obs with the weight of each cell.")]
+Genes = Annotated[Path | None, typer.Option(help="File with the names of the genes to fit, one per line.")]
 MinCells = Annotated[int | None, typer.Option(help="Keep genes that are non-zero in at least this many cells.")]
 MinMean = Annotated[float | None, typer.Option(help="Keep genes whose mean stored value is at least this.")]
 Resume = Annotated[
@@ -48,6 +50,7 @@ Resume = Annotated[
 
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Threads = Annotated[int | None, typer.Option(help="Threads that accumulate cells; by default one per processor.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
 ]

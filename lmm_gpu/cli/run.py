@@ -13,17 +13,15 @@ from typing import Any
 import pandas as pd
 
 from ..api import fit as fit_cells
-from ..api import saved_statistics, summarize
+from ..api import progress_bar, saved_statistics
 from ..design.contrasts import contrast_matrix
-from ..design.design import build_design, used_cells
 from ..estimation.fit_options import FitOptions
 from ..inference.diagnostics import advise
 from ..inference.satterthwaite import check_df_method
 from ..io.files import check_table_path, write_table
-from ..io.source import open_source
 from ..results.lmm_fit import LMMFit
-from ..sumstats.cell_model import select_cells
 from ..sumstats.summary_stats import SummaryStats
+from .cell_reading import opened_cells, read_options
 from .contrast_options import contrasts_of
 from .options import TABLE_FORMATS
 from .output_files import check_results_folder, written_by_us
@@ -108,7 +106,7 @@ def fit_to_folder(
         raise ValueError(f"table={table_format!r} is not known; use one of {', '.join(TABLE_FORMATS)}")
     results, genes = table_names(table_format)
     check_table_path(results)
-    inputs = [data, *(reading.get(name) for name in ("obs", "features"))]
+    inputs = [data, *(reading.get(name) for name in ("obs", "features", "genes"))]
     check_results_folder(folder, (results, genes, FIT, RECORD), inputs, force=force)
     checkpoint = folder / "checkpoint.h5" if resume else None
     clock, identity = Clock(), data_identity(data)
@@ -185,15 +183,11 @@ def _summed(
             return summary, contrasts_of(contrasts, summary.fixed_names)
         if formula is None:
             raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
-        opening = ("obs", "layer", "use_raw", "features", "feature_types")
-        where = {name: reading[name] for name in opening if name in reading}
-        rest = {name: value for name, value in reading.items() if name not in (*where, "cells")}
-        rest |= {name: options[name] for name in ("device", "memory", "scheduler") if name in options}
-        with open_source(data, **where) as opened:
-            source = select_cells(opened, reading.get("cells"))
-            names = build_design(formula, source.obs[used_cells(formula, source.obs)]).fixed_names
-            matrix = contrasts_of(contrasts, names)
-            return summarize(source, formula, **rest, checkpoint=checkpoint), matrix
+        with opened_cells(data, formula, reading, options) as model:
+            matrix = contrasts_of(contrasts, model.design.fixed_names)
+            values = read_options(reading, checkpoint)
+            summary = model.summarize(values, progress_bar(True), model.checkpoint(values))
+    return summary, matrix
 
 
 def given_names(options: Mapping[str, Any]) -> list[str]:

@@ -164,3 +164,40 @@ def test_folders_that_were_created_for_nothing_are_removed(tmp_path):
     with pytest.raises(RuntimeError), locked(tmp_path / "a" / "b"):
         raise RuntimeError
     assert not (tmp_path / "a").exists()
+
+
+# --- the checkpoint -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["fit", "summarize"])
+def test_the_checkpoint_stays_until_the_results_are_on_disk(cells, tmp_path, monkeypatch, command):
+    pytest.importorskip("typer", reason='the command line needs: pip install ".[cli]"')
+    from lmm_gpu.cli import app
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    output = tmp_path / ("r" if command == "fit" else "sums.h5")
+    checkpoint = output / "checkpoint.h5" if command == "fit" else tmp_path / "sums.checkpoint.h5"
+    words = [
+        command,
+        str(cells),
+        "--obs",
+        str(cells.with_name("obs.csv")),
+        "-f",
+        FORMULA,
+        "-o",
+        str(output),
+        "--resume",
+    ]
+    monkeypatch.setattr("lmm_gpu.sumstats.checkpoint._SHARE", 1e9)  # written after every chunk
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr("lmm_gpu.results.lmm_fit.LMMFit.save" if command == "fit" else SAVE, full)
+        app.main(words)
+    assert ended.value.code == 2 and checkpoint.is_file()
+    with pytest.raises(SystemExit) as ended:
+        app.main(words)
+    assert not ended.value.code and not checkpoint.exists() and output.exists()
+
+
+SAVE = "lmm_gpu.sumstats.summary_stats.SummaryStats.save"
