@@ -1,6 +1,6 @@
-"""Data that all peers read: the same files on disk, of values as a program in any language reads them.
+"""Data sets of the peers: files on disk that programs in any language can read.
 
-A folder holds `meta.dcf` (name: value lines), `Y.f64` (genes x cells), `X.f64` (fixed effects x cells, an intercept
+A folder contains `meta.dcf` (name: value lines), `Y.f64` (genes x cells), `X.f64` (fixed effects x cells, an intercept
 first) and `groups.i4` (variance components x cells, levels from 0), little-endian and by rows; or `statistics.npz` in
 place of the cells, for those that fit from sums.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from tb_statistics import design, simulate
+from tb_statistics import WITHOUT_EFFECT, design, simulate, uneven_codes
 
-#: Names of the variance components, and how many levels they have beside the donors.
+#: Names of the variance components, and the numbers of levels of those after the donors.
 FACTORS, LEVELS = ("donor", "batch", "pool"), (20, 8)
-#: Of the cells, in which a gene of the real data is seen at least.
+#: Smallest share of cells in which a gene of the real data is detected.
 SEEN = 0.05
 
 
@@ -39,29 +39,35 @@ class Case:
         return {name: getattr(self, name) for name in names}
 
 
-def simulated(folder: Path, name: str, cells: int, donors: int, genes: int, components: int = 1) -> Case:
-    """Cells of donors; a treatment of donors, four types of cells, a covariate.
+def simulated(
+    folder: Path, name: str, cells: int, donors: int, genes: int, components: int = 1, *, hard: bool = False
+) -> Case:
+    """Cells of donors; a treatment of donors, four cell types, a covariate.
 
-    Variances of donors are 0 to 0.2 of the residual one; of one gene in twenty, 0.
+    Variances of random effects are 0 to 0.2 of the residual variance, and 0 for one gene in twenty. In the hard variant
+    they are 0 for 40 % of the genes, and the donors have very different numbers of cells.
     """
     rng = np.random.default_rng(1)
     levels = (donors, *LEVELS)[:components]
     groups = np.stack([_all_seen(rng.integers(0, width, cells), width) for width in levels])
+    if hard:
+        groups[0] = uneven_codes(rng, donors, cells)
     cell_type = rng.integers(0, 4, cells)
     columns = [np.ones(cells), groups[0] % 2, *(cell_type == j for j in (1, 2, 3)), rng.normal(size=cells)]
     X = np.stack(columns).astype(float)
     ratios = rng.uniform(0, 0.2, (components, genes))
-    ratios[:, 10::20] = 0
+    ratios[:, rng.uniform(size=genes) < WITHOUT_EFFECT if hard else slice(10, None, 20)] = 0
     Y = _draw(X, groups, levels, ratios, rng)
     title = f"{cells:,} cells x {donors} donors x {genes:,} genes, {' + '.join(FACTORS[:components])}"
+    title += ", uneven donors, 40 % of the genes without random effects" if hard else ""
     return _write(folder, name, Y, X, groups, levels, title)
 
 
 def tb_cells(folder: Path, cells: int, genes: int) -> Case:
-    """Cells in the shape of the tuberculosis study, of few genes: X is dense here, as most programs want it."""
+    """Cells in the shape of the tuberculosis study, few genes; X is dense, as most programs require."""
     X, Z, levels = design(1, cells)
     X = X.toarray().T.copy()
-    X[0] = 1  # in place of the first cell type: the same model with an intercept
+    X[0] = 1  # replaces the first cell type: the same model with an intercept
     groups = sp.csr_array(Z).indices.reshape(1, -1)
     rng = np.random.default_rng(2)
     Y = _draw(X, groups, levels, rng.uniform(0.01, 0.1, (1, genes)), rng)
@@ -69,7 +75,7 @@ def tb_cells(folder: Path, cells: int, genes: int) -> Case:
 
 
 def tb_sums(folder: Path, effects: int, genes: int) -> Case:
-    """Summary statistics in the shape of the tuberculosis study: no cell is ever made."""
+    """Summary statistics in the shape of the tuberculosis study; no values of cells are drawn."""
     name = f"tb_{effects}"
     summary = simulate(genes, effects)
     path = folder / name
@@ -83,7 +89,7 @@ def tb_sums(folder: Path, effects: int, genes: int) -> Case:
 
 
 def onek1k(folder: Path, source: Path, components: int = 1) -> Case:
-    """Real cells of 40 donors of OneK1K: log1p of counts over size factors, genes that are seen in 5 % of the cells."""
+    """Real cells of 40 donors of OneK1K: log1p of counts over size factors, genes detected in 5 % of the cells."""
     obs = pd.read_csv(source / "obs.csv")
     counts = sp.csr_array(sp.load_npz(source / "counts.npz"))
     seen = np.diff(counts.tocsc().indptr) >= SEEN * counts.shape[0]

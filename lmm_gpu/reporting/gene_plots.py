@@ -185,10 +185,10 @@ def _draw_means(ax: Axes, means: pd.DataFrame, levels: list[str], level: float) 
         ax.vlines(rows["at"], rows["ci_low"], rows["ci_high"], color=colour, lw=1.1, alpha=0.7, zorder=2)
         ax.scatter(rows["at"], rows["mean"], s=18, color=colour, lw=0, zorder=3)
     first = means.iloc[:0]
-    label = f"mean of the cells of one {unit}, {100 * level:g} % interval"
+    label = f"cells of one {unit}: mean, {100 * level:g} % interval"
     ax.errorbar(first["at"], first["mean"], yerr=[[], []], fmt="o", ms=4, color=PALETTE[0], lw=1.1, label=label)
     average = means.groupby("at")["mean"].mean()
-    ax.hlines(average, average.index - 0.22, average.index + 0.22, color=DARK, lw=2.2, zorder=4, label="average")
+    ax.hlines(average, average.index - 0.22, average.index + 0.22, color=DARK, lw=2.2, zorder=4, label=f"average of {unit}s")
 
 
 def _ordered(names: pd.Series) -> list[str]:

@@ -134,16 +134,19 @@ def paired_means(
 def paired_options(fit: LMMFit, weights: np.ndarray) -> dict[str, str]:
     """Return options of `gene` for a paired plot of a contrast (p,); empty if its units are not paired.
 
-    The first factor that the contrast involves and that varies within units is `by`, a second one is `facet`.
+    A factor that the contrast involves and that varies within units is `by`. A second factor of the contrast, or a
+    fixed factor in the name of the random effect, is `facet`.
     """
     names = [fit.summary.fixed_names[i] for i in np.flatnonzero(weights)]
     involved = list(dict.fromkeys(factor for name in names for factor, _ in _LEVEL.findall(name)))
     for by in reversed(involved):
         others = [name for name in involved if name != by]
         try:
-            _, levels = _grouping_by(fit, [by, *others[:1]], None)
+            group, levels = _grouping_by(fit, [by, *others[:1]], None)
         except ValueError:
             continue
+        coded = {factor for name in fit.summary.fixed_names for factor, _ in _LEVEL.findall(name)}
+        others = others or [name for name in _own(group) if name in coded and name != by]
         units = levels.drop(columns=by).agg(":".join, axis=1)
         if units.duplicated().any():
             return {"by": by} | ({"facet": others[0]} if others else {})

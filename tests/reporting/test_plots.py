@@ -577,7 +577,7 @@ def test_means_that_the_sums_do_not_contain_are_refused(fit, paired):
 def test_contrast_chooses_the_paired_plot(fit, paired):
     names = list(paired.summary.fixed_names)
     one = paired_options(paired, np.array([name == "condition[T.stim]" for name in names], dtype=float))
-    assert one == {"by": "condition"}
+    assert one == {"by": "condition", "facet": "cell_type"}
     both = paired_options(paired, np.array([":" in name for name in names], dtype=float))
     assert set(both) == {"by", "facet"} and set(both.values()) == {"condition", "cell_type"}
     assert paired_options(fit, np.array([0.0, 1.0, 0.0])) == {}  # donors are not paired by arm
