@@ -1,6 +1,6 @@
-"""Run all benchmarks: `python -m benchmarks`; `--quick` to see that they work; `--table` to write the READMEs' figures.
+"""Run all benchmarks: `python -m benchmarks`; `--quick` checks that they work; `--table` updates the READMEs.
 
-Each script runs in a process of its own, so that none measures the memory or the threads of another.
+Each script runs in a separate process, so that memory and threads are measured independently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ROOT = FOLDER.parent
 
 @dataclass(frozen=True)
 class Script:
-    """A benchmark, and what it is run with."""
+    """A benchmark script and its options."""
 
     name: str
     full: tuple[str, ...] = ()
@@ -55,10 +55,12 @@ def main() -> int:
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     names = [script.name for script in SCRIPTS]
-    parser.add_argument("--quick", action="store_true", help="all in two minutes; results are written beside the rest")
-    parser.add_argument("--only", action="append", choices=names, help="this script; may be given several times")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes, two minutes in total; written to files of their own"
+    )
+    parser.add_argument("--only", action="append", choices=names, help="only this script; repeatable")
     parser.add_argument("--data", type=Path, help="folder of OneK1K's cells, for peers")
-    parser.add_argument("--table", action="store_true", help="only write the figures of the READMEs from results/")
+    parser.add_argument("--table", action="store_true", help="only update the figures of the READMEs from results/")
     options = parser.parse_args()
     if options.table:
         return write_figures()
@@ -84,7 +86,7 @@ def run_all(scripts: list[Script], options: argparse.Namespace) -> list[str]:
     with tqdm(scripts, unit="script", bar_format="{n_fmt}/{total_fmt} {elapsed} {desc}") as bar:
         for script in bar:
             if not script.path.exists():
-                bar.write(f"{script.name}: left out, there is no {script.path.relative_to(ROOT)}")
+                bar.write(f"{script.name}: skipped, there is no {script.path.relative_to(ROOT)}")
                 continue
             start = time.perf_counter()
             trouble = run(script.command(options.quick, options.data), script.name, bar)
@@ -98,7 +100,7 @@ def run_all(scripts: list[Script], options: argparse.Namespace) -> list[str]:
 
 
 def run(command: list[str], name: str, bar: tqdm) -> str | None:
-    """Run a script with its last line beside the bar; return the end of what it said if it failed."""
+    """Run a script, show its last line next to the progress bar; return the end of its output if it fails."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert process.stdout is not None

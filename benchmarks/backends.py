@@ -1,7 +1,7 @@
-"""The same fit on every array library that is present, and a model of its time on CUDA from counted launches and bytes.
+"""Fit on every installed array library, and model the time on CUDA from counted launches and bytes.
 
-Measured: seconds on this machine. Modelled, and said to be: what the launches, bytes and products that the engine asks
-of CuPy would take on a GPU (`work_model.py`).
+Measured: seconds on this machine. Modelled, and labelled as such: the time that the launches, bytes and matrix products
+of the engine would take on a GPU (`work_model.py`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.results.lmm_fit import LMMFit
 
 GENES, QUICK_GENES, REPEATS = 2_000, 200, 2
-#: Genes for which the model speaks.
+#: Number of genes of the model.
 MODELLED = 11_596
 MODELS = {1: "donor", 2: "donor + batch"}
 
@@ -35,7 +35,7 @@ MODELS = {1: "donor", 2: "donor + batch"}
 
 
 def libraries() -> Iterator[tuple[str, str, Callable | None, str]]:
-    """Name, version, what makes arrays (None: the device does), and device, of what is installed."""
+    """Installed libraries: name, version, array constructor (None: made by the device), and device."""
     yield "numpy", np.__version__, None, "cpu"
     for name in ("array_api_strict", "torch", "jax"):
         try:
@@ -83,7 +83,7 @@ def compare(genes: int) -> list[dict[str, Any]]:
 
 @contextmanager
 def one_shape(wanted: bool) -> Iterator[None]:
-    """Genes leave the batch together: JAX compiles every operation anew for every number of genes."""
+    """Keep the number of genes of a batch constant: JAX recompiles every operation for every number of genes."""
     before = fisher_scoring.WORTH_LEAVING
     fisher_scoring.WORTH_LEAVING = 1.0 if wanted else before
     try:

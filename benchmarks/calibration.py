@@ -1,8 +1,8 @@
-"""Are p-values what they say? False positives over nominal of every method of df, where nothing has an effect; power.
+"""Calibration of the p-values: false positive rates over nominal of every df method without effects, and power.
 
-Cells are normal: with a group of cells for each donor and condition, the sums of each group are all that a fit needs,
-and are drawn exactly. One component, the donors; the treatment lies between donors or within them, or its effect in one
-of three types of cells is asked for, which lies between donors in part.
+Values are normal, so that the sums of each group of cells (donor x condition) can be drawn exactly. One variance
+component, the donors. The treatment is between or within donors, or its effect is tested in one of three cell types,
+which is partly between donors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lmm_gpu.inference.pvalues import t_pvalue
 DONORS, SPREADS, RATIOS = (6, 10, 20, 60), ("100 each", "5 to 400"), (0.0, 0.01, 0.1)
 CONTRASTS = ("between", "in part", "within")
 LEVELS = (0.05, 0.01, 0.001)
-#: Name of a rule, bounds of the fit, and method of df. The first is the default.
+#: Name of a method, bounds of the fit, and df method. The first is the default.
 RULES = {
     "generalized": ("auto", "generalized"),
     "generalized, >= 0": ("nonnegative", "generalized"),
@@ -34,7 +34,7 @@ RULES = {
     "between-within, >= 0": ("nonnegative", "between-within"),
     "residual (n - p)": ("auto", "residual"),
 }
-#: What is printed and drawn, and in which colour.
+#: Methods that are printed and plotted, with their colours.
 SHOWN = {"generalized": "#000000", "satterthwaite": "#0072B2", "residual (n - p)": "#D55E00", "pseudobulk t": "#009E73"}
 #: Of the standard error that the true variances have: the effect for power.
 EFFECT = 4.0
@@ -42,7 +42,7 @@ EFFECT = 4.0
 
 @dataclass(frozen=True)
 class Groups:
-    """Cells of each donor, condition and type."""
+    """Number of cells by donor, condition and cell type."""
 
     donor: np.ndarray  #: (G,)
     treated: np.ndarray  #: (G,), 0 or 1
@@ -51,7 +51,7 @@ class Groups:
 
     @classmethod
     def of(cls, donors: int, spread: str, contrast: str) -> Groups:
-        """100 cells of each donor, or from 5 to 400; every other donor treated, or 30 to 70 % of each one's cells."""
+        """Donors of 100, or of 5 to 400 cells; every other donor is treated, or 30 to 70 % of the cells of each."""
         each = np.full(donors, 100) if spread == "100 each" else np.rint(np.geomspace(5, 400, donors)).astype(int)
         donor = np.arange(donors)
         if contrast == "between":
@@ -66,7 +66,7 @@ class Groups:
 
     @property
     def X(self) -> np.ndarray:
-        """Mean and effect of the treatment of each type of cells (G, p); the effect in the first is asked for."""
+        """Design (G, p): mean and treatment effect of each cell type; the effect in the first is tested."""
         kinds = self.kind[:, None] == np.arange(self.kind.max() + 1)  # (G, types)
         return np.stack([kinds, kinds * self.treated[:, None]], axis=2).reshape(len(kinds), -1).astype(float)
 
@@ -97,12 +97,12 @@ class Groups:
         return {"XX": (X, X), "XY": (X, Y), "ZX": (Z, X), "ZY": (Z, Y), "ZZ": (Z, Z)}
 
     def standard_error(self, ratio: float) -> float:
-        """Of the treatment, with the true variances."""
+        """Standard error of the treatment effect at the true variances."""
         V = ratio * self.Z @ self.Z.T + np.diag(1.0 / self.cells)
         return float(np.sqrt(np.linalg.inv(self.X.T @ np.linalg.solve(V, self.X))[1, 1]))
 
     def pseudobulk(self, mean: np.ndarray) -> np.ndarray:
-        """P-values (genes,) of the t test of donors' means, paired where both conditions are in each donor."""
+        """P-values (genes,) of the t test of donor means, paired if every donor has both conditions."""
         treated, control = (mean[(self.treated == one) & (self.kind == 0)] for one in (1, 0))
         if len(treated) == self.donor.max() + 1:
             return stats.ttest_rel(treated, control).pvalue
@@ -110,7 +110,7 @@ class Groups:
 
 
 def p_values(summary: lmm_gpu.SummaryStats, mean: np.ndarray, groups: Groups) -> dict[str, np.ndarray]:
-    """P-values (genes,) of the treatment by every rule."""
+    """P-values (genes,) of the treatment by every method."""
     fits = {bounds: lmm_gpu.fit(summary, bounds=bounds, progress=False) for bounds in ("auto", "nonnegative")}
     found = {}
     for name, (bounds, method) in RULES.items():
@@ -120,7 +120,7 @@ def p_values(summary: lmm_gpu.SummaryStats, mean: np.ndarray, groups: Groups) ->
 
 
 def study(genes: int, quick: bool) -> Iterator[dict]:
-    """One row for each contrast, design and variance ratio."""
+    """Rows of results: one per contrast, design and variance ratio."""
     donors_of, ratios = (DONORS[:2], RATIOS[1:2]) if quick else (DONORS, RATIOS)
     for contrast, donors, spread, ratio in itertools.product(CONTRASTS, donors_of, SPREADS, ratios):
         rng = np.random.default_rng([donors, SPREADS.index(spread), int(1000 * ratio), len(contrast)])
@@ -133,7 +133,7 @@ def study(genes: int, quick: bool) -> Iterator[dict]:
 
 
 def counts(genes: int, quick: bool) -> Iterator[dict]:
-    """Negative binomial counts of simuRNAseq without a changed gene, fitted as log2(1 + y): as users have them."""
+    """Negative binomial counts of simuRNAseq without effects, fitted as log2(1 + y)."""
     for donors, cells in ((6, 1_200), (12, 3_000), (24, 6_000))[: 2 if quick else 3]:
         made = lmm_gpu.simuRNAseq(nGenes=genes, nCells=cells, nsam=donors, ncls=1, nDEgenes=0, seed=donors)
         obs, Y = made.metadata, np.log2(1.0 + made.counts.to_numpy().T)
@@ -166,13 +166,13 @@ def _shares(found: dict[str, np.ndarray], share: Callable[[np.ndarray, float], f
 
 
 def described(row: dict) -> str:
-    """The design of a row."""
+    """Describe the design of a row."""
     ratio = f", ratio {row['ratio']:g}" if "ratio" in row else ""
     return f"{row['contrast']}, {row['donors']} donors, {row['cells']}{ratio}"
 
 
 def worst(rows: list[dict]) -> dict[str, dict]:
-    """Of every rule and kind of contrast the most at 5 % and 0.1 %, the least at 5 % where donors differ and do not."""
+    """Extreme rates by method and contrast: highest at 5 % and 0.1 %, lowest at 5 % with and without donor variance."""
     found: dict[str, dict] = {name: {} for name in [*RULES, "pseudobulk t"]}
     for name, contrast in itertools.product(found, CONTRASTS):
         rates = [(row["ratio"], row["false"][name]) for row in rows if row["contrast"] == contrast]
@@ -186,7 +186,7 @@ def worst(rows: list[dict]) -> dict[str, dict]:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """False positives over nominal of every row, at 5 % and 0.1 %, and the power."""
+    """Plot the false positive rates over nominal at 5 % and 0.1 %, and the power."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 0.19 * len(rows) + 1.6), layout="constrained")
@@ -196,7 +196,7 @@ def draw(rows: list[dict], path: Path) -> None:
         for ax, level in zip(panels[:2], (0, 2), strict=True):
             rate = np.array([row["false"][name][level] for row in rows])
             ax.plot(np.clip(rate, 0.05, 100), y, marker, color=colour, ms=4, label=name)
-        if not name.startswith("residual"):  # its power is bought with false positives
+        if not name.startswith("residual"):  # its power comes with false positives
             power = [row["power"][name][0] if "power" in row else np.nan for row in rows]
             panels[2].plot(power, y, marker, color=colour, ms=4)
     for ax, level, most in zip(panels[:2], (0, 2), (1.15, 1.5), strict=True):

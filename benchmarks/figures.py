@@ -271,8 +271,8 @@ def growth_sentence(results: dict) -> str:
     """Return the growth plot with its caption."""
     shape = results["shape"]
     text = (
-        f"{shape['genes']} genes of {shape['cells']:,} cells of {shape['donors']} donors, except for the quantity on the "
-        f"x axis; a line ends where the next point would exceed the time limit. {_machine(results)}"
+        f"{shape['genes']} genes of {shape['cells']:,} cells of {shape['donors']} donors, except for the quantity on "
+        f"the x axis; a line ends where the next point would exceed the time limit. {_machine(results)}"
     )
     return "\n".join(
         ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *_filled(text)]

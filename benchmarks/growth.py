@@ -1,6 +1,6 @@
-"""How does the time per gene grow with cells, genes, donors and variance components?
+"""Growth of the time per gene with cells, genes, donors and variance components.
 
-Small multiples of measured times; a line ends where a program needs more than the time that all are given.
+Small multiples of measured times; a line ends where a program exceeds the time limit.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ AXES: dict[str, tuple[int, ...]] = {
     "components": (1, 2, 3),
 }
 QUICK: dict[str, tuple[int, ...]] = {"cells": (500, 2_000), "genes": (1, 10)}
-#: Cells of the genes panel: ten thousand genes of them fit into memory.
+#: Number of cells of the genes panel: ten thousand genes fit into memory.
 GENES_CELLS = 5_000
 
 
 def points(quick: bool, only: list[str] | None) -> Iterator[tuple[str, int, dict]]:
-    """Axis, value, and what `cases.simulated` is given."""
+    """Points: axis, value, and arguments of `cases.simulated`."""
     for axis, values in (QUICK if quick else AXES).items():
         for value in values if not only or axis in only else ():
             shape = {"cells": CELLS, "donors": DONORS, "genes": GENES, "components": 1}
@@ -42,7 +42,7 @@ def points(quick: bool, only: list[str] | None) -> Iterator[tuple[str, int, dict
 
 
 def measure(axis: str, value: int, shape: dict, seconds: float, install: bool, over: set[str]) -> Iterator[dict]:
-    """Time every peer on one point; `over` has those that a smaller one was too much for."""
+    """Time every peer on one point; `over` has the peers that exceeded the limit on a smaller one."""
     with tempfile.TemporaryDirectory() as folder:
         case = cases.simulated(Path(folder), "growth", **shape)
         for peer in (peer for peer in PEERS if peer.name in NAMES and peer.name not in over):
@@ -59,7 +59,7 @@ def measure(axis: str, value: int, shape: dict, seconds: float, install: bool, o
 
 
 def _per_gene(axis: str, genes: int, told: dict) -> float:
-    """Milliseconds; on the genes axis with the start-up, which is what a user of few genes waits for."""
+    """Milliseconds per gene; on the genes axis including the start-up time."""
     if axis != "genes":
         return told["ms_per_gene_fit"]
     if genes == 1:

@@ -1,4 +1,4 @@
-"""What a result was measured on, and how it is written: the same for every script."""
+"""Description of the machine, and output of results, shared by all scripts."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from typing import Any
 from lmm_gpu.cli.system_info import system_info
 
 RESULTS = Path(__file__).parent / "results"
-#: Runs of which the best counts.
+#: Number of runs; the best one counts.
 REPEATS = 3
 
 
 def parser(name: str, purpose: str | None) -> argparse.ArgumentParser:
-    """Parser with the options that every script has: --quick and --output."""
+    """Argument parser with the options of every script: --quick and --output."""
     options = argparse.ArgumentParser(description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--quick", action="store_true", help="smaller, to see that it works; written beside the rest")
-    options.add_argument("--output", type=Path, help=f"by default {name}.json, or {name}_quick.json, in {RESULTS}")
+    options.add_argument(
+        "--quick", action="store_true", help="small sizes, to check that the script works; written to a file of its own"
+    )
+    options.add_argument("--output", type=Path, help=f"default: {name}.json, or {name}_quick.json, in {RESULTS}")
     options.set_defaults(script=name)
     return options
 
 
 def machine() -> dict[str, Any]:
-    """Processor, processors, memory, versions, commit and date."""
+    """Describe the machine: processors, memory, versions, commit and date."""
     info = system_info()
     return {
         "processor": _processor(),
@@ -46,7 +48,7 @@ def machine() -> dict[str, Any]:
 
 
 def write(record: dict[str, Any], options: argparse.Namespace) -> Path:
-    """Write `record` and the machine to where `options` say: beside it first, so that no old result is damaged."""
+    """Write `record` and the description of the machine to the file in `options`, atomically."""
     name = f"{options.script}_quick.json" if options.quick else f"{options.script}.json"
     path = options.output or RESULTS / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +60,7 @@ def write(record: dict[str, Any], options: argparse.Namespace) -> Path:
 
 
 def best(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Least seconds of some runs."""
+    """Shortest time of several runs, in seconds."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -83,7 +85,7 @@ def _memory_gb() -> float | None:
 
 
 def _commit() -> str | None:
-    """Commit that was measured, with a + where files that matter were changed since."""
+    """Commit of the code, with a + if relevant files have uncommitted changes."""
     root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:

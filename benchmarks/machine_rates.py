@@ -1,4 +1,4 @@
-"""How fast this machine does what a fit consists of: the rates that `scaling.py` predicts from.
+"""Rates of this machine for the parts of a fit: the input of the predictions of `scaling.py`.
 
 from machine_rates import measure
 machine = measure()
@@ -39,29 +39,29 @@ FORMULAS = {
     1: "~ log_depth + age + sex + cell_type * status + (1 | donor)",
     2: "~ log_depth + age + sex + status + (1 | donor) + (1 | cell_type)",
 }
-#: For next to no cells: few effects.
+#: Few effects, for timings with hardly any cells.
 FIXED = "~ status + (1 | sex)"
 COMPRESSIONS = ("gzip", "lzf", "none")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates that were measured."""
+    """Measured rates."""
 
     cores: int
-    host: Rates  #: of one core while all are busy
-    read_per_s: dict[str, float]  #: non-zeros that one thread reads and decompresses, by compression, from the cache
-    stored_bytes: dict[str, float]  #: of a non-zero in the file
-    add_seconds: dict[int, float]  #: of one thread for a non-zero, by the number of random effects
-    number_seconds: float  #: of one thread for a number of the sums that a chunk adds to, once per chunk
-    cell_seconds: dict[int, float]  #: for the formula and its groups, by the number of random effects
-    cell_bytes: dict[int, float]  #: of the design in memory
-    row_seconds: float  #: for a row of a table of tests
-    fixed_seconds: dict[str, float]  #: for next to no cells and genes
+    host: Rates  #: per core while all cores are busy
+    read_per_s: dict[str, float]  #: nonzeros read and decompressed by one thread, by compression, from the page cache
+    stored_bytes: dict[str, float]  #: bytes per nonzero in the file
+    add_seconds: dict[int, float]  #: one thread, per nonzero, by the number of random effects
+    number_seconds: float  #: one thread, per number of the sums, once per chunk
+    cell_seconds: dict[int, float]  #: for the design, by the number of random effects
+    cell_bytes: dict[int, float]  #: bytes of the design in memory
+    row_seconds: float  #: per row of a table of tests
+    fixed_seconds: dict[str, float]  #: overhead with hardly any cells and genes
 
 
 def measure(quick: bool = False, folder: Path | None = None) -> Machine:
-    """Measure all rates: about ten seconds, a few if `quick`; files are kept in `folder` if it is given."""
+    """Measure all rates in about ten seconds (a few if `quick`); files are kept in `folder` if it is given."""
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary) if folder is None else folder
         place.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def measure(quick: bool = False, folder: Path | None = None) -> Machine:
 
 
 def host_rates(quick: bool = False) -> Rates:
-    """Rates of one core while all are busy with the same; of eigenvectors and calls, of one core alone."""
+    """Rates per core while all cores do the same; eigenvectors and calls: one core alone."""
     q, b, rows, small = 259, 1024, 400 if quick else 1000, 46
     rng = np.random.default_rng(0)
     lam, g, c = rng.random((q, 1)), rng.random((1, b)), rng.random((q, b))
@@ -112,13 +112,13 @@ def host_rates(quick: bool = False) -> Rates:
 
 
 def _together(function: Callable[[], object], times: int) -> float:
-    """Seconds of one call while every core is at the same."""
+    """Seconds of one call while all cores do the same."""
     cores = workers()
     return best(lambda: list(in_threads(lambda _: [function() for _ in range(times)], range(cores), cores))) / times
 
 
 def _us_per_call() -> float:
-    """Microseconds of an operation on next to no numbers: the engine with two genes, by what it asks for."""
+    """Microseconds per operation on tiny arrays: the engine with two genes, per counted operation."""
     import cupy_like
 
     summary = statistics(1, 2)
@@ -142,7 +142,7 @@ def _read(path: Path) -> tuple[float, float]:
 
 
 def _number_seconds() -> float:
-    # what `_added_up` and += take for sums of many groups and hardly any cells
+    # cost of adding to the sums, with many groups and hardly any cells
     sums, few = np.zeros((200, 10_000)), sparse.random_array((200, 10_000), density=0.01, format="csr")
 
     def add() -> None:
@@ -153,14 +153,14 @@ def _number_seconds() -> float:
 
 
 def _add_seconds(path: Path, formula: str, number_seconds: float) -> float:
-    # of a non-zero, beyond what the sums of its chunk take
+    # per nonzero, without the cost of the sums of its chunk
     with open_source(path) as source:
         design = build_design(formula, source.obs)
         piece = plan_pieces(source, None)[0]
         chunk = source.matrix[piece]
         sums = Accumulator(design, source.m, Transform("log2p1"))
         add = lambda: sums.add(piece, slice(0, source.m), chunk.copy(), "")  # noqa: E731
-        add()  # what is made on first use
+        add()  # first-use initialisation
         return max(best(add) - number_seconds * design.q * source.m, 0.0) / chunk.nnz
 
 
@@ -191,7 +191,7 @@ def _row_seconds() -> float:
 
 
 def _fixed_seconds(path: Path) -> dict[str, float]:
-    # what is imported on first use is not counted
+    # imports on first use are not counted
     make(path, 400, genes=100)
     summarize = lambda: lmm_gpu.summarize(path, FIXED, transform="log2p1", progress=False, device="cpu")  # noqa: E731
     summary = summarize()

@@ -1,7 +1,7 @@
-"""How does lmm_gpu compare with what people would pick instead? Same data, same model, same processors.
+"""Comparison of lmm_gpu with alternative programs: same data, same model, same processors.
 
-Each peer runs in a process of its own, on one processor (lmm_gpu also on two), in its fastest documented way, for so
-many genes as it fits in the time that all are given. Nothing is extrapolated: a time is of the genes that were fitted.
+Every program runs in a separate process, on one processor (lmm_gpu also on two), in its fastest documented way, for as
+many genes as it can fit in a fixed time. Nothing is extrapolated: times are of the genes that were fitted.
 """
 
 from __future__ import annotations
@@ -19,28 +19,31 @@ from peer.environments import PEERS, Peer
 from peer.running import Answers, difference, run
 
 SECONDS, QUICK_SECONDS = 8.0, 1.0
-#: Whose answers are compared with; the first that is there.
+#: Reference of the comparison of estimates: the first one that is available.
 REFERENCES = ("lme4", "lmm_gpu")
-#: Data sets that take minutes, and are measured only when they are asked for.
+#: Data sets that take minutes and are measured on request only.
 LONG = ("tb_cells",)
 
 
 def wanted_cases(quick: bool, data: Path | None) -> dict[str, Callable[[Path], Case]]:
-    """Name and maker of each data set."""
+    """Data sets by name, as functions that create them."""
     if quick:
         return {
             "cells_1": lambda folder: cases.simulated(folder, "cells_1", 2_000, 20, 100),
+            "cells_1_hard": lambda folder: cases.simulated(folder, "cells_1_hard", 2_000, 20, 100, hard=True),
             "tb_1": lambda folder: cases.tb_sums(folder, 1, 200),
         }
     made = {
         "cells_1": lambda folder: cases.simulated(folder, "cells_1", 20_000, 40, 2_000),
         "cells_2": lambda folder: cases.simulated(folder, "cells_2", 20_000, 40, 2_000, 2),
+        "cells_1_hard": lambda folder: cases.simulated(folder, "cells_1_hard", 20_000, 40, 2_000, hard=True),
+        "cells_2_hard": lambda folder: cases.simulated(folder, "cells_2_hard", 20_000, 40, 2_000, 2, hard=True),
         "tb_1": lambda folder: cases.tb_sums(folder, 1, 11_596),
         "tb_2": lambda folder: cases.tb_sums(folder, 2, 11_596),
         "tb_cells": lambda folder: cases.tb_cells(folder, 499_713, 8),
     }
     if data is None or not (data / "counts.npz").exists():
-        print("onek1k: left out, no folder with counts.npz and obs.csv is given by --data")
+        print("onek1k: skipped, --data names no folder with counts.npz and obs.csv")
         return made
     return made | {
         "onek1k_1": lambda folder: cases.onek1k(folder, data),
@@ -49,7 +52,7 @@ def wanted_cases(quick: bool, data: Path | None) -> dict[str, Callable[[Path], C
 
 
 def compare(case: Case, peers: list[Peer], seconds: float, install: bool) -> dict:
-    """Run all peers on one data set; the reference first, so that the others can be compared with it."""
+    """Run all peers on one data set, the reference first."""
     order = sorted(peers, key=lambda peer: REFERENCES.index(peer.name) if peer.name in REFERENCES else 9)
     rows, answers = [], {}
     for peer, threads in _runs(order):
@@ -90,7 +93,7 @@ def show(row: dict) -> None:
 
 
 def merged(path: Path, record: dict) -> dict:
-    """`record`, with the data sets that an earlier run has and this one has not; each says its commit."""
+    """Add the data sets of an earlier run that `record` lacks; every data set has its commit."""
     if not path.exists():
         return record
     before = {case["name"]: case for case in json.loads(path.read_text(encoding="utf-8"))["cases"]}
@@ -101,11 +104,14 @@ def merged(path: Path, record: dict) -> dict:
 def main() -> None:
     parser = machine.parser("peers", __doc__)
     parser.add_argument("--data", type=Path, help="folder of OneK1K's cells: counts.npz (cells x genes) and obs.csv")
-    parser.add_argument("--seconds", type=float, help=f"for the genes of each peer, by default {SECONDS}")
+    parser.add_argument("--seconds", type=float, help=f"time for the genes of each peer, default {SECONDS}")
     parser.add_argument("--no-install", action="store_true", help="leave out peers that are not installed")
-    parser.add_argument("--case", action="append", help=f"only this data set; {LONG[0]} must be asked for")
+    parser.add_argument("--case", action="append", help=f"only this data set; {LONG[0]} runs on request only")
     parser.add_argument(
-        "--peer", action="append", choices=[peer.name for peer in PEERS], help="only this peer; for a look, not written"
+        "--peer",
+        action="append",
+        choices=[peer.name for peer in PEERS],
+        help="only this peer; results are printed, not written",
     )
     options = parser.parse_args()
     makers = wanted_cases(options.quick, options.data)

@@ -1,7 +1,7 @@
-"""What takes the time of summarize + fit + test, and what would it cost, up to 10^8 cells and 8 GPUs? A model.
+"""Model of the time and cost of summarize + fit + test, up to 10^8 cells and 8 GPUs.
 
-Rates are measured on this machine (`machine_rates.py`), the work of a fit is counted (`work_model.py`), GPUs, disks and
-larger machines are assumed. Where this machine reaches, the same is run and the model's error is printed beside it.
+Rates are measured on this machine (`machine_rates.py`), the work of a fit is counted (`work_model.py`); GPUs, disks and
+larger machines are assumptions. Sizes that this machine can handle are run, and the error of the model is printed.
 """
 
 from __future__ import annotations
@@ -53,18 +53,18 @@ ASSUMED = [
 ]
 
 
-# --- what is to be done, and with what --------------------------------------------------------------
+# --- workload and machine --------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Size:
-    """Cells to be summed up and fitted."""
+    """Size of an analysis."""
 
     cells: int
     genes: int = GENES
     donors: int = 259
     effects: int = 1
-    share: float = SHARE  #: of non-zeros
+    share: float = SHARE  #: share of nonzeros
 
     @property
     def non_zeros(self) -> float:
@@ -74,11 +74,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Place:
-    """Where it is done."""
+    """Machine of a prediction."""
 
     name: str
     cores: int
-    readers: int = 1  #: processes that read, decompress and add up their share of the cells
+    readers: int = 1  #: processes, each of which reads, decompresses and accumulates its share of the cells
     gpu: str | None = None
     gpus: int = 0
     compression: str = "gzip"
@@ -87,7 +87,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Counted:
-    """Work of a fit and a test of all genes, counted as it runs on the host and on CUDA."""
+    """Counted work of a fit and a test of all genes, on the host and on CUDA."""
 
     p: int
     d: tuple[int, ...]
@@ -108,7 +108,7 @@ class Counted:
 
 
 def summing_up(machine: Machine, size: Size, place: Place, q: int) -> dict[str, float]:
-    """Seconds for the design, for reading, and for what adding up takes beyond reading, which goes on meanwhile."""
+    """Seconds for the design, for reading, and for the accumulation that is not hidden behind reading."""
     stored = machine.stored_bytes[place.compression]
     decompressing = size.non_zeros / machine.read_per_s[place.compression] / place.readers
     reading = max(decompressing, 1e-9 * size.non_zeros * stored / place.disk_gb_per_s)
@@ -124,7 +124,7 @@ def summing_up(machine: Machine, size: Size, place: Place, q: int) -> dict[str, 
 
 
 def on_cores(rates: Rates, cores: int) -> Rates:
-    """Rates of several cores: of all but calls and eigenvectors, which are computed on one."""
+    """Rates of several cores; calls and eigenvectors use one core."""
     grow = ("memory_tb_per_s", "product_tflop_per_s", "solve_tflop_per_s")
     return replace(rates, **{name: cores * getattr(rates, name) for name in grow})
 
@@ -158,22 +158,22 @@ def predict(machine: Machine, size: Size, place: Place, counted: Counted) -> dic
 
 
 def bottleneck(stages: dict[str, float], place: Place) -> str:
-    """The stage that takes the longest; adding up that goes on beside reading takes at least as long as that."""
+    """The stage that takes the longest."""
     beside = stages["adding"] > 0 and _beside(place)
     return max(stages, key=lambda name: stages[name] + (stages["reading"] if beside and name == "adding" else 0.0))
 
 
 def _beside(place: Place) -> bool:
-    # whether every process has two cores
+    # True if every process has two cores
     return place.cores >= 2 * place.readers
 
 
 @dataclass(frozen=True)
 class Prices:
-    """Of an hour, in any currency."""
+    """Price per hour, in any currency."""
 
     node: float
-    gpu: float = 0.0  #: on top, each
+    gpu: float = 0.0  #: extra price of each
 
 
 def row(machine: Machine, size: Size, place: Place, counted: Counted, prices: Prices | None = None) -> dict[str, Any]:
@@ -198,11 +198,11 @@ def row(machine: Machine, size: Size, place: Place, counted: Counted, prices: Pr
     }
 
 
-# --- checked where this machine reaches ---------------------------------------------------------------
+# --- check on this machine ---------------------------------------------------------------
 
 
 def check(machine: Machine, folder: Path, cells: int, genes: int, effects: int) -> dict[str, Any]:
-    """Run summarize, fit and test, and the model beside them; fresh file names only if there is none yet."""
+    """Run summarize, fit and test, and predict their times; the file is created only if it is missing."""
     path = folder / (f"{cells}_gzip.h5ad" if genes == 11_596 else f"{cells}_{genes}_gzip.h5ad")
     make(path, cells, "gzip", genes=genes)
     options: dict[str, Any] = {"transform": "log2p1", "progress": False, "device": "cpu"}
@@ -240,11 +240,11 @@ def _share(path: Path) -> float:
         return float(source.matrix.indptr[-1]) / (source.n * source.m)
 
 
-# --- all of it ----------------------------------------------------------------------------------------
+# --- predictions ----------------------------------------------------------------------------------------
 
 
 def places(machine: Machine) -> list[Place]:
-    """This machine; a larger one with one process and with many that read; and with GPUs."""
+    """This machine, a larger one with one and with many reading processes, and machines with GPUs."""
     return [
         Place(f"{machine.cores} cores, as here", machine.cores),
         Place("64 cores, one process", 64),
@@ -255,13 +255,13 @@ def places(machine: Machine) -> list[Place]:
 
 
 def drawn_places(machine: Machine) -> list[str]:
-    """Of `places`, those of the picture."""
+    """The machines of the plot."""
     names = [place.name for place in places(machine)]
     return [names[0], names[2], names[4]]
 
 
 def designs(donors: tuple[int, ...], genes: int) -> Iterator[tuple[int, int, Counted]]:
-    """Count the work of every design, on statistics that are drawn exactly."""
+    """Count the work of every design on simulated statistics."""
     for count in donors:
         obs = table(20_000, np.random.default_rng(0), count)
         for effects in EFFECTS:
@@ -271,7 +271,7 @@ def designs(donors: tuple[int, ...], genes: int) -> Iterator[tuple[int, int, Cou
 
 
 def changes(machine: Machine, size: Size, counted: Counted) -> list[dict[str, Any]]:
-    """What another compression, more readers and more cores change."""
+    """Predictions for other compressions, more readers and more cores."""
     some = [("gzip", 1), ("lzf", 1), ("none", 1), ("gzip", 8), ("gzip", 32), ("lzf", 32), ("none", 32)]
     by_file = [Place(f"64 cores, {kind}, {n} readers", 64, n, compression=kind) for kind, n in some]
     by_cores = [Place(f"{cores} cores", cores, max(1, cores // 2)) for cores in CORES]
@@ -319,7 +319,7 @@ def _time(seconds_: float) -> str:
 
 
 def picture(record: dict[str, Any], path: Path) -> None:
-    """Stages stacked against cells, what was measured on top; and how far off the model is."""
+    """Plot stacked stage times against cells with the measured totals, and the error of the model."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -372,14 +372,14 @@ def _draw_checks(axis: Any, checks: list[dict[str, Any]]) -> None:
 
 
 def errors(checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """How far the model is off: smallest, median and largest predicted/measured of every stage, and of the total."""
+    """Error of the model: smallest, median and largest predicted / measured time, by stage and in total."""
     ratios = {stage: [one["ratio"][stage] for one in checks] for stage in checks[0]["ratio"]} if checks else {}
     ratios |= {"total": [one["total_ratio"] for one in checks]} if checks else {}
     return {stage: [min(some), float(np.median(some)), max(some)] for stage, some in ratios.items()}
 
 
 def commit() -> str | None:
-    """Of the checkout, None outside of one."""
+    """Commit of the checkout, None outside a repository."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() or None
@@ -402,7 +402,7 @@ def main() -> None:
     machine = measure(options.quick, options.folder)
     checked = [(5_000, 1_000)] if options.quick else [*CHECKED]
     checked += [(500_000, 11_596)] if options.large else []
-    check(machine, options.folder, 500, 200, 1)  # what is imported on first use
+    check(machine, options.folder, 500, 200, 1)  # imports on first use
     checks = []
     for cells, genes in checked:
         for effects in EFFECTS[:1] if options.quick else EFFECTS:
@@ -425,7 +425,7 @@ def main() -> None:
         "processors": os.cpu_count(),
         "quick": options.quick,
     }
-    record["machine"]["host"]["host_gb_per_s"] = None  # nothing is copied
+    record["machine"]["host"]["host_gb_per_s"] = None  # no copy
     print("predicted/measured, smallest, median, largest:", json.dumps(record["model_error"]))
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

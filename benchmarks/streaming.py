@@ -1,4 +1,4 @@
-"""How much slower is summing up a file of cells than only reading it? Ratios within one run; peak memory; growth."""
+"""Time to accumulate a file of cells relative to only reading it, peak memory, and growth with the number of cells."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ BATCH = 1_000
 
 
 def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0, genes: int = GENES) -> None:
-    """Write counts as anndata does: CSR of float32 with int32 indices, in chunks of HDF5's choice; batch by batch."""
+    """Write counts as anndata does, batch by batch: CSR of float32 with int32 indices, default HDF5 chunks."""
     if path.exists():
         return
     say(f"making {path}")
     rng = np.random.default_rng(seed)
-    share = rng.gamma(0.4, SHARE / 0.4, genes)  # of the cells, in which a gene is seen
+    share = rng.gamma(0.4, SHARE / 0.4, genes)  # share of cells in which a gene is detected
     for _ in range(20):
         share = np.clip(share * SHARE / share.mean(), 5e-4, 0.97)
     part = path.with_suffix(".part")
@@ -62,7 +62,7 @@ def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0
 
 
 def table(cells: int, rng: np.random.Generator, donors: int = DONORS) -> pd.DataFrame:
-    """About 7 non-zeros of 322 in a row of [X Z]; cells of all donors and types in random order."""
+    """Table of cells: all donors and types in random order, about 7 nonzeros of 322 in a row of [X Z]."""
     donor = rng.integers(0, donors, cells)
     frame = {
         "donor": donor.astype(str),
@@ -78,7 +78,7 @@ def table(cells: int, rng: np.random.Generator, donors: int = DONORS) -> pd.Data
 
 
 def read_only(path: Path, memory: str | None) -> float:
-    """Seconds to read and decompress with h5py the chunks that `summarize` reads."""
+    """Seconds to read and decompress the chunks of `summarize` with h5py."""
     with open_source(path) as source:
         pieces, begins = plan_pieces(source, parse_memory(memory)), source.matrix.indptr
     start = time.perf_counter()
@@ -90,14 +90,14 @@ def read_only(path: Path, memory: str | None) -> float:
 
 
 def sum_up(path: Path, memory: str | None, checkpoint: Path | None = None) -> float:
-    """Seconds of `summarize`, from the file's name to the statistics."""
+    """Seconds of `summarize`, from the path to the statistics."""
     start = time.perf_counter()
     lmm_gpu.summarize(path, FORMULA, transform="log2p1", memory=memory, progress=False, checkpoint=checkpoint)
     return time.perf_counter() - start
 
 
 def whole(path: Path) -> dict:
-    """Seconds to load all, transform it and multiply, each alone."""
+    """Seconds to load, transform and multiply the whole matrix, each step timed separately."""
     say(f"loading {path.name} whole")
     times = {}
     start = time.perf_counter()
@@ -118,14 +118,14 @@ def whole(path: Path) -> dict:
 
 
 def peak(path: Path, memory: str) -> dict:
-    """Bytes that a fresh process holds at most beyond what it held before the cells were read, and its statistics."""
+    """Peak bytes of a fresh process beyond its state before the cells were read, and bytes of the statistics."""
     say(f"peak memory of {path.name}, memory={memory}")
     out = subprocess.run([sys.executable, __file__, "--peak", path, memory], capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 
 def measured_peak(path: Path, memory: str) -> dict:
-    """In this process: the table and its design are there before; so is all that libraries load on first use."""
+    """Measure in this process, after the table, the design and lazily loaded libraries are in memory."""
     small = path.with_name("warm.h5ad")
     make(small, 500)
     sum_up(small, memory)
@@ -146,7 +146,7 @@ def measured_peak(path: Path, memory: str) -> dict:
 
 
 def resident() -> tuple[int, int]:
-    """Bytes of this process: the most since it was last reset, and now."""
+    """Bytes of this process: peak since the last reset, and current."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return tuple(1024 * int(lines[name].split()[0]) for name in ("VmHWM", "VmRSS"))
 
@@ -157,7 +157,7 @@ def say(text: str) -> None:
 
 
 def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
-    """Best of some runs that take turns."""
+    """Shortest times of alternating runs."""
     say(f"reading and summing up {path.name}, memory={memory}, {repeats} times")
     sums = path.with_suffix(".checkpoint")
     times = [(read_only(path, memory), sum_up(path, memory), sum_up(path, memory, sums)) for _ in range(repeats)]
@@ -181,7 +181,7 @@ def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
 
 
 def made(folder: Path, cells: int, compression: str) -> Path:
-    """The file of so many cells, made if it is not there yet."""
+    """Path of the file with this number of cells, created if it is missing."""
     path = folder / f"{cells}_{compression}.h5ad"
     make(path, cells, None if compression == "none" else compression)
     return path
@@ -211,7 +211,7 @@ def main() -> None:
         more = made(options.folder, options.times * cells, first)
         result["speed"].append(compare(more, options.times * cells, "256MB", max(2, options.repeats // 2)))
         result["peak"].append(peak(more, "256MB"))
-    result["load_average"] = os.getloadavg()  # how busy the machine was: for the reader to judge the figures by
+    result["load_average"] = os.getloadavg()  # load of the machine, to judge the figures
     result["peak_of_this_process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps(result, indent=2))
     machine.write(result, options)

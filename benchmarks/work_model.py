@@ -1,8 +1,8 @@
-"""How long work takes that is counted and not run: a model, from operations, bytes and rates.
+"""Model of the time of counted work, from operations, bytes and rates.
 
 The work of a fit is counted on `tests/support/cupy_like.py`, an imitation of CuPy 14 that computes with NumPy, for a
 few tens of genes; bytes and floating point operations are scaled to all genes, calls do not depend on genes. With
-`on_the_host` the same engine is counted as it runs on NumPy: nothing fused, whether genes are done read every time.
+`on_the_host` the engine is counted as it runs on NumPy: no fused kernels, convergence read in every iteration.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from lmm_gpu.estimation.fitting import estimate_block
 from lmm_gpu.estimation.mixed_model import MixedModel
 from lmm_gpu.inference.t_tests import contrast_se_and_df
 
-#: Genes that are counted; the model speaks for thousands.
+#: Numbers of genes that are counted, for predictions of thousands.
 COUNTED = (32, 64)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How fast a device, or the host, works."""
+    """Rates of a device or of the host."""
 
-    us_per_launch: float  #: the host's time to ask for one kernel, library call or copy
+    us_per_launch: float  #: host time to launch one kernel, library call or copy
     memory_tb_per_s: float
     product_tflop_per_s: float  #: float64 matrix products
     solve_tflop_per_s: float  #: Cholesky factors and solutions of many small systems
@@ -45,8 +45,8 @@ class Rates:
     host_gb_per_s: float = float("inf")  #: copies from the host
 
 
-#: Of data sheets: memory, float64 products (tensor cores) and PCIe. Calls, small systems and eigenvectors are guesses
-#: from what cuBLAS and cuSOLVER are said to reach.
+#: From data sheets: memory, float64 products (tensor cores) and PCIe. Calls, small systems and eigenvectors are guesses
+#: based on published rates of cuBLAS and cuSOLVER.
 GPUS = {
     "A100": Rates(6.0, 2.0, 19.5, 0.5, 0.05, 25.0),
     "H100": Rates(6.0, 3.35, 60.0, 1.0, 0.1, 50.0),
@@ -65,7 +65,7 @@ ASSUMPTIONS = [
 
 
 def seconds(work: Work, rates: Rates) -> dict[str, float]:
-    """Time of each kind of work; asking overlaps with working, so the truth is between `least` and `most`."""
+    """Time of each kind of work; launches overlap with work, so the total is between `least` and `most`."""
     parts = {
         "launching": 1e-6 * rates.us_per_launch * work.launches,
         "copying": 1e-9 * work.host_bytes / rates.host_gb_per_s,
@@ -79,20 +79,20 @@ def seconds(work: Work, rates: Rates) -> dict[str, float]:
 
 
 def scaled(work: Work, times: float) -> Work:
-    """So many times the work that grows with genes, asked for by as many calls."""
+    """Scale the work that grows with genes, with the same number of calls."""
     grow = ("bytes", "host_bytes", "product_flop", "solve_flop", "eigen_flop")
     return replace(work, **{name: times * getattr(work, name) for name in grow})
 
 
 def added(*works: Work) -> Work:
-    """One piece of work after the other."""
+    """Add up pieces of work."""
     names = [name for name in asdict(works[0]) if name != "peak_bytes"]
     total = {name: sum(getattr(work, name) for work in works) for name in names}
     return Work(**total, peak_bytes=max(work.peak_bytes for work in works))
 
 
 def extrapolated(few: Work, more: Work, genes: int) -> Work:
-    """Work of `genes` genes from that of the numbers `COUNTED`: linear but for calls and waits."""
+    """Extrapolate from the numbers `COUNTED` to `genes` genes: linear, except for calls and waits."""
     a, b = COUNTED
     slope = {name: (value - getattr(few, name)) / (b - a) for name, value in asdict(more).items()}
     amounts = {name: getattr(more, name) + slope[name] * (genes - b) for name in slope}
@@ -102,7 +102,7 @@ def extrapolated(few: Work, more: Work, genes: int) -> Work:
 
 @contextmanager
 def on_the_host() -> Iterator[None]:
-    """Context in which the engine asks of `cupy_like` what it asks of NumPy."""
+    """Run the engine on `cupy_like` as it runs on NumPy."""
     with ExitStack() as patches:
         patches.enter_context(without_fusion())
         patches.enter_context(mock.patch.object(fisher_scoring, "READ_EVERY", 1))
@@ -111,7 +111,7 @@ def on_the_host() -> Iterator[None]:
 
 
 def work_of_fit(summary: SummaryStats, genes: int) -> dict[str, Work]:
-    """Count what the genes of `summary` share, a fit of `genes` such genes in one block, and a test of one contrast.
+    """Count the work of the design, of a fit of `genes` genes in one block, and of a test of one contrast.
 
     `summary` has at least `max(COUNTED)` genes.
     """

@@ -8,12 +8,12 @@ import dense
 import pytest
 from threadpoolctl import threadpool_limits
 
-os.environ["MPLBACKEND"] = "Agg"  # pictures without a screen
+os.environ["MPLBACKEND"] = "Agg"  # plots without a display
 
 
 @pytest.fixture(params=dense.DESIGNS)
 def design(request):
-    """Every small design in turn."""
+    """Each of the small designs."""
     return dense.DESIGNS[request.param]
 
 
@@ -24,6 +24,6 @@ def method(request):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_blas_thread():
-    """Small dense references: on a busy machine the threads of a linear algebra library mostly wait for each other."""
+    """Limit BLAS to one thread: for small matrices on a busy machine, more threads are slower."""
     with threadpool_limits(limits=1, user_api="blas"):
         yield

@@ -1,4 +1,4 @@
-"""Who is compared, and where each is installed: this environment, one made for it, or R."""
+"""Programs of the comparison and their environments: this one, a separate one, or R."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-#: What the environments made here have in common.
+#: Packages of every separate environment.
 PINNED = ("numpy==2.4.6", "scipy==1.17.1", "pandas==2.3.3")
 FITS = Path(__file__).parent / "fits"
 
 
 class MissingPeer(Exception):
-    """A peer that is not installed; the message says what would help."""
+    """Raised for a peer that is not installed; the message says how to install it."""
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A program that fits mixed models, and what it can take."""
+    """A program that fits mixed models, with its capabilities."""
 
     name: str
     script: str
-    package: str  #: as its registry calls it
-    version: str | None = None  #: pinned; None for ours and for R's
-    sums: bool = False  #: whether it fits from summary statistics
-    components: int = 99  #: variance components that it can have
+    package: str  #: name in its registry
+    version: str | None = None  #: pinned version; None for lmm_gpu and R packages
+    sums: bool = False  #: True if it fits from summary statistics
+    components: int = 99  #: maximum number of variance components
 
     @property
     def of_r(self) -> bool:
         return self.script.endswith(".R")
 
     def command(self, install: bool) -> list[str]:
-        """Start of the command line that runs its script.
+        """Command line prefix that runs its script.
 
         Raises
         ------
         MissingPeer
-            If it is not found, and not to be installed or cannot be.
+            If it is not found and may not or cannot be installed.
         """
         if self.of_r:
             return [_rscript(self.package), "--vanilla", str(FITS / self.script)]
@@ -65,7 +65,7 @@ PEERS = (
 
 
 def cache() -> Path:
-    """Folder of the environments made here."""
+    """Folder of the separate environments."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lmm_gpu_benchmarks"
 
 

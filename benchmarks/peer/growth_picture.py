@@ -1,4 +1,4 @@
-"""The small multiples of growth.py."""
+"""Small multiples of growth.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TITLES = {
     "components": ("Variance components", "20,000 cells, 40 donors"),
     "genes": ("Genes in one call", "5,000 cells, start-up included"),
 }
-#: Colours that are told apart without red and green (Okabe and Ito), and a mark each.
+#: Colour-blind-safe colours (Okabe and Ito) and markers.
 STYLES = {
     "lmm_gpu": ("#000000", "o"),
     "flash-mm": ("#0072B2", "s"),

@@ -1,4 +1,4 @@
-"""One peer on one case, in a process of its own; and how far its answers are from another's."""
+"""Run one peer on one case in a separate process, and compare its answers with those of another."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from peer.cases import Case
 from peer.environments import MissingPeer, Peer
 
-#: Seconds that a process may take beyond those it is given for its genes.
+#: Extra seconds of a process beyond the time for its genes.
 PATIENCE = 40
-#: What holds the libraries of all peers to a number of threads.
+#: Environment variables that limit the threads of all libraries.
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS")
 
 
 @dataclass
 class Answers:
-    """One row per gene that was tried; NaN without an answer."""
+    """Answers of a peer, one row per attempted gene; NaN where it has none."""
 
     converged: np.ndarray  # (g,)
     theta: np.ndarray  # (g, k + 1)
@@ -38,14 +38,14 @@ class Answers:
 
     @property
     def answered(self) -> np.ndarray:
-        """Which genes have estimates, with standard errors, of a fit that calls itself converged."""
+        """Mask of the genes with finite estimates and standard errors of a converged fit."""
         return (self.converged == 1) & np.isfinite(np.hstack([self.theta, self.coef, self.se])).all(axis=1)  # (g,)
 
 
 def run(
     peer: Peer, case: Case, seconds: float, *, threads: int = 1, tests: bool = True, install: bool = True
 ) -> tuple[dict[str, Any], Answers | None]:
-    """Run `peer` on `threads` processors: what it told and its answers; or why it was left out, and None."""
+    """Run `peer` on `threads` processors; return its record and answers, or the reason for leaving it out and None."""
     told: dict[str, Any] = {"peer": peer.name, "threads": threads}
     if case.statistics and not peer.sums:
         return told | {"left_out": "needs the cells"}, None
@@ -70,7 +70,7 @@ def run(
 
 
 def _process(command: list[str], threads: int, limit: float) -> str | None:
-    """Run it on `threads` processors; return why it has no answer, None if it has."""
+    """Run the process; return the reason if it has no answer, else None."""
     variables = dict.fromkeys(THREADS, str(threads)) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     pin = None
     if hasattr(os, "sched_setaffinity"):
@@ -105,9 +105,9 @@ def _told(result: dict, answers: Answers) -> dict:
 
 
 def difference(found: Answers, wanted: Answers) -> dict[str, Any]:
-    """Largest differences, and the median gene's: where both have an answer and `wanted` is at an interior optimum.
+    """Largest and median differences over genes answered by both, with an interior optimum in `wanted`.
 
-    theta in parts of the gene's total variance, coef and se in parts of the standard error.
+    theta relative to the total variance of the gene, coef and se relative to the standard error.
     """
     genes = min(len(found.converged), len(wanted.converged))
     some = lambda one, name: getattr(one, name)[:genes]  # noqa: E731

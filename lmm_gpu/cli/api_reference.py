@@ -24,8 +24,8 @@ def api_reference() -> str:
     """Return the reference of all public functions, classes and methods as a page of Markdown."""
     parts = [
         "# API reference",
-        f"Generated from the docstrings of lmm_gpu {lmm_gpu.__version__}; `help(lmm_gpu.fit)` shows the same. Arrays: n "
-        "cells, m genes, p fixed effects, q random effects, k variance components.",
+        f"Generated from the docstrings of lmm_gpu {lmm_gpu.__version__}; `help(lmm_gpu.fit)` shows the same. Arrays: "
+        "n cells, m genes, p fixed effects, q random effects, k variance components.",
     ]
     left = [name for name in lmm_gpu.__all__ if not name.startswith("_")]
     for title, names in _SECTIONS.items():

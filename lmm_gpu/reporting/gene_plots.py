@@ -188,7 +188,9 @@ def _draw_means(ax: Axes, means: pd.DataFrame, levels: list[str], level: float) 
     label = f"cells of one {unit}: mean, {100 * level:g} % interval"
     ax.errorbar(first["at"], first["mean"], yerr=[[], []], fmt="o", ms=4, color=PALETTE[0], lw=1.1, label=label)
     average = means.groupby("at")["mean"].mean()
-    ax.hlines(average, average.index - 0.22, average.index + 0.22, color=DARK, lw=2.2, zorder=4, label=f"average of {unit}s")
+    ax.hlines(
+        average, average.index - 0.22, average.index + 0.22, color=DARK, lw=2.2, zorder=4, label=f"average of {unit}s"
+    )
 
 
 def _ordered(names: pd.Series) -> list[str]:

@@ -113,7 +113,7 @@ def test_failing_script_is_reported_and_the_others_run(tmp_path, monkeypatch, ca
     assert runner.main() == 1
     said = capsys.readouterr().out
     assert "bad: FAILED" in said and "no such thing" in said
-    assert "absent: left out" in said
+    assert "absent: skipped" in said
     assert (tmp_path / "good.txt").exists()
 
 

@@ -1,4 +1,4 @@
-"""CuPy without a GPU: arrays that behave as those of CuPy 14 do where it differs from NumPy, computed by NumPy.
+"""CuPy without a GPU: arrays with the behaviour of CuPy 14 where it differs from NumPy, computed by NumPy.
 
 The differences, each shown in `test_cupy_like.py`: linear algebra that never raises and leaves garbage, a solve that
 does not broadcast, indices that wrap around, creation on the current device whatever `device` says, no conversion
@@ -6,7 +6,7 @@ to NumPy but `.get()`, a host that waits where a value is read, and memory that 
 with the calls into CUDA that CuPy 14 makes for it (`cupy_like_device.counting`): one for an elementwise operation, a
 reduction or a copy, one *per part* for concat and stack, none for a view.
 
-`xp` is the namespace, and what `array_api_compat.array_namespace` finds. It has what the engine uses, not more.
+`xp` is the namespace that `array_api_compat.array_namespace` finds. It has only what the engine uses.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ for _name in ("zeros", "ones", "full", "empty"):
 
 
 def asarray(obj, /, *, dtype=None, device=None, copy=None) -> Array:
-    """To `device`, the one creation function that minds it; the same array if nothing has to be done."""
+    """Move to `device`; the only creation function that respects it. No copy if the array is there already."""
     device = current_device() if device is None else device
     if not isinstance(device, Device):
         raise ValueError(f"Unsupported device {device!r}")
@@ -273,7 +273,7 @@ xp.linalg.svd, xp.linalg.qr = _matrix_by_matrix("svd"), _matrix_by_matrix("qr")
 
 
 def fuse(function):
-    """One kernel of a function of arrays and numbers: elementwise operations and reductions, nothing else."""
+    """Fuse a function of arrays and numbers into one kernel: elementwise operations and reductions only."""
     allowed = {*ELEMENTWISE.split(), "astype", *REDUCTIONS}
 
     @functools.wraps(function)

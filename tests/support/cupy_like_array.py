@@ -1,4 +1,4 @@
-"""The array of `cupy_like`: NumPy's values in a device's memory, which stay there until they are asked for."""
+"""Array of `cupy_like`: values in the memory of a simulated device, copied to the host only on request."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ for _name in ("bool", "float64", "float32", "int64", "int32", "uint8"):
 class Array:
     """An array on a device. `values` are for this module; the engine sees what cupy.ndarray has."""
 
-    __array_ufunc__ = None  # a NumPy operand leaves the operation to us, and we refuse it
+    __array_ufunc__ = None  # NumPy operands defer to this class, which refuses them
     __hash__ = None
 
     def __init__(self, values: np.ndarray, buffer: Buffer):
@@ -110,7 +110,7 @@ class Array:
 
 
 class Number:
-    """A number handed to a fused function, which computes it in the dtype of the array that it meets."""
+    """A number passed to a fused function; it takes the dtype of the array that it is combined with."""
 
     __hash__ = None
 
@@ -143,7 +143,7 @@ def on_current_device(arrays: list[Array]) -> Device:
 
 
 def new(name: str, compute, *operands, launches: int = 1, device: Device | None = None, flop: float = 0.0) -> Array:
-    """Array of what `compute()` returns: allocated, counted, and checked to be on the devices it should be."""
+    """Wrap the result of `compute()`: allocated, counted, and checked for its device."""
     arrays = [x for x in operands if isinstance(x, Array)]
     for x in operands:
         host(x)  # refuses NumPy's

@@ -1,4 +1,4 @@
-"""What a CUDA device does behind CuPy's back: memory, launches, and waits of the host for the device.
+"""Simulated CUDA device: memory, launches, and synchronisations of the host with the device.
 
 Nothing here knows arrays. `cupy_like` reports every allocation, operation and synchronisation to this module;
 tests read them, limit them or forbid them.
@@ -19,15 +19,15 @@ _BEHIND = ("/cupy_like", "/cupyx_like", "/array_api_compat", "/backend/arrays.py
 
 
 class OutOfMemoryError(MemoryError):
-    """As CuPy's: a MemoryError."""
+    """Out of memory, a MemoryError as in CuPy."""
 
 
 class SynchronisationError(RuntimeError):
-    """The host would have waited for the device where a test forbids it (cupyx.DeviceSynchronized)."""
+    """Raised where the host would synchronise although a test forbids it (cupyx.DeviceSynchronized)."""
 
 
 class Device:
-    """A CUDA device: equal by number, and not hashable, as CuPy's."""
+    """A CUDA device: equal by number and not hashable, as in CuPy."""
 
     __hash__ = None
 
@@ -106,7 +106,7 @@ class Buffer:
     """Device memory, taken while this object lives; views share it."""
 
     def __init__(self, nbytes: int, device: Device | None = None):
-        self.size = 0  # what __del__ gives back if taking it fails
+        self.size = 0  # returned by __del__ if the allocation fails
         self.device = current_device() if device is None else device
         size = 0 if fusing() else -(-nbytes // ROUND) * ROUND
         if size:
@@ -138,13 +138,13 @@ class Operation:
     name: str
     launches: int  #: kernels, library calls and copies that the host queues
     bytes: int  #: read and written
-    site: str  #: who asked for it, as module.function:line
+    site: str  #: caller, as module.function:line
     flop: float = 0.0  #: of a matrix product or a factorisation
 
 
 @dataclass
 class Count:
-    """What ran while it was counted."""
+    """Operations and synchronisations that were counted."""
 
     operations: list[Operation] = field(default_factory=list)
     synchronisations: list[Operation] = field(default_factory=list)
@@ -190,7 +190,7 @@ def counting():
 
 @contextlib.contextmanager
 def no_synchronisation():
-    """Refuse whatever makes the host wait for the device, in all threads."""
+    """Forbid synchronisations of the host with the device, in all threads."""
     _forbidden.append(True)
     try:
         yield
@@ -212,7 +212,7 @@ def record(name: str, launches: int, nbytes: int, flop: float = 0.0) -> None:
 
 @contextlib.contextmanager
 def one_kernel(allowed):
-    """While a function is traced into one kernel: it may use `allowed` operations, which take no memory."""
+    """Trace a function into one kernel: only `allowed` operations, which use no memory."""
     _thread.fusing = allowed
     try:
         yield
@@ -221,12 +221,12 @@ def one_kernel(allowed):
 
 
 def fusing() -> bool:
-    """Whether a function is being traced into one kernel."""
+    """True while a function is traced into one kernel."""
     return getattr(_thread, "fusing", None) is not None
 
 
 def synchronise(name: str) -> None:
-    """Report that the host waits for the device."""
+    """Report a synchronisation of the host with the device."""
     if _forbidden:
         raise SynchronisationError(f"{name} makes the host wait for the device, at {_site()}")
     if _counts:

@@ -1,4 +1,4 @@
-"""Linear algebra as CuPy 14 does it, on NumPy's arrays: nothing raises for a matrix, and what fails is garbage.
+"""Linear algebra with the failures of CuPy 14, computed by NumPy: no exceptions, failed matrices give garbage.
 
 cuSOLVER and cuBLAS report a failure per matrix in a flag that CuPy throws away. What stands in the output then is
 unspecified; here it is finite, plausible and wrong, so that only a check of the result finds it.
@@ -11,9 +11,9 @@ from math import prod
 
 import numpy as np
 
-#: Larger systems are solved one after the other (`cupy.cublas.get_batched_gesv_limit`).
+#: Larger systems are solved one by one (`cupy.cublas.get_batched_gesv_limit`).
 BATCHED_SOLVE_LIMIT = 256
-#: Nobody here knows what CUDA does with more matrices in one call.
+#: Limit of the number of matrices per call; the behaviour of CUDA beyond it is unknown.
 MOST_MATRICES = 65_535
 
 
@@ -29,7 +29,7 @@ def flop(name: str, A: tuple[int, ...], B: tuple[int, ...] = ()) -> float:
 
 
 def garbage(shape: tuple[int, ...]) -> np.ndarray:
-    """Finite numbers around 1 that mean nothing."""
+    """Finite, plausible, meaningless numbers around 1."""
     return 1.0 + 0.5 * np.sin(np.arange(1.0, prod(shape) + 1.0)).reshape(shape)
 
 

@@ -1,7 +1,7 @@
-"""The module `cupy` as `backend.devices` uses it, over `cupy_like`: devices, streams, events and pools without a GPU.
+"""The module `cupy` as used by `backend.devices`, on top of `cupy_like`: devices, streams, events and pools.
 
-A copy on a stream of its own is visible to nobody before its event has been waited for: arrays are made there at once,
-but `unwaited` holds those that a computation may not touch yet.
+A copy on a separate stream may not be used before its event has been waited for: arrays are created immediately, but
+`unwaited` contains those that no computation may use yet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Event:
 
 
 class Stream:
-    """Counts the copies that it was given; waiting for its event makes so many of them usable."""
+    """Counts its copies; waiting for an event makes the copies before it usable."""
 
     def __init__(self, non_blocking: bool = False):
         assert non_blocking, "a stream that waits for the others copies nothing ahead"
@@ -62,7 +62,7 @@ def asarray(x, dtype=None):
 
 
 class Pool:
-    """Of the current device, as CuPy's: a limit and what it holds are each device's own."""
+    """Memory pool of the current device, as in CuPy: every device has its own limit and usage."""
 
     def __init__(self, name: str):
         self.name = name

@@ -1,7 +1,7 @@
 """The real CuPy without a driver: trace what the engine fuses, compile it with NVRTC, run its loop body on the host.
 
-`cupy.fuse` needs the dtypes and the shapes of arrays, not their values, so that arrays over memory that nobody may
-read are enough to trace. These are CuPy's private parts, as they are in version 14.2.
+`cupy.fuse` needs dtypes and shapes, not values: arrays over memory that is never read are enough for tracing. This uses
+private parts of CuPy 14.2.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cupy.cuda import compiler, memory
 
 #: Bytes that the arguments of a kernel may take; CUDA from 12.1 on allows 32,764 from Volta on.
 PARAMETERS = 4096
-#: Where no array lies: CuPy refuses to make arrays there, and nothing reads them.
+#: Address of the arrays; it is never read.
 _NOWHERE = 512
 
 
@@ -34,12 +34,12 @@ def empty(shape: tuple[int, ...], dtype="float64") -> cupy.ndarray:
 
 
 def like(x):
-    """What stands for a NumPy array, or for a number, when a function is traced."""
+    """Placeholder of a NumPy array or a number for tracing."""
     return empty(x.shape, x.dtype) if isinstance(x, np.ndarray) else x
 
 
 def traced(function, *arrays) -> cupy.ElementwiseKernel:
-    """The kernel that `cupy.fuse(function)` makes for `arrays`; what it cannot take in raises."""
+    """Kernel that `cupy.fuse(function)` creates for `arrays`; raises for operations that cannot be fused."""
     history, thread = fusion._FusionHistory(), _fusion_thread_local.thread_local
     thread.history, thread.is_old_fusing = history, True
     try:
@@ -122,7 +122,7 @@ def _built(code: str):
 
 
 def on_the_host(kernel: cupy.ElementwiseKernel, *arrays) -> tuple[np.ndarray, ...]:
-    """What `kernel` computes of NumPy's arrays and numbers."""
+    """Run `kernel` on NumPy arrays and numbers."""
     shape = np.broadcast_shapes(*[np.shape(x) for x in arrays])
     inputs = [
         np.ascontiguousarray(np.broadcast_to(np.asarray(x, dtype=p.dtype), shape))
@@ -135,13 +135,13 @@ def on_the_host(kernel: cupy.ElementwiseKernel, *arrays) -> tuple[np.ndarray, ..
 
 
 class Namespace(ModuleType):
-    """NumPy's namespace, but what is fused becomes the kernel that CuPy makes of it, run on the host.
+    """NumPy namespace in which fused functions run as the kernels that CuPy creates, on the host.
 
-    `kernels` are those that were made, with the arrays that they were made for.
+    `kernels` lists them with the arrays they were created for.
     """
 
     def __init__(self):
-        super().__init__("cupy")  # the engine hands CuPy's functions to what it fuses
+        super().__init__("cupy")  # the engine passes CuPy's functions to fused functions
         self.kernels: list[tuple[cupy.ElementwiseKernel, list]] = []
 
     def __getattr__(self, name: str):

@@ -1,9 +1,9 @@
-"""cupyx.scipy.sparse without a GPU: the part of its CSR and CSC that sums over cells use, on arrays of `cupy_like`.
+"""cupyx.scipy.sparse without a GPU: the part of CSR and CSC that the accumulation uses, on arrays of `cupy_like`.
 
 As in CuPy 14.2 (read in its source, never compared with a GPU): values are boolean or floating, never integer; no
 `astype(copy=)`, no sums, nothing dense from the left; slices of rows share memory with the whole; the transpose is a
 view of the other kind; a product with a dense matrix first sorts and adds up what is stored twice *in place*, and comes
-in Fortran's order. Whatever is not here, code under test may not use.
+in Fortran order. Code under test may not use anything else.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class _Compressed:
         if not self.has_canonical_format:
             host = self._on_host()
             host.sum_duplicates()
-            # the arrays of the caller, where nothing has to move
+            # no copy if possible
             if len(host.data) == self.data.size:
                 self.data.values[:], self.indices.values[:] = host.data, host.indices
             else:

@@ -1,6 +1,6 @@
-"""Mixed models in the slowest and plainest way: n x n matrices, one gene at a time, NumPy only.
+"""Mixed models by dense n x n matrices, one gene at a time, NumPy only.
 
-Nothing here comes from the library. With V = s_0 I + sum_i s_i Z_i Z_i' and Q an orthonormal basis of the
+Independent of the library. With V = s_0 I + sum_i s_i Z_i Z_i' and Q an orthonormal basis of the
 complement of X, REML is the likelihood of Q'y ~ N(0, Q'VQ) and ML that of y ~ N(X beta, V) at the best beta.
 """
 
@@ -46,11 +46,11 @@ class Design:
         return Q @ np.linalg.inv(Q.T @ self.V(theta) @ Q) @ Q.T
 
     def weights(self, theta, method) -> np.ndarray:
-        """The matrix whose traces with dV enter the score: P for REML, V^-1 for ML."""
+        """Matrix whose traces with dV enter the score: P for REML, V^-1 for ML."""
         return self.P(theta) if method == "REML" else np.linalg.inv(self.V(theta))
 
     def smallest_eigenvalue(self, theta, method) -> float:
-        """Of Q'VQ (REML) or V (ML), relative to the largest: positive where there is a likelihood."""
+        """Smallest eigenvalue of Q'VQ (REML) or V (ML) relative to the largest: positive if the likelihood exists."""
         Q = self.error_contrasts() if method == "REML" else np.eye(self.n)
         values = np.linalg.eigvalsh(Q.T @ self.V(theta) @ Q)
         return values[0] / np.abs(values).max()
@@ -108,7 +108,7 @@ def one_hot(levels, count) -> np.ndarray:
 
 
 def make_designs() -> dict[str, Design]:
-    """Designs that differ in what is easy to get wrong: nesting, the place of the widest effect, q > n - p."""
+    """Designs with typical difficulties: nesting, position of the widest effect, q > n - p."""
     rng = np.random.default_rng(20240607)
     n = 60
     donor, batch, plate = (rng.permutation(np.arange(n) % levels) for levels in (9, 6, 4))

@@ -1,11 +1,11 @@
-"""What the library asks of an array library for fixed shapes: launches, waits, bytes, operations, memory.
+"""Operation counts for fixed shapes: launches, synchronisations, bytes, floating point operations, memory.
 
 Nothing is timed. Dense work is counted on `cupy_like`, which counts as CuPy 14 launches; sparse cells, which are summed
 up by SciPy on the host, by the methods of sparse matrices and the functions of NumPy that are called for them. The
-numbers in `operation_counts.json` are what they were when somebody last looked; `test_operation_counts.py` compares.
+numbers in `operation_counts.json` are the accepted ones; `test_operation_counts.py` compares.
 
-    python tests/operation_counts.py              # what has changed
-    python tests/operation_counts.py --write      # accept it: the file's diff is then read in review
+    python tests/support/operation_counts.py              # show the changes
+    python tests/support/operation_counts.py --write      # accept them: the diff of the file is part of the review
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ Counts = dict[str, float]
 
 @dataclass(frozen=True)
 class Work:
-    """What was asked of the library."""
+    """Counted work."""
 
     launches: int = 0
-    waits: int = 0  #: of the host for the device
+    waits: int = 0  #: synchronisations of the host
     bytes: float = 0.0  #: read and written on the device
     host_bytes: float = 0.0  #: copied from the host
     product_flop: float = 0.0  #: of matrix products
@@ -69,7 +69,7 @@ class Work:
 
 
 def counted(function: Callable[[], Any]) -> tuple[Any, Work]:
-    """Result of `function`, and the work that it asked of `cupy_like`."""
+    """Return the result of `function` and its work on `cupy_like`."""
     before = cuda.MEMORIES[0].live
     with cuda.byte_limit() as memory, cuda.counting() as count:
         result = function()
@@ -93,7 +93,7 @@ NAMES = (*MODELS, SLOPES)
 
 
 def cells(name: str, genes: int, times: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, ...]]:
-    """X (n, 4), Z (n, q), Y (n, genes) and d: the same cells `times` times, and the same 32 genes in turn.
+    """X (n, 4), Z (n, q), Y (n, genes) and d: the same cells repeated `times` times, and 32 genes repeated.
 
     Every variance component is well above zero, so that no gene needs more work than another.
     """
@@ -134,7 +134,7 @@ def stages(name: str, genes: int, times: int = 1) -> Mapping[str, Work]:
     theta = cupy_like.asarray(np.full((len(summary.d) + 1, genes), 0.5))
     state = fisher_scoring._begin(theta)
     _, work["iteration"] = counted(lambda: fisher_scoring.advance(state, block.likelihood, Rules()))
-    options = FitOptions(max_iter=3, bounds="none")  # no gene is fitted again, whatever it is short of
+    options = FitOptions(max_iter=3, bounds="none")  # no refits
     _, work["fit of 4 iterations"] = counted(lambda: estimate_block(block, None, coefficients, options))
     one = block.prepare(cupy_like.asarray(np.eye(4)[1:2]))
     between = np.array([20.0])
@@ -161,7 +161,7 @@ def split(few: Work, many: Work, more: int, each: str) -> Counts:
     return found
 
 
-# --- cells summed up ------------------------------------------------------------------------------
+# --- accumulation ------------------------------------------------------------------------------
 
 
 def dense_sums(times: int, genes: int = GENES) -> Work:
@@ -172,7 +172,7 @@ def dense_sums(times: int, genes: int = GENES) -> Work:
 
 
 def sparse_sums(times: int, genes: int = GENES) -> Counts:
-    """Count what SciPy and NumPy are asked for while a sparse chunk is summed up; numbers are per non-zero."""
+    """Count the calls of SciPy and NumPy for a sparse chunk; numbers are per nonzero."""
     X, Z, Y, d = cells("two effects", genes, times)
     Y = sparse.csr_array(np.round(np.where(Y > 0.5, Y, 0.0)).astype(np.float32))
     names = [[f"{letter}{i}" for i in range(A.shape[1])] for letter, A in (("x", X), ("z", Z), ("d", np.array([d])))]
@@ -254,7 +254,7 @@ def of_sums() -> dict[str, dict[str, Counts]]:
     return {"summing up": {"dense cells": dense, "sparse cells": of_sparse}}
 
 
-# --- compared with what was committed ---------------------------------------------------------------
+# --- comparison with the accepted counts ---------------------------------------------------------------
 
 
 def count_all() -> dict[str, dict[str, Counts]]:
@@ -263,7 +263,7 @@ def count_all() -> dict[str, dict[str, Counts]]:
 
 
 def moved(found: Mapping[str, Counts], committed: Mapping[str, Counts]) -> list[str]:
-    """One line for every number that moved by more than its tolerance: which, from what to what, and by how much."""
+    """One line per number that moved by more than its tolerance: name, old and new value, change."""
     lines = [f"{stage}: counted, but not in {FILE.name}" for stage in found if stage not in committed]
     lines += [f"{stage}: in {FILE.name}, but not counted" for stage in committed if stage not in found]
     for stage, counts in found.items():

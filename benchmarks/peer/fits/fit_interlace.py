@@ -22,7 +22,7 @@ class Interlace(Peer):
     def fit(self, y):
         self.table["y"] = y
         fit = self.package.fit(self.formula, self.table, groups=self.groups, theta0=self.start)
-        if fit.converged and (fit.theta > 1e-3).all():  # from zero it would not get away
+        if fit.converged and (fit.theta > 1e-3).all():  # it cannot leave zero
             self.start = fit.theta
         return fit
 

@@ -1,6 +1,6 @@
 """lmm_gpu: `summarize` and `fit`, all genes at once; every coefficient tested with Satterthwaite's df.
 
-Variances are held at or above zero, as all peers but flash-mm hold them.
+Variances are nonnegative, as in all peers except flash-mm.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LmmGpu(Peer):
         return np.column_stack([converged, fit.theta.T, fit.coef.T, fit.se.T])
 
     def tests(self, fit, y):
-        table = fit.test(df="satterthwaite")  # what the others have; the default weighs more
+        table = fit.test(df="satterthwaite")  # as the other programs
         return table["df"].to_numpy().reshape(self.case.fixed, -1).T
 
     def extra(self):

@@ -1,4 +1,4 @@
-"""Times a peer on one case, in the peer's own environment: NumPy and the standard library only.
+"""Time a peer on one case, in the environment of the peer: NumPy and the standard library only.
 
 `python fit_PEER.py CASE OUTPUT SECONDS GENES [fit]` (fit: without tests) writes `OUTPUT.json` and `OUTPUT.f64`: one row
 per gene of converged, theta (residual last), coef, se and df (NaN where there is none).
@@ -46,14 +46,14 @@ class Case:
 
 
 class Peer:
-    """What an adapter fills in; its constructor imports the package, and is timed as such."""
+    """Base class of the adapters; the constructor imports the package and is timed."""
 
     distribution = ""
-    df = "none"  #: which degrees of freedom its tests have
-    at_once = False  #: whether all genes go into one call
+    df = "none"  #: degrees of freedom of its tests
+    at_once = False  #: True if one call fits all genes
 
     def prepare(self, case: Case) -> None:
-        """Do what is done once per design."""
+        """Prepare the design, once."""
 
     def fit(self, y):
         """Fit a gene (n,), or genes (b, n); for sums, genes of a slice."""
@@ -68,7 +68,7 @@ class Peer:
         raise NotImplementedError
 
     def extra(self) -> dict:
-        """Return what else is worth telling."""
+        """Return further information for the record."""
         return {}
 
 
@@ -78,7 +78,7 @@ def row(converged, theta, coef, se) -> np.ndarray:
 
 
 def main(make) -> None:
-    """Run the adapter `make` on what the command line names."""
+    """Run the adapter `make` on the case named on the command line."""
     warnings.simplefilter("ignore")
     folder, output, seconds, genes = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
     case = Case(folder, genes)
@@ -99,10 +99,10 @@ def main(make) -> None:
 
 
 def first_gene(peer: Peer, case: Case) -> float:
-    """Seconds to estimates of one gene; its tests are not timed, so that what they import is not later either."""
+    """Seconds to the estimates of the first gene; its tests run untimed, so that their imports are not timed later."""
     part, start = genes_of(peer, case, 0, 1), time.perf_counter()
     seconds = 0.0
-    with contextlib.suppress(Exception):  # the gene's own trouble, told when it is timed
+    with contextlib.suppress(Exception):  # reported when the gene is timed
         fit = peer.fit(part)
         peer.estimates(fit)
         seconds = time.perf_counter() - start
@@ -111,7 +111,7 @@ def first_gene(peer: Peer, case: Case) -> float:
 
 
 def genes_of(peer: Peer, case: Case, start: int, stop: int):
-    """What `Peer.fit` takes for these genes."""
+    """Argument of `Peer.fit` for these genes."""
     if case.sums is not None:
         return slice(start, stop)
     return case.Y[start:stop] if peer.at_once else case.Y[start]
@@ -131,7 +131,7 @@ def one_by_one(peer: Peer, case: Case, seconds: float, output: str) -> dict:
             start = time.perf_counter()
             values[-case.fixed :] = peer.tests(fit, y)
             spent[1] += time.perf_counter() - start
-        except Exception as error:  # a gene without an answer; its time counts as the others' does
+        except Exception as error:  # no answer; its time counts
             spent[0] += time.perf_counter() - start
             text = f"{type(error).__name__}: {error}"[:200]
             errors[text] = errors.get(text, 0) + 1
@@ -140,7 +140,7 @@ def one_by_one(peer: Peer, case: Case, seconds: float, output: str) -> dict:
 
 
 def at_once(peer: Peer, case: Case, seconds: float, output: str) -> dict:
-    """Fit all genes in one call, or as many as calls of fewer say there is time for; the median of three if short."""
+    """Fit all genes in one call, or as many as the time allows by smaller calls; median of three if short."""
     genes, cost, times = min(4, case.genes), 0.0, []
     while genes < case.genes and cost < seconds:
         whole = sum(call(peer, case, genes)[0])
@@ -170,7 +170,7 @@ def told(rows: np.ndarray, fitting: float, testing: float, output: str) -> dict:
 
 
 def resident(reset: bool = False) -> int | None:
-    """Bytes that this process holds: at most since the reset; now, when it is reset. None where nobody tells."""
+    """Peak bytes of this process since the reset, or current bytes at the reset; None if not available."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         if reset:
