@@ -19,7 +19,7 @@ from operation_counts import CELLS, FILE, GENES, NAMES, Work, counted, dense_sum
 from lmm_gpu.backend.arrays import namespace
 from lmm_gpu.estimation import likelihood, one_component
 
-ADVICE = "if that is meant: python tests/operation_counts.py --write, and show the file's diff in review"
+ADVICE = "if that is meant: python tests/support/operation_counts.py --write, and show the file's diff in review"
 
 
 def committed(name):

@@ -28,6 +28,8 @@ import numpy as np
 from scipy import sparse
 
 from lmm_gpu.design.design import Design
+from lmm_gpu.design.fixed_effects import FixedColumns
+from lmm_gpu.design.random_effects import RandomTerm
 from lmm_gpu.estimation import fisher_scoring
 from lmm_gpu.estimation.fisher_scoring import Rules
 from lmm_gpu.estimation.fit_options import FitOptions
@@ -175,8 +177,7 @@ def sparse_sums(times: int, genes: int = GENES) -> Counts:
     """Count the calls of SciPy and NumPy for a sparse chunk; numbers are per nonzero."""
     X, Z, Y, d = cells("two effects", genes, times)
     Y = sparse.csr_array(np.round(np.where(Y > 0.5, Y, 0.0)).astype(np.float32))
-    names = [[f"{letter}{i}" for i in range(A.shape[1])] for letter, A in (("x", X), ("z", Z), ("d", np.array([d])))]
-    sums = Accumulator(Design("", X, sparse.csr_array(Z), d, *names, ()), genes, Transform("log1p"))
+    sums = Accumulator(_design(X, Z, d), genes, Transform("log1p"))
     with counting_sparse() as found:
         sums.add(slice(0, len(X)), slice(0, genes), Y.copy(), "cells")
     found["non_zeros"] = Y.nnz
@@ -188,6 +189,18 @@ def sparse_sums(times: int, genes: int = GENES) -> Counts:
     finally:
         tracemalloc.stop()
     return found
+
+
+def _design(X: np.ndarray, Z: np.ndarray, d: tuple[int, ...]) -> Design:
+    """Design with the numeric columns X and one random intercept per block of Z."""
+    columns = tuple(range(X.shape[1]))
+    names = tuple(f"x{i}" for i in columns)
+    row = np.zeros(len(X), dtype=int)
+    fixed = FixedColumns(names, tuple(), row, np.zeros((1, 0)), (), X, columns)
+    blocks = np.split(Z, np.cumsum(d)[:-1], axis=1)
+    levels = [tuple(map(str, range(width))) for width in d]
+    random = [RandomTerm(f"d{i}", ("Intercept",), b.argmax(1), levels[i]) for i, b in enumerate(blocks)]
+    return Design("", fixed, tuple(random))
 
 
 @contextmanager
