@@ -46,7 +46,7 @@ from .sumstats.assembly import assemble
 from .sumstats.centring import centred_products, constant_of
 from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
 from .sumstats.summary_stats import SummaryStats
-from .sumstats.transform import check_values, recognise
+from .sumstats.transform import check_values, recognise, squares_fit
 
 
 def sslmm(
@@ -110,7 +110,8 @@ def sslmm(
     check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
     n, m = X.shape[0], Y.shape[0]
     widths = component_widths(d, Z.shape[1])
-    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
+    late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # values show in their squares
+    for name, matrix in (("X", X), ("Z", Z), *(() if late else (("Y", Y),))):
         with entered(matrix):
             check_values(matrix, name)
     with entered(Y):
@@ -119,9 +120,13 @@ def sslmm(
     constant = constant_of(X)
     values = lambda bounds: transform.apply(rows_of(Y, *bounds).T)  # noqa: E731
     ranges = blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = products_by_block(X, Z, values, ranges, constant, devices)
+    if late and not squares_fit(products.Ynorm):
+        check_values(Y, "Y")
     return assemble(
         design_products(X, Z),
-        products_by_block(X, Z, values, ranges, constant, devices),
+        products,
         constant,
         d=widths,
         features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),

@@ -25,6 +25,7 @@ from .transform import (
     has_fractions,
     not_counts,
     recognise,
+    squares_fit,
     warn_not_counts,
 )
 
@@ -120,7 +121,8 @@ class Accumulator:
         self.begun = True
 
     def _add(self, chunk: Chunk, Y: Any) -> None:
-        if not self.values.decided or not self._fuses(chunk, Y):
+        late = self.values.decided and (self._fuses(chunk, Y) or _shows_in_squares(Y, self.values.transform))
+        if not late:
             check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
         self.values.decide(Y)
         if not self.begun or chunk.genes.stop - chunk.genes.start < self.m:
@@ -136,7 +138,10 @@ class Accumulator:
         Y = self.values.transform.apply(Y, chunk.rows)
         far = np.flatnonzero(self.centre[chunk.genes])
         if not scipy.sparse.issparse(Y):
-            self._add_dense(chunk.rows, chunk.genes, Y)
+            with np.errstate(invalid="ignore", over="ignore"):
+                self._add_dense(chunk.rows, chunk.genes, Y)
+            if late and not squares_fit(self.dense["Ynorm"][chunk.genes]):
+                check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
             return
         if far.size:  # sparse, yet far from zero: there are hardly any zeros
             places = chunk.genes.start + far
@@ -156,7 +161,8 @@ class Accumulator:
         counts = scipy.sparse.issparse(Y) or self.values.transform.name is not None
         if counts and Y.shape[0] < min(_FEW_CELLS, self.design.n):
             return  # a few equal counts are not a gene that is far from zero
-        centre = sampled_centre(Y, self.values.transform, chunk.rows, self.constant)
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinite values are refused later
+            centre = sampled_centre(Y, self.values.transform, chunk.rows, self.constant)
         if centre is not None:
             self.centre[chunk.genes] = centre
 
@@ -270,18 +276,21 @@ def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarr
     """Centres (genes,) of a first chunk of stored values, dense or sparse, from some of its cells; on the host."""
     if constant is None or is_sparse_on_device(Y) or Y.shape[0] == 0:
         return None
-    step = max(1, Y.shape[0] // SAMPLED_CELLS)
-    some = scipy.sparse.csr_array(Y)[::step] if scipy.sparse.issparse(Y) else Y[::step, :]
-    sample = transform.apply(some, slice(rows.start, rows.stop, step))
-    if not scipy.sparse.issparse(sample):
-        found = centre_of(sample, constant)
+    if not scipy.sparse.issparse(Y):
+        step = 1 if transform.name is None else max(1, Y.shape[0] // SAMPLED_CELLS)
+        found = centre_of(transform.apply(Y[::step, :], slice(rows.start, rows.stop, step)), constant)
         return None if found is None else to_numpy(found)
-    centre = np.zeros(sample.shape[1])
-    stored = np.bincount(sample.indices, minlength=len(centre))
-    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * sample.shape[0])  # others have too many zeros to be far
+    centre = np.zeros(Y.shape[1])
+    stored = np.diff(Y.indptr) if Y.format == "csc" else np.bincount(Y.indices, minlength=len(centre))
+    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
     if full.size:
-        centre[full] = centre_of(sample[:, full].toarray(), constant)
+        centre[full] = centre_of(transform.apply(Y[:, full].toarray(), rows), constant)
     return centre
+
+
+def _shows_in_squares(Y: Any, transform: Transform) -> bool:
+    # of dense values as they are, NaN, infinite and too large ones show in the sums of squares
+    return transform.name is None and isinstance(Y, np.ndarray) and Y.dtype.kind == "f"
 
 
 def _least(Y: Any) -> float:

@@ -177,6 +177,15 @@ def check_still_counts(Y: Any, name: str, place: str) -> None:
         )
 
 
+def squares_fit(norms: Array) -> bool:
+    """Return whether sums of squares (m,) are finite, and small enough that no value can be too large.
+
+    >>> squares_fit(np.array([1.0, 4.0])), squares_fit(np.array([1.0, np.nan]))
+    (True, False)
+    """
+    return bool(namespace(norms).all(norms < _LARGEST**2))  # False with NaN
+
+
 def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int = 0) -> None:
     """Refuse values that are not numbers, infinite or too large to be squared, with their number and first position.
 
