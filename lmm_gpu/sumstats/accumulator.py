@@ -136,23 +136,25 @@ class Accumulator:
         self._count(chunk, Y)
         self.values.check(Y, chunk)
         Y = self.values.transform.apply(Y, chunk.rows)
-        far = np.flatnonzero(self.centre[chunk.genes])
-        if not scipy.sparse.issparse(Y):
-            with np.errstate(invalid="ignore", over="ignore"):
-                self._add_dense(chunk.rows, chunk.genes, Y)
-            if late and not squares_fit(self.dense["Ynorm"][chunk.genes]):
-                check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
+        if scipy.sparse.issparse(Y):
+            self._add_sparse(chunk, Y)
             return
+        with np.errstate(invalid="ignore", over="ignore"):
+            norms = self._add_dense(chunk.rows, chunk.genes, Y)
+        if late and not squares_fit(norms):
+            check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
+
+    def _add_sparse(self, chunk: Chunk, Y: Any) -> None:
+        far = np.flatnonzero(self.centre[chunk.genes])
         if far.size:  # sparse, yet far from zero: there are hardly any zeros
-            places = chunk.genes.start + far
-            self._add_dense(chunk.rows, places, Y[:, far].toarray())
+            self._add_dense(chunk.rows, chunk.genes.start + far, Y[:, far].toarray())
             kept = np.ones(Y.shape[1])
             kept[far] = 0.0
             Y = with_values(Y, Y.data * kept[Y.indices])
         self.expect_sparse().add(chunk.rows, chunk.genes, Y)
 
     def _fuses(self, chunk: Chunk, Y: Any) -> bool:
-        # dense values without a transform have few zeros: a matrix product is as fast
+        # dense values without a transform have few zeros: see `_add_dense`
         if not self.passes.fused or on_device(Y) or self.centre[chunk.genes].any():
             return False
         return self.expect_sparse().fused and (scipy.sparse.issparse(Y) or self.values.transform.name is not None)
@@ -170,13 +172,20 @@ class Accumulator:
         for counted, A in (gene_counts(Y) if self.counts else {}).items():
             self.counts[counted][chunk.genes] += A
 
-    def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> None:
+    def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> np.ndarray:
+        """Add dense values about the centre; return the sums of squares (genes,) so far."""
+        if self.passes.fused and not on_device(Y) and isinstance(genes, slice) and genes == slice(0, self.m):
+            tables = self.expect_sparse()
+            if tables.fused:
+                tables.add_values(rows, Y, self.centre)
+                return tables.moments[:, -1]
         if not self.dense:
             self.dense = self._zeros()
         weights = None if self.weights is None else self.weights[rows]
         found = products_of_chunk(self.design.X[rows], self.design.Z[rows], Y, self.centre[genes], weights)
         for name, A in self.dense.items():
             A[..., genes] += getattr(found, name)
+        return self.dense["Ynorm"][genes]
 
     def _zeros(self) -> dict[str, np.ndarray]:
         p, q, m = self.design.p, self.design.q, self.m

@@ -9,7 +9,7 @@ from ..backend.memory import default_memory
 from ..io.source import Source
 
 #: Default budgets of dense and sparse chunks: larger dense chunks are slower, larger sparse ones hardly faster.
-_CHUNK_BYTES, _SPARSE_BYTES = 2**26, 2**29
+_CHUNK_BYTES, _SPARSE_BYTES = 2**27, 2**29
 #: Largest number of stored values of a chunk: larger arrays are not reused by the C library.
 _MOST_VALUES = 2_000_000
 #: A chunk, its transform and its float64 copy are in memory at the same time.

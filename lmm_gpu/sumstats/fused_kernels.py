@@ -174,6 +174,38 @@ def add_dense(  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def add_values(  # type: ignore[no-untyped-def]
+    Y, centre, first, lo, hi, m, weights, codes, slopes, covariates, sums, moments
+):
+    """Add rows of a dense chunk in C order as they are, less the centre, genes lo to hi."""
+    c, width = covariates.shape[1], hi - lo
+    row = np.empty(width, np.float64)
+    for k in range(Y.shape[0]):
+        r = first + k
+        weight = weights[r] if weights.shape[0] else 1.0
+        for j in range(width):
+            row[j] = np.float64(Y[k, lo + j]) - centre[lo + j]
+        for g in range(codes.shape[1]):
+            s = slopes[r, g] * weight if slopes.shape[0] else weight
+            a = np.int64(codes[r, g]) * m + lo
+            table = sums[a : a + width]
+            for j in range(width):
+                table[j] += s * row[j]
+        moment = moments[lo * (c + 1) : hi * (c + 1)]
+        if c == 1:
+            x = covariates[r, 0] * weight
+            for j in range(width):
+                moment[2 * j] += x * row[j]
+                moment[2 * j + 1] += weight * row[j] * row[j]
+        else:
+            for j in range(width):
+                v = weight * row[j]
+                for h in range(c):
+                    moment[j * (c + 1) + h] += covariates[r, h] * v
+                moment[j * (c + 1) + c] += v * row[j]
+
+
+@_compiled
 def add_csc(  # type: ignore[no-untyped-def]
     data,
     indices,

@@ -132,6 +132,14 @@ class GroupTables:
             self.sums[:, genes], self.moments[genes] = sums, moments
         return flags
 
+    def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> None:
+        """Add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass."""
+        assert self._inputs is not None
+        _, _, _, _, *shared = self._inputs.arguments(Transform())
+        flat = (self.m, *shared, self.sums.reshape(-1), self.moments.reshape(-1))
+        values, kernel = _readable(np.ascontiguousarray(Y)), self._inputs.kernels.add_values
+        self._on_threads(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat) or 0, self.m)
+
     def _on_threads(self, add: Callable[[int, int], int], genes: int) -> int:
         ranges = list(blocks(genes, -(-genes // max(1, min(self.threads, genes))) or 1))
         flags = 0

@@ -11,8 +11,8 @@ import scipy.sparse
 #: A sparse design is multiplied as dense up to this many columns per non-zero of a row: a dense product takes this much
 #: less time per number than a sparse one, which also copies a block of genes that is not stored by cells.
 _DENSE_COLUMNS = 64
-#: Number of values of a block, which fits the processor's cache.
-_BLOCK_VALUES = 2**18
+#: Number of values and of genes of a block: it fits the processor's cache, and so do the sums that it is added to.
+_BLOCK_VALUES, _BLOCK_GENES = 2**18, 512
 
 
 def dense_products(
@@ -31,12 +31,12 @@ def dense_products(
     design = np.hstack([*dense, np.ones((len(Y), 1))])  # (n, c + 1)
     sums, norms = np.zeros((design.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
     found = [np.zeros((A.shape[1], Y.shape[1])) if scipy.sparse.issparse(A) else None for A in matrices]
-    for rows, values in _cell_blocks(Y, centre, whole=len(dense) == 2):
-        sums += design[rows].T @ values
-        norms += np.einsum("ij,ij->j", values, values)
+    for rows, genes, values in _blocks(Y, centre, whole=len(dense) == 2):
+        sums[:, genes] += design[rows].T @ values
+        norms[genes] += np.einsum("ij,ij->j", values, values)
         for A, total in zip(matrices, found, strict=True):
             if total is not None:
-                total += A[rows].T.tocsr() @ values
+                total[:, genes] += A[rows].T.tocsr() @ values
     XY, ZY = found
     if XY is None:
         XY = sums[: X.shape[1]]
@@ -53,15 +53,16 @@ def _dense_if_cheaper(A: Any) -> Any:
     return A.toarray() if A.shape[1] <= _DENSE_COLUMNS * per_row else A
 
 
-def _cell_blocks(Y: np.ndarray, centre: np.ndarray | None, whole: bool) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield blocks of cells in float64, less the centre; all cells at once if `whole` and nothing has to be copied."""
+def _blocks(Y: np.ndarray, centre: np.ndarray | None, whole: bool) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yield cells, genes and their values in float64, less the centre; all at once if `whole` and none is copied."""
     n, m = Y.shape
     if whole and Y.dtype == np.float64 and centre is None:
-        yield slice(0, n), Y
+        yield slice(0, n), slice(0, m), Y
         return
-    size = max(1, _BLOCK_VALUES // max(m, 1))
-    for lo in range(0, n, size):
-        values = Y[lo : lo + size].astype(np.float64, copy=centre is not None)
-        if centre is not None:
-            values -= centre
-        yield slice(lo, lo + size), values
+    for genes in (slice(lo, min(lo + _BLOCK_GENES, m)) for lo in range(0, m, _BLOCK_GENES)):
+        size = max(1, _BLOCK_VALUES // (genes.stop - genes.start))
+        for rows in (slice(lo, lo + size) for lo in range(0, n, size)):
+            values = Y[rows, genes].astype(np.float64, copy=centre is not None)
+            if centre is not None:
+                values -= centre[genes]
+            yield rows, genes, values

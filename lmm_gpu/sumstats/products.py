@@ -29,6 +29,8 @@ from .host_products import dense_products
 
 #: A design matrix with a smaller share of non-zeros is stored as sparse.
 _SPARSE_DENSITY = 0.2
+#: A matrix with at most this many columns is multiplied as dense in any case.
+_NARROW = 64
 
 
 @dataclass(frozen=True)
@@ -110,8 +112,8 @@ def recentred(genes: GeneProducts, design: DesignProducts, constant: Array, shif
 
 
 def sparse_if_worth_it(A: Any) -> Any:
-    """Convert a matrix of mostly zeros, as one-hot columns are, to CSR."""
-    if scipy.sparse.issparse(A) or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
+    """Convert a wide matrix of mostly zeros, as one-hot columns are, to CSR."""
+    if scipy.sparse.issparse(A) or A.shape[1] <= _NARROW or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
         return A
     return scipy.sparse.csr_array(A)
 
