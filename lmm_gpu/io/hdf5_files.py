@@ -20,11 +20,19 @@ from typing import Any
 from ..backend.optional import require
 from .broken_files import reading
 
-#: Seconds that walking through the metadata of a file may take.
-_LIMIT = 60.0
+#: Seconds that walking through the metadata of a file may take, and bytes of the file that add another second.
+_LIMIT, _BYTES = 15.0, 10**8
 #: Runs in the other process: reads attributes, and datasets of texts, which lie in heaps of their own.
 _WALK = """
-import sys, h5py
+import os, sys, h5py
+class Bomb(Exception): pass
+letters = limit = 0
+def texts(item):
+    global letters
+    if item.ndim != 1: return item[()]
+    for start in range(0, item.size, 4096):
+        letters += 16 * sum(len(text) for text in item[start : start + 4096 : 16] if isinstance(text, bytes))
+        if letters > limit: raise Bomb
 def look(name, item):
     for key in item.attrs:
         try: item.attrs[key]
@@ -33,14 +41,18 @@ def look(name, item):
         item.shape, item.id.get_create_plist().get_nfilters()
         if item.is_virtual or item.external: return
         if item.chunks: item.id.get_num_chunks() and item.id.get_chunk_info(0)
-        if item.dtype.kind in "OV" and item.size < 10**9: item[::16] if item.ndim == 1 else item[()]
+        if item.dtype.kind in "OV" and item.size * item.dtype.itemsize < limit: texts(item)
 for path in sys.stdin:
+    answer = "done"
     try:
-        with h5py.File(bytes.fromhex(path), "r") as file:
+        name = bytes.fromhex(path)
+        letters, limit = 0, 10**8 + 64 * os.path.getsize(name)
+        with h5py.File(name, "r") as file:
             look("/", file)
             file.visititems(look)
+    except (Bomb, MemoryError): answer = "bomb"
     except Exception: pass
-    print("done", flush=True)
+    print(answer, flush=True)
 """
 
 
@@ -57,10 +69,18 @@ def open_hdf5(path: Path, files: ExitStack) -> Any:
     ValueError
         If h5py is missing, the file is damaged, or its metadata make the HDF5 library hang or crash.
     """
-    h5py = require("h5py", f"reading {path.suffix}")
+    require("h5py", f"reading {path.suffix}")
     with reading(path):
-        _walker.check(path)
-        return files.enter_context(h5py.File(path, "r"))
+        return open_checked(path, files)
+
+
+def open_checked(path: Path, files: ExitStack) -> Any:
+    """Open an HDF5 file after the other process came through it; errors are those of h5py, or ValueError."""
+    h5py = require("h5py", "reading HDF5")
+    if not path.is_file():
+        raise ValueError("it is no file")
+    _walker.check(path)
+    return files.enter_context(h5py.File(path, "r"))
 
 
 def check_hdf5_content(item: Any) -> None:
@@ -169,11 +189,13 @@ class _Walker:
             with suppress(BrokenPipeError):
                 process.stdin.write(os.fsencode(path.resolve()).hex() + "\n")
                 process.stdin.flush()
-            answer = _answer(process)
-            if answer != "done\n":
+            answer = _answer(process, limit := _LIMIT + path.stat().st_size / _BYTES)
+            if answer not in ("done\n", "bomb\n"):
                 self.stop()
+        if answer == "bomb\n":
+            raise ValueError("its texts are much larger than the file")
         if answer is None:
-            raise ValueError(f"its metadata are damaged: the HDF5 library did not read them in {_LIMIT:.0f} s")
+            raise ValueError(f"its metadata are damaged: the HDF5 library did not read them in {limit:.0f} s")
         if answer != "done\n":
             raise ValueError("its metadata are damaged: the HDF5 library crashes on them")
 
@@ -185,9 +207,9 @@ class _Walker:
             process.communicate()
 
 
-def _answer(process: subprocess.Popen[str]) -> str | None:
+def _answer(process: subprocess.Popen[str], limit: float) -> str | None:
     assert process.stdout is not None
-    if os.name == "posix" and not select([process.stdout], [], [], _LIMIT)[0]:
+    if os.name == "posix" and not select([process.stdout], [], [], limit)[0]:
         return None
     return process.stdout.readline()
 

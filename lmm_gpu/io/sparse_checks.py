@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 
 from ..backend.arrays import entered, is_sparse_on_device
+from .broken_files import check_size
 
 
 def check_indptr(indptr: np.ndarray, stored: int, rows: int) -> None:
@@ -66,6 +67,7 @@ def check_structure(matrix: Any) -> None:
         If an index lies outside the matrix or `indptr` does not describe the stored values.
     """
     kind = matrix.format
+    check_size(8 * (matrix.shape[0] + 1), f"a sparse matrix of shape {matrix.shape}")  # of its indptr as CSR
     if kind in ("csr", "csc", "bsr"):
         check_compressed(matrix, check_all=kind != "csr")
     elif kind == "coo":

@@ -42,9 +42,10 @@ def open_store(path: Path, suffix: str, selection: Selection, files: ExitStack) 
     require("anndata.io", f"reading {suffix}")
     store = open_hdf5(path, files) if is_file else open_zarr(path)
     with reading(path):
-        layers = list(store.get("layers", ()))
+        group, has_x = store.get("layers"), "X" in store
+        layers = [str(name) for name in group] if hasattr(group, "keys") else []
         raw = next((form for form in ("raw/{}", "raw.{}") if form.format("X") in store), None)
-    use_raw = check_layer(selection.layer, layers, "X" in store, raw is not None, selection.use_raw, path)
+    use_raw = check_layer(selection.layer, layers, has_x, raw is not None, selection.use_raw, path)
     with reading(path):
         place = raw if use_raw and raw is not None else "{}"
         key = place.format("X") if selection.layer is None or use_raw else f"layers/{selection.layer}"

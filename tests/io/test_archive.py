@@ -230,9 +230,7 @@ def test_altered(saved, change):
     if change == "another type":  # the same numbers, as another tool may write them
         assert_identical(SummaryStats.load(saved), statistics(1e6, formula="~ trt + (1 | donor)"))
         return
-    with pytest.raises(
-        ValueError, match="its checksum is not that of what it holds: it was altered; take a fresh copy"
-    ):
+    with pytest.raises(ValueError, match="its checksum is not that of its content: it was altered; take a fresh copy"):
         SummaryStats.load(saved)
 
 
@@ -279,7 +277,7 @@ def test_right_checksum_but_nonsense(tmp_path):
     labels = {name: getattr(ss, name) for name in ("features", "fixed_names", "random_names", "component_names")}
     for change, message in (({"ZY": None}, "ZY"), ({"d": np.array([9, 7])}, r"sum\(d\) must equal")):
         write_archive(tmp_path / "a.h5", "lmm_gpu summary statistics", arrays | change, labels, {"n": 60})
-        with pytest.raises(ValueError, match=f"what it holds does not fit together .*{message}"):
+        with pytest.raises(ValueError, match=f"its content does not fit together .*{message}"):
             SummaryStats.load(tmp_path / "a.h5")
     write_archive(tmp_path / "a.h5", "lmm_gpu summary statistics", arrays, labels, {"n": 60})
     assert SummaryStats.load(tmp_path / "a.h5").n == 60

@@ -166,7 +166,7 @@ CHANGES = {
 def test_altered(saved, change):
     with h5py.File(saved, "r+") as file:
         CHANGES[change](file)
-    with pytest.raises(ValueError, match=f"its checksum is not that of what it holds: it was altered; {ADVICE}"):
+    with pytest.raises(ValueError, match=f"its checksum is not that of its content: it was altered; {ADVICE}"):
         LMMFit.load(saved)
 
 
@@ -194,7 +194,7 @@ def test_right_checksum_but_nonsense(tmp_path, change, message):
     arrays |= {f"estimates/{name}": values for name, values in (vars(fit.estimates) | change).items()}
     attributes |= {"method": "REML", "epsilon": 1e-5, "ddf": "residual", "bounds": "auto", "max_iter": 50}
     write_archive(tmp_path / "fit.h5", FIT, arrays, labels | {"outputs": []}, attributes)
-    with pytest.raises(ValueError, match=f"what it holds does not fit together \\({message}\\); {ADVICE}"):
+    with pytest.raises(ValueError, match=f"its content does not fit together \\({message}\\); {ADVICE}"):
         LMMFit.load(tmp_path / "fit.h5")
 
 
