@@ -14,7 +14,7 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.parser.types import Factor
 from formulaic.parser.types import Term as ParsedTerm
 
-from .safe_code import OF_ALL_ROWS, functions_in_code
+from .safe_code import OF_ALL_ROWS, UFUNCS, columns_in_code, functions_in_code
 from .terms import Part, Product, Term, Terms
 
 
@@ -108,6 +108,12 @@ class _SpecReader:
         if any(mean is None for (mean,) in row.values()):
             return [float("nan")]
         return evaluate_covariate(code, row, self.context, self.spec.transform_state)
+
+
+def checked_covariate(code: str, row: Mapping[str, Sequence[float | None]]) -> np.ndarray:
+    """Columns of a covariate that sees one row at a time, at one row of values; its code is checked first."""
+    columns_in_code(code, list(row))
+    return np.array(evaluate_covariate(code, row, {name: getattr(np, name) for name in UFUNCS}, {}))
 
 
 def evaluate_covariate(

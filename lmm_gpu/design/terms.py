@@ -67,6 +67,7 @@ class Term:
     name: str  #: as formulaic writes it: ``condition:age``; ``1`` is the intercept
     columns: tuple[int, ...]  #: of X, by position
     products: tuple[Product, ...] = ()  #: empty if unknown: statistics of an older version
+    missing: tuple[tuple[tuple[str, int], ...], ...] = ()  #: combinations of levels, by factor and place, without cells
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -91,7 +92,7 @@ class Term:
             replace(product, columns=tuple(place.get(column, -1) for column in product.columns))
             for product in self.products
         )
-        return Term(self.name, columns, products)
+        return Term(self.name, columns, products, self.missing)
 
 
 Terms = tuple[Term, ...]
@@ -202,7 +203,7 @@ def _term_as_dict(term: Term) -> dict[str, object]:
     products = [
         {"columns": product.columns, "parts": [_stored(part) for part in product.parts]} for product in term.products
     ]
-    return {"name": term.name, "columns": term.columns, "products": products}
+    return {"name": term.name, "columns": term.columns, "products": products, "missing": term.missing}
 
 
 def _stored(part: Part) -> dict[str, object]:
@@ -215,7 +216,8 @@ def _term_from_dict(item: dict[str, Any]) -> Term:
         Product(tuple(product["columns"]), tuple(_part_from_dict(part) for part in product["parts"]))
         for product in item["products"]
     )
-    return Term(str(item["name"]), tuple(item["columns"]), tuple(products))
+    missing = tuple(tuple((str(name), int(place)) for name, place in one) for one in item.get("missing", ()))
+    return Term(str(item["name"]), tuple(item["columns"]), tuple(products), missing)
 
 
 def _part_from_dict(item: dict[str, Any]) -> Part:

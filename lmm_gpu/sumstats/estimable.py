@@ -7,8 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..backend.arrays import indices, like, namespace, to_numpy
 from ..design.rank import Dependence, columns_to_keep
+from ..design.reference_grid import terms_with_missing_cells
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -47,12 +50,14 @@ def _with_columns(summary: SummaryStats, kept: Sequence[int], dropped: Sequence[
             constant += constant[one.column] * one.weights
         constant = like(constant[list(kept)], centred.constant)
         centred = replace(centred, XY=xp.take(centred.XY, places, axis=0), constant=constant)
+    null = [np.eye(len(one.weights))[one.column] - one.weights for one in dropped]  # (p,) each, X null = 0
+    terms = terms_with_missing_cells(summary.terms or (), len(summary.fixed_names), null)
     return replace(
         summary,
         XX=xp.take(xp.take(summary.XX, places, axis=0), places, axis=1),
         XY=xp.take(summary.XY, places, axis=0),
         ZX=xp.take(summary.ZX, places, axis=1),
         fixed_names=tuple(summary.fixed_names[column] for column in kept),
-        terms=tuple(term.keeping(kept) for term in summary.terms or ()),
+        terms=tuple(term.keeping(kept) for term in terms),
         centred=centred,
     )
