@@ -38,7 +38,7 @@ def read_matrix(
     if isinstance(A, pd.DataFrame):
         rows, columns = axis_labels(A.index), axis_labels(A.columns)
         A = _frame_values(A, name)
-    A = _on_host(A, name)
+    A = on_host(A, name)
     if A.dtype.kind not in "biuf":
         raise ValueError(f"{name} holds values of type {A.dtype}; expected a matrix of numbers")
     if A.ndim == 1:
@@ -98,6 +98,30 @@ def component_widths(d: int | Sequence[int] | None, q: int) -> tuple[int, ...]:
     widths = tuple(int(width) for width in values)
     check_components(widths, q)
     return widths
+
+
+def read_weights(weights: Any, m: int, n: int) -> np.ndarray | None:
+    """Return positive weights (n,) or (m, n) as float64; None for None.
+
+    Raises
+    ------
+    ValueError
+        For another shape, and for weights that are not positive numbers.
+    """
+    if weights is None:
+        return None
+    values: Any = weights.to_numpy() if isinstance(weights, (pd.Series, pd.DataFrame)) else on_host(weights, "weights")
+    found: np.ndarray = dense(values).astype(float)
+    if found.shape not in ((n,), (m, n)):
+        raise ValueError(
+            f"weights have shape {found.shape}; expected one per cell, ({n},), or one per feature and cell, ({m}, {n})"
+        )
+    bad = int(np.count_nonzero(~(np.isfinite(found) & (found > 0))))
+    if bad:
+        raise ValueError(
+            f"{bad} of {found.size} weights are not positive numbers: leave out cells that are not to be used"
+        )
+    return found
 
 
 def read_statistics(
@@ -215,7 +239,7 @@ def _frame_values(frame: pd.DataFrame, name: str) -> Any:
     return values if values.dtype.kind != "O" else frame.to_numpy(float, na_value=np.nan)  # of several types
 
 
-def _on_host(A: Any, name: str) -> Any:
+def on_host(A: Any, name: str) -> Any:
     """Return `A`, of any library and device, as a NumPy array or a SciPy sparse matrix."""
     if isinstance(A, np.ma.MaskedArray):
         return np.ma.filled(A.astype(float), np.nan)

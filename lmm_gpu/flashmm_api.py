@@ -6,9 +6,8 @@ Features are the ROWS of Y and the COLUMNS of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,121 +18,21 @@ from tqdm.auto import tqdm
 from ._flashmm_inputs import (
     axis_labels,
     check_same_cells,
-    check_shapes,
-    choose_labels,
     coefficient_rows,
-    component_widths,
     contrasts_in_columns,
-    dense,
-    read_matrix,
     read_statistics,
     relabelled,
-    rows_of,
 )
-from .backend.arrays import entered, is_array, is_sparse_on_device, to_numpy
-from .backend.blocks import blocks
-from .backend.devices import Device, resolve
-from .backend.memory import parse_memory
-from .backend.scheduler import Range, run
-from .backend.sparse import is_sparse, stored_values
+from ._flashmm_sums import check_blocks, sslmm
 from .design.column_names import r_names
 from .design.design import fixed_design, random_columns
 from .estimation.fit_options import FitOptions
 from .inference.pvalues import t_pvalue
 from .results.fitting import fit_summary
 from .results.lmm_fit import LMMFit
-from .sumstats.assembly import assemble
-from .sumstats.centring import centred_products, constant_of
-from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
 from .sumstats.summary_stats import SummaryStats
-from .sumstats.transform import check_values, recognise, squares_fit
 
-
-def sslmm(
-    X: Any,
-    Y: Any,
-    Z: Any,
-    nBlocks: int | None = None,
-    *,
-    d: int | Sequence[int] | None = None,
-    is_counts: bool | None = None,
-    Y_names: Sequence[str] | None = None,
-    X_names: Sequence[str] | None = None,
-    device: Any = "auto",
-    memory: int | str | None = None,
-) -> SummaryStats:
-    """Compute summary statistics from cells, for `lmm`.
-
-    Parameters
-    ----------
-    X : array or DataFrame (n, p)
-        Design matrix of the fixed effects, one row per cell.
-    Y : array, sparse matrix of SciPy or CuPy, or DataFrame (m, n)
-        Responses, features in rows and cells in columns.
-    Z : array, SciPy sparse matrix or DataFrame (n, q)
-        Design matrix of the random effects, Z = [Z1, .., Zk].
-    nBlocks : int, optional
-        Number of blocks of features. The result does not depend on it.
-    d : int or sequence of int, optional
-        Columns of Z per random effect; one effect by default.
-    is_counts : bool, optional
-        Fit log2(1 + Y). By default Y is taken as raw counts if all its values are non-negative integers.
-    Y_names, X_names : sequence of str, optional
-        Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
-    device : str, or list of str
-        "auto" (the device of the arrays, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", or several.
-    memory : int or str, optional
-        Budget for temporaries, in bytes or as "2GB".
-
-    Returns
-    -------
-    SummaryStats
-        Also answers ``ss["XX"]``, ``ss["XY"]``, ``ss["ZX"]``, ``ss["ZY"]``, ``ss["ZZ"]``, ``ss["Ynorm"]``, ``ss["n"]``.
-
-    Raises
-    ------
-    ValueError
-        For shapes that do not match, NaN or infinite values, and duplicate names.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> ss = sslmm(np.ones((4, 1)), np.arange(8.0).reshape(2, 4) / 10, np.repeat(np.eye(2), 2, axis=0))
-    >>> ss["n"], ss["ZZ"].tolist()
-    (4, [[2.0, 0.0], [0.0, 2.0]])
-    """
-    devices = resolve(device, *[stored_values(A) for A in (X, Y, Z) if is_array(A) or is_sparse_on_device(A)])
-    X, x_cells, x_labels = read_matrix(X, "X")
-    Z, z_cells, z_labels = read_matrix(Z, "Z")
-    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
-    check_shapes(X, Y, Z)
-    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
-    n, m = X.shape[0], Y.shape[0]
-    widths = component_widths(d, Z.shape[1])
-    late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # values show in their squares
-    for name, matrix in (("X", X), ("Z", Z), *(() if late else (("Y", Y),))):
-        with entered(matrix):
-            check_values(matrix, name)
-    with entered(Y):
-        transform = recognise(Y, is_counts)
-    X, Z = dense(X), sparse_if_worth_it(Z)
-    constant = constant_of(X)
-    values = lambda bounds: transform.apply(rows_of(Y, *bounds).T)  # noqa: E731
-    ranges = blocks(m, _block_size(m, n, nBlocks, parse_memory(memory)))
-    with np.errstate(invalid="ignore", over="ignore"):
-        products = products_by_block(X, Z, values, ranges, constant, devices)
-    if late and not squares_fit(products.Ynorm):
-        check_values(Y, "Y")
-    return assemble(
-        design_products(X, Z),
-        products,
-        constant,
-        d=widths,
-        features=choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
-        fixed_names=choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
-        random_names=choose_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
-        transform=transform.name,
-    )
+__all__ = ["flashmm", "lmm", "lmmfit", "lmmtest", "sslmm"]
 
 
 def lmm(
@@ -232,7 +131,7 @@ def lmm(
         raise ValueError(f"got SummaryStats and also {', '.join(surplus)}: name the options, as in lmm(summary, d=..)")
     else:
         summary = relabelled(XX, d, Y_names, X_names)
-    block = None if nBlocks is None else math.ceil(summary.m / _check_blocks(nBlocks))
+    block = None if nBlocks is None else math.ceil(summary.m / check_blocks(nBlocks))
     options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block, device)
     with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
         fit = fit_summary(summary, options, bar.update)
@@ -267,6 +166,7 @@ def lmmfit(
     verbose: bool = False,
     *,
     is_counts: bool | None = None,
+    weights: Any = None,
     Y_names: Sequence[str] | None = None,
     X_names: Sequence[str] | None = None,
     bounds: str = "auto",
@@ -286,7 +186,7 @@ def lmmfit(
         Columns of Z per random effect; one effect by default.
     method, nBlocks, theta0, max_iter, epsilon, output_cov, output_FIM, output_RE, output_SS, verbose
         As `lmm`.
-    is_counts, Y_names, X_names
+    is_counts, weights, Y_names, X_names
         As `sslmm`.
     bounds, device, memory, progress
         As `lmm`.
@@ -309,8 +209,8 @@ def lmmfit(
     >>> fit.coef.shape, fit.df
     ((1, 3), 59.0)
     """
-    labels = {"Y_names": Y_names, "X_names": X_names}
-    summary = sslmm(X, Y, Z, nBlocks, d=d, is_counts=is_counts, device=device, memory=memory, **labels)
+    reading = {"is_counts": is_counts, "weights": weights, "Y_names": Y_names, "X_names": X_names}
+    summary = sslmm(X, Y, Z, nBlocks, d=d, device=device, memory=memory, **reading)
     return lmm(
         summary,
         method=method,
@@ -443,67 +343,3 @@ def lmmtest(
     columns = [f"{label}_{what}" for what in ("coef", "t", "p") for label in labels]
     values = np.concatenate([tested.estimate, tested.t, p], axis=0).T  # (m, 3c)
     return pd.DataFrame(values, index=list(fit.summary.features), columns=columns)
-
-
-def _check_blocks(nBlocks: int) -> int:
-    if not isinstance(nBlocks, Integral) or nBlocks < 1:
-        raise ValueError(f"nBlocks={nBlocks!r}: expected a whole number, at least one block")
-    return int(nBlocks)
-
-
-def _block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
-    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, three times."""
-    if nBlocks is not None:
-        return math.ceil(m / _check_blocks(nBlocks))
-    budget = 2**28 if memory is None else memory
-    return max(1, min(m, budget // (24 * max(n, 1))))
-
-
-def products_by_block(
-    X: Any,
-    Z: Any,
-    values: Callable[[Range], Any],
-    ranges: Iterable[Range],
-    constant: Any,
-    devices: Sequence[Device],
-) -> GeneProducts:
-    """`centred_products` of all blocks, joined, on the host.
-
-    Parameters
-    ----------
-    X, Z : array (n, p), (n, q)
-        The design; Z may be sparse.
-    values : callable
-        Genes of a range (n, b), dense or sparse, on the host or on one of the devices. SciPy's sparse ones are summed
-        up on the host.
-    ranges : iterable of (lo, hi)
-    constant : array (p,) or None
-        Coefficients with X k = 1.
-    devices : sequence of Device
-        Where dense genes are multiplied; read and copied ahead where the device can.
-    """
-    ranges = list(ranges)
-    if all(device.threaded for device in devices):  # the host: its linear algebra library has threads of its own
-        return GeneProducts.join([centred_products(X, Z, values(bounds), constant) for bounds in ranges])
-    design = {device.name: _design(device, X, Z, constant) for device in devices}
-    parts: dict[Range, GeneProducts] = {}
-
-    def load(device: Device, bounds: Range) -> Any:
-        genes = values(bounds)
-        return genes if is_sparse(genes) else device.put(genes)
-
-    def multiply(device: Device, bounds: Range, genes: Any) -> None:
-        if scipy.sparse.issparse(genes):
-            parts[bounds] = centred_products(X, Z, genes, constant)
-            return
-        parts[bounds] = centred_products(*design[device.name][:2], genes, design[device.name][2]).map(to_numpy)
-
-    for _ in run(devices, 1, ranges, load, multiply):
-        pass
-    return GeneProducts.join([parts[bounds] for bounds in sorted(parts)])
-
-
-def _design(device: Device, X: Any, Z: Any, constant: Any) -> tuple[Any, Any, Any]:
-    with device.entered():
-        dense = Z.toarray() if scipy.sparse.issparse(Z) else Z
-        return device.put(X), device.put(dense), None if constant is None else device.put(constant)

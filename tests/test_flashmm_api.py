@@ -47,14 +47,14 @@ def plain():
         (
             lmmfit,
             "Y X Z d method nBlocks theta0 max_iter epsilon output_cov output_FIM output_RE output_SS verbose",
-            "is_counts Y_names X_names bounds device memory progress",
+            "is_counts weights Y_names X_names bounds device memory progress",
         ),
         (
             lmm,
             "XX XY ZX ZY ZZ Ynorm n d method theta0 max_iter epsilon output_cov output_FIM output_RE output_SS verbose",
             "nBlocks Y_names X_names bounds device memory progress",
         ),
-        (sslmm, "X Y Z nBlocks", "d is_counts Y_names X_names device memory"),
+        (sslmm, "X Y Z nBlocks", "d is_counts weights Y_names X_names device memory"),
         (lmmtest, "fit index contrast alternative", "ddf"),
         (contrast_matrix, "contrast names", ""),
     ],
@@ -190,6 +190,56 @@ def test_counts_may_be_fitted_as_they_are():
     as_they_are = lmmfit(COUNTS, X, Z, is_counts=False)
     np.testing.assert_allclose(slightly_moved.theta, as_they_are.theta, rtol=1e-7, atol=1e-9)
     np.testing.assert_allclose(slightly_moved.coef, as_they_are.coef + 0.5, rtol=1e-9)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+WEIGHTS = np.random.default_rng(5).uniform(0.2, 3.0, size=(len(Y), N))
+
+
+def rooted(w):
+    """The unweighted model of which a weighted one is the image: rows are multiplied by sqrt(w)."""
+    root = np.sqrt(w)
+    return lambda y: lmmfit((y * root)[None], X * root[:, None], Z * root[:, None], is_counts=False)
+
+
+@pytest.mark.parametrize("blocks", [None, 2])
+def test_weights_of_cells_multiply_rows_by_their_roots(blocks):
+    w = WEIGHTS[0]
+    fit, model = lmmfit(Y, X, Z, weights=w, nBlocks=blocks), rooted(w)
+    for gene, y in enumerate(Y):
+        same = model(y)
+        for name in ("coef", "se", "theta", "se_theta"):
+            np.testing.assert_allclose(fit[name].iloc[:, gene], same[name].iloc[:, 0], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(fit.logLik.iloc[gene], same.logLik.iloc[0] + np.log(w).sum() / 2, rtol=1e-8)
+
+
+def test_weights_of_features_and_cells_are_those_of_each_feature():
+    fit = lmmfit(Y, X, Z, weights=WEIGHTS)
+    for gene, (y, w) in enumerate(zip(Y, WEIGHTS, strict=True)):
+        same = rooted(w)(y)
+        for name in ("coef", "se", "theta"):
+            np.testing.assert_allclose(fit[name].iloc[:, gene], same[name].iloc[:, 0], rtol=1e-5, err_msg=name)
+
+
+def test_equal_weights_change_nothing(plain):
+    fit = lmmfit(Y, X, Z, weights=np.full(N, 4.0))
+    np.testing.assert_allclose(fit.t, plain.t, rtol=1e-6)
+    np.testing.assert_allclose(fit.theta.loc["var0"], 4.0 * plain.theta.loc["var0"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(N - 1), rf"weights have shape \({N - 1},\); expected one per cell"),
+        (np.ones((N, len(Y))), "or one per feature and cell"),
+        (np.zeros(N), f"{N} of {N} weights are not positive numbers"),
+        (np.full(N, np.nan), "weights are not positive numbers"),
+    ],
+)
+def test_weights_that_cannot_be_used(weights, message):
+    with pytest.raises(ValueError, match=message):
+        lmmfit(Y, X, Z, weights=weights)
 
 
 # --- kinds of input -------------------------------------------------------------------------------

@@ -1,0 +1,203 @@
+"""`sslmm`: from features x cells to summary statistics, block by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from ._flashmm_inputs import (
+    check_same_cells,
+    check_shapes,
+    choose_labels,
+    component_widths,
+    dense,
+    on_host,
+    read_matrix,
+    read_weights,
+    rows_of,
+)
+from .backend.arrays import entered, is_array, is_sparse_on_device, to_numpy
+from .backend.blocks import blocks
+from .backend.devices import Device, resolve
+from .backend.memory import parse_memory
+from .backend.scheduler import Range, run
+from .backend.sparse import is_sparse, stored_values
+from .sumstats.assembly import assemble
+from .sumstats.centring import centred_products, constant_of
+from .sumstats.gene_weights import weighted_products
+from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
+from .sumstats.summary_stats import SummaryStats
+from .sumstats.transform import check_values, recognise, squares_fit
+
+#: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
+_BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
+
+
+def sslmm(
+    X: Any,
+    Y: Any,
+    Z: Any,
+    nBlocks: int | None = None,
+    *,
+    d: int | Sequence[int] | None = None,
+    is_counts: bool | None = None,
+    weights: Any = None,
+    Y_names: Sequence[str] | None = None,
+    X_names: Sequence[str] | None = None,
+    device: Any = "auto",
+    memory: int | str | None = None,
+) -> SummaryStats:
+    """Compute summary statistics from cells, for `lmm`.
+
+    Parameters
+    ----------
+    X : array or DataFrame (n, p)
+        Design matrix of the fixed effects, one row per cell.
+    Y : array, sparse matrix of SciPy or CuPy, or DataFrame (m, n)
+        Responses, features in rows and cells in columns.
+    Z : array, SciPy sparse matrix or DataFrame (n, q)
+        Design matrix of the random effects, Z = [Z1, .., Zk].
+    nBlocks : int, optional
+        Number of blocks of features. The result does not depend on it.
+    d : int or sequence of int, optional
+        Columns of Z per random effect; one effect by default.
+    is_counts : bool, optional
+        Fit log2(1 + Y). By default Y is taken as raw counts if all its values are non-negative integers.
+    weights : array (n,) or (m, n), optional
+        Positive weights, one per cell or one per feature and cell: Var(residual) = s_0 / weight.
+    Y_names, X_names : sequence of str, optional
+        Labels of features and fixed effects; by default those of DataFrames, else Gene1.. and X1...
+    device : str, or list of str
+        "auto" (the device of the arrays, else a CUDA device, else the host), "cpu", "cuda", "cuda:1", or several.
+    memory : int or str, optional
+        Budget for temporaries, in bytes or as "2GB".
+
+    Returns
+    -------
+    SummaryStats
+        Also answers ``ss["XX"]``, ``ss["XY"]``, ``ss["ZX"]``, ``ss["ZY"]``, ``ss["ZZ"]``, ``ss["Ynorm"]``, ``ss["n"]``.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not match, NaN or infinite values, weights that are not positive, and duplicate names.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> ss = sslmm(np.ones((4, 1)), np.arange(8.0).reshape(2, 4) / 10, np.repeat(np.eye(2), 2, axis=0))
+    >>> ss["n"], ss["ZZ"].tolist()
+    (4, [[2.0, 0.0], [0.0, 2.0]])
+    """
+    devices = resolve(device, *[stored_values(A) for A in (X, Y, Z) if is_array(A) or is_sparse_on_device(A)])
+    X, x_cells, x_labels = read_matrix(X, "X")
+    Z, z_cells, z_labels = read_matrix(Z, "Z")
+    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
+    check_shapes(X, Y, Z)
+    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
+    n, m = X.shape[0], Y.shape[0]
+    widths = component_widths(d, Z.shape[1])
+    late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # checked by the squares
+    for name, matrix in (("X", X), ("Z", Z), *(() if late else (("Y", Y),))):
+        with entered(matrix):
+            check_values(matrix, name)
+    with entered(Y):
+        transform = recognise(Y, is_counts)
+    X, Z = dense(X), sparse_if_worth_it(Z)
+    labels: dict[str, Any] = {
+        "d": widths,
+        "features": choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
+        "fixed_names": choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
+        "random_names": choose_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
+        "transform": transform.name,
+    }
+
+    def values(bounds: Range) -> Any:
+        return transform.apply(rows_of(Y, *bounds).T)
+
+    W = read_weights(weights, m, n)
+    if W is not None and W.ndim == 2:
+        check_values(Y, "Y")
+        return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
+    constant = constant_of(X)
+    ranges = blocks(m, block_size(m, n, nBlocks, parse_memory(memory)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = products_by_block((X, Z, constant, W), values, ranges, devices)
+    if late and not squares_fit(products.Ynorm):
+        check_values(Y, "Y")
+    if W is not None:
+        labels["log_weights"] = float(np.log(W).sum())
+    return assemble(design_products(X, Z, W), products, constant, **labels)
+
+
+def check_blocks(nBlocks: int) -> int:
+    """Return the number of blocks, refused if it is not a positive integer."""
+    if not isinstance(nBlocks, Integral) or nBlocks < 1:
+        raise ValueError(f"nBlocks={nBlocks!r}: expected a whole number, at least one block")
+    return int(nBlocks)
+
+
+def block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
+    """Features per block: R's split into `nBlocks`, or as many as the budget holds in float64, three times.
+
+    >>> block_size(100, 1000, 3, None), block_size(100, 1000, None, 240_000)
+    (34, 10)
+    """
+    if nBlocks is not None:
+        return math.ceil(m / check_blocks(nBlocks))
+    budget = _BLOCK_BYTES if memory is None else memory
+    return max(1, min(m, budget // (_VALUE_BYTES * max(n, 1))))
+
+
+def products_by_block(
+    design: tuple[Any, ...],
+    values: Callable[[Range], Any],
+    ranges: Iterable[Range],
+    devices: Sequence[Device],
+) -> GeneProducts:
+    """`centred_products` of all blocks, joined, on the host.
+
+    Parameters
+    ----------
+    design : X (n, p), Z (n, q), constant (p,) or None, weights (n,) or None
+        The design, whose Z may be sparse; coefficients with X k = 1; and weights of the cells.
+    values : callable
+        Returns the features of a range (n, b), dense or sparse, on the host or on one of the devices. SciPy's sparse
+        ones are accumulated on the host.
+    ranges : iterable of (lo, hi)
+    devices : sequence of Device
+        Devices that multiply dense features; blocks are read and copied ahead if the device supports it.
+    """
+    ranges = list(ranges)
+    if all(device.threaded for device in devices):  # the host: its linear algebra library has threads of its own
+        return GeneProducts.join([_products(design, values(bounds)) for bounds in ranges])
+    on_device = {device.name: _put(device, design) for device in devices}
+    parts: dict[Range, GeneProducts] = {}
+
+    def load(device: Device, bounds: Range) -> Any:
+        genes = values(bounds)
+        return genes if is_sparse(genes) else device.put(genes)
+
+    def multiply(device: Device, bounds: Range, genes: Any) -> None:
+        on_host = scipy.sparse.issparse(genes)
+        parts[bounds] = _products(design if on_host else on_device[device.name], genes).map(to_numpy)
+
+    for _ in run(devices, 1, ranges, load, multiply):
+        pass
+    return GeneProducts.join([parts[bounds] for bounds in sorted(parts)])
+
+
+def _products(design: tuple[Any, ...], genes: Any) -> GeneProducts:
+    X, Z, constant, weights = design
+    return centred_products(X, Z, genes, constant, weights)
+
+
+def _put(device: Device, design: tuple[Any, ...]) -> tuple[Any, ...]:
+    with device.entered():
+        host = (part.toarray() if scipy.sparse.issparse(part) else part for part in design)
+        return tuple(None if part is None else device.put(part) for part in host)
