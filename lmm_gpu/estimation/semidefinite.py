@@ -1,10 +1,12 @@
 """Maximise a likelihood over covariance matrices that are positive semi-definite, singular ones included.
 
-Each covariance matrix is Sigma = Lambda Lambda' with a lower triangular Lambda, and the maximisation is over the
+Each covariance matrix is Sigma = B Lambda Lambda' B' with a lower triangular Lambda, and the maximisation is over the
 entries of Lambda and the residual variance. Score and expected information follow by the chain rule; to the
 information is added the curvature of Sigma in Lambda where the score pushes Sigma out of the cone, so that steps
-towards a singular matrix converge as Newton's do. At the optimum the score matrix S of each term meets S Lambda = 0 and
-S <= 0 on the null space of Sigma: lme4's answer.
+towards a singular matrix converge as Newton's do. After some steps B becomes the basis of the eigenvectors of Sigma,
+largest first: null directions then lie along the last columns of Lambda, where they are reached without turning the
+others. At the optimum the score matrix S of each term meets S Sigma = 0 and S <= 0 on the null space of Sigma: lme4's
+answer.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backend.arrays import Array, namespace
-from ..backend.linalg import cholesky, eigh_stack, identity
+from ..backend.arrays import Array, flag_indices, indices, namespace, zeros
+from ..backend.linalg import eigh_stack, identity
 from .covariance_terms import Entries, Term, product, stacked, transposed
 from .fisher_scoring import Evaluation, Outcome, Rules, maximise
+from .status import Status
 
 #: Share of the residual variance that each effect has in the average row where scoring starts.
 _START = 0.1
-#: Share of the information that is added to it: directions that rotate Lambda and leave Sigma as it is have none.
+#: Share of the information that is added to it: directions that turn Lambda and leave Sigma as it is have none.
 _RIDGE = 1e-9
-#: Eigenvalues of Sigma, as shares of the residual variance, that become exactly zero at the end.
-_SNAP = 1e-7
+#: Eigenvalues of Sigma, as shares of the residual variance, that become exactly zero at the end, and those that
+#: Lambda starts from.
+_SNAP, _FLOOR = 1e-7, 1e-6
+#: Steps before the basis is chosen anew.
+_ROUND = 8
 
 
 @dataclass(frozen=True)
@@ -31,70 +37,124 @@ class FactorObjective:
     """The likelihood as a function of the entries of Lambda and of s_0, (L+1, b)."""
 
     likelihood: Any
+    bases: tuple[Array, ...]  #: B of each term (b, k, k)
+    start: Array  #: (L+1, b)
+
+    @classmethod
+    def begun(cls, likelihood: Any) -> FactorObjective:
+        """Start from uncorrelated effects of equal, moderate size."""
+        xp = namespace(likelihood.yry)
+        s_0 = likelihood.yry / likelihood.residual_df
+        rows, bases = [], []
+        for term in likelihood.terms:
+            unit = identity(term.effects, likelihood.yry)[None, :, :] + zeros((s_0.shape[0], 1, 1), s_0)
+            bases.append(unit / _sizes(likelihood, term)[None, :, None])
+            rows += [xp.sqrt(_START * s_0) if a == b else xp.zeros_like(s_0) for a, b in term.pairs]
+        return cls(likelihood, tuple(bases), xp.stack([*rows, s_0], axis=0))
+
+    @classmethod
+    def at(cls, likelihood: Any, theta: Array) -> FactorObjective:
+        """Start from covariance matrices (L+1, b), in the basis of their eigenvectors; none is quite singular."""
+        xp = namespace(theta)
+        rows, bases = [], []
+        for term in likelihood.terms:
+            values, vectors = eigh_stack(stacked(_scaled(likelihood, term, theta)))
+            values, vectors = xp.flip(values, axis=1), xp.flip(vectors, axis=2)
+            bases.append(vectors / _sizes(likelihood, term)[None, :, None])
+            root = xp.sqrt(xp.where(values > _FLOOR, values, _FLOOR) * theta[-1, :][:, None])
+            rows += [root[:, a] if a == b else xp.zeros_like(root[:, 0]) for a, b in term.pairs]
+        return cls(likelihood, tuple(bases), xp.stack([*rows, theta[-1, :]], axis=0))
 
     def begin(self) -> tuple[Array, Evaluation]:
-        """Where to start: uncorrelated effects of equal, moderate size."""
-        xp, like = namespace(self.likelihood.yry), self.likelihood
-        s_0 = like.yry / like.residual_df
-        rows = []
-        for term in like.terms:
-            for row, (a, b) in zip(term.parameters, term.pairs, strict=True):
-                rows.append(xp.sqrt(_START * s_0 / like.scale[row, 0]) if a == b else xp.zeros_like(s_0))
-        start = xp.stack([*rows, s_0], axis=0)
-        return start, self.attempt(start)
+        """Start, and the evaluation there."""
+        return self.start, self.attempt(self.start)
 
     def attempt(self, theta: Array) -> Evaluation:
         """Value, score and information at (Lambda, s_0)."""
-        return self._moved(theta, self.likelihood.attempt(covariances(self.likelihood.terms, theta)))
+        return self._moved(theta, self.likelihood.attempt(self.covariances(theta)))
 
     def select(self, index: Array) -> FactorObjective:
         """Return the same for some of the genes."""
-        return replace(self, likelihood=self.likelihood.select(index))
+        xp = namespace(index)
+        bases = tuple(xp.take(B, index, axis=0) for B in self.bases)
+        return FactorObjective(self.likelihood.select(index), bases, xp.take(self.start, index, axis=1))
+
+    def covariances(self, theta: Array) -> Array:
+        """Variances and covariances (L+1, b) at (Lambda, s_0)."""
+        xp = namespace(theta)
+        rows: list[Array] = []
+        for term, B in zip(self.likelihood.terms, self.bases, strict=True):
+            root = product(_entries(B), _factor(term, theta))
+            sigma = product(root, transposed(root))
+            rows += [sigma[a][b] for a, b in term.pairs]
+        return xp.stack([*rows, theta[-1, :]], axis=0)
 
     def _moved(self, theta: Array, found: Evaluation) -> Evaluation:
-        # score and information in Lambda, from those in Sigma
+        # score and information in Lambda, from those in Sigma, by way of B^-1 Sigma B'^-1
         xp, terms = namespace(theta), self.likelihood.terms
-        J = xp.permute_dims(_jacobian(terms, theta), (2, 0, 1))  # (b, L+1 of theta, L+1 of Lambda)
-        score = xp.matmul(xp.matrix_transpose(J), xp.permute_dims(found.score, (1, 0))[:, :, None])[:, :, 0]
-        information = xp.matmul(xp.matrix_transpose(J), xp.matmul(xp.permute_dims(found.information, (2, 0, 1)), J))
-        information = xp.permute_dims(information, (1, 2, 0)) + _outward(terms, found.score)
+        R = xp.permute_dims(_congruence(terms, self.bases, theta), (2, 0, 1))  # (b, L+1, L+1)
+        turned = xp.matmul(xp.matrix_transpose(R), xp.permute_dims(found.score, (1, 0))[:, :, None])  # (b, L+1, 1)
+        J = xp.permute_dims(_jacobian(terms, theta), (2, 0, 1))  # (b, L+1, L+1)
+        score = xp.matmul(xp.matrix_transpose(J), turned)[:, :, 0]
+        RJ = xp.matmul(R, J)
+        information = xp.matmul(xp.matrix_transpose(RJ), xp.matmul(xp.permute_dims(found.information, (2, 0, 1)), RJ))
+        outward = _outward(terms, xp.permute_dims(turned[:, :, 0], (1, 0)))
+        information = xp.permute_dims(information, (1, 2, 0)) + outward
         ridge = xp.stack([information[i, i, :] for i in range(theta.shape[0])], axis=0)  # (L+1, b)
-        unit = identity(theta.shape[0], theta)
-        information = information + _RIDGE * unit[:, :, None] * ridge[None, :, :]
+        information = information + _RIDGE * identity(theta.shape[0], theta)[:, :, None] * ridge[None, :, :]
         return replace(found.with_derivatives(xp.permute_dims(score, (1, 0)), information), v=None)
 
 
 def maximise_semidefinite(likelihood: Any, start: Array | None, rules: Rules) -> Outcome:
     """Maximise over positive semi-definite covariance matrices, from `start` (L+1, b) if it is given."""
-    objective = FactorObjective(likelihood)
-    begin = None if start is None else factors(likelihood, start)
-    outcome = maximise(objective, begin, replace(rules, nonnegative=False))
-    theta = _snapped(likelihood, covariances(likelihood.terms, outcome.theta))
+    xp = namespace(likelihood.yry)
+    objective = FactorObjective.begun(likelihood) if start is None else FactorObjective.at(likelihood, start)
+    used = min(_ROUND, rules.max_iter)
+    rounds = replace(rules, nonnegative=False, max_iter=used)
+    outcome = _round(objective, rounds)
+    while used < rules.max_iter:
+        left = flag_indices((outcome.status == int(Status.MAX_ITER)) | (outcome.status == int(Status.FAILED)))
+        if not left.size:
+            break
+        index = indices(left, outcome.theta)
+        objective = FactorObjective.at(likelihood.select(index), xp.take(outcome.theta, index, axis=1))
+        steps = min(_ROUND, rules.max_iter - used)
+        part = _round(objective, replace(rounds, max_iter=steps, relaxed=True))
+        outcome = outcome.replaced(left, replace(part, niter=part.niter + used))
+        used += steps
+    theta = _snapped(likelihood, outcome.theta)
     return replace(outcome, theta=theta, yPy=likelihood.evaluate(theta).yPy)
 
 
-def covariances(terms: Sequence[Term], theta: Array) -> Array:
-    """Variances and covariances (L+1, b) of the factors in `theta`; the residual variance stays."""
-    xp = namespace(theta)
-    rows: list[Array] = []
-    for term in terms:
-        factor = _factor(term, theta)
-        sigma = product(factor, transposed(factor))
-        rows += [sigma[a][b] for a, b in term.pairs]
-    return xp.stack([*rows, theta[-1, :]], axis=0)
+def _round(objective: FactorObjective, rules: Rules) -> Outcome:
+    # some steps in one basis; theta as covariance matrices
+    outcome = maximise(objective, None, rules)
+    return replace(outcome, theta=objective.covariances(outcome.theta))
 
 
-def factors(likelihood: Any, theta: Array) -> Array:
-    """Entries of Lambda (L+1, b) for covariance matrices, of which negative eigenvalues are taken as zero."""
-    xp = namespace(theta)
-    rows: list[Array] = []
-    for term in likelihood.terms:
-        values, vectors = eigh_stack(stacked(term.matrix(theta)))
-        floor = _SNAP * theta[-1, :][:, None] / likelihood.scale[term.parameters[0], 0]
-        root = vectors * xp.sqrt(xp.where(values > floor, values, floor))[:, None, :]  # (b, k, k), Sigma = root root'
-        lower, _ = cholesky(xp.matmul(root, xp.matrix_transpose(root)))
-        rows += [lower[:, b, a] for a, b in term.pairs]
-    return xp.stack([*rows, theta[-1, :]], axis=0)
+def _entries(B: Array) -> Entries:
+    # of a stack (b, k, k): rows of vectors (b,)
+    return [[B[:, i, j] for j in range(B.shape[2])] for i in range(B.shape[1])]
+
+
+def _congruence(terms: Sequence[Term], bases: Sequence[Array], theta: Array) -> Array:
+    # d (Sigma, s_0) / d (M, s_0) for Sigma = B M B' (L+1, L+1, b)
+    xp, size = namespace(theta), theta.shape[0]
+    zero = xp.zeros_like(theta[0, :])
+    R = [[zero] * size for _ in range(size)]
+    R[-1][-1] = zero + 1.0
+    for term, B in zip(terms, bases, strict=True):
+        for row, (a, b) in zip(term.parameters, term.pairs, strict=True):
+            for column, (c, e) in zip(term.parameters, term.pairs, strict=True):
+                entry = B[:, a, c] * B[:, b, e]
+                R[row][column] = entry if c == e else entry + B[:, a, e] * B[:, b, c]
+    return xp.stack([xp.stack(line, axis=0) for line in R], axis=0)
+
+
+def _sizes(likelihood: Any, term: Term) -> Array:
+    # root mean squares of the effects of a term in the average row (k,)
+    xp = namespace(likelihood.scale)
+    return xp.stack([xp.sqrt(likelihood.scale[row, 0]) for row in term.parameters[: term.effects]], axis=0)
 
 
 def smallest_eigenvalues(likelihood: Any, theta: Array) -> Array:

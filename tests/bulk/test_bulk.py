@@ -90,7 +90,7 @@ def test_options_that_are_unknown_are_refused(pb, options, message):
 def test_dream_is_variancepartitions(pb, r):
     table = dream(pb, "~ time + (1 | donor)", min_count=0)
     for i, (_, found) in enumerate(table.groupby("contrast", sort=False)):
-        some = (found["status"] == "converged").to_numpy()
+        some = (found["status"] != "boundary").to_numpy()
         np.testing.assert_allclose(found["log_fc"], r["coef"][:, i], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(found["statistic"][some], r["eb_t"][some, i], rtol=1e-4)
         np.testing.assert_allclose(found["df"][some], r["eb_df_total"][some, i], rtol=1e-4)

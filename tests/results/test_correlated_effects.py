@@ -56,7 +56,7 @@ def test_criterion_is_never_above_lme4s(case):
 
 def test_interior_fits_are_lme4s(case):
     some = case.interior
-    assert set(case.fit.status[some]) <= {"converged"}
+    assert set(case.fit.status[some]) <= {"converged", "converged_at_rounding"}
     np.testing.assert_allclose(case.theta()[:, some], case.r["lmer_theta"][:, some], rtol=LME4, atol=LME4)
     np.testing.assert_allclose(case.fit.coef.to_numpy()[:, some], case.r["lmer_coef"][:, some], rtol=LME4, atol=LME4)
     np.testing.assert_allclose(case.fit.se.to_numpy()[:, some], case.r["lmer_se"][:, some], rtol=LME4)

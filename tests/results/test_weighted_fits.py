@@ -61,7 +61,7 @@ def _shock():
 
 def test_weights_of_each_gene_are_lme4s(shock):
     fit, _, w, _ = shock
-    some = fit.status.to_numpy()[:24] == "converged"
+    some = fit.status.to_numpy()[:24] != "boundary"
     assert some.sum() > 20
     np.testing.assert_allclose(fit.theta.to_numpy()[:, :24][:, some], w["lmer_theta"][:, some], rtol=1e-5, atol=LME4)
     np.testing.assert_allclose(fit.coef.to_numpy()[:, :24][:, some], w["lmer_coef"][:, some], rtol=1e-7)
@@ -83,7 +83,7 @@ def test_residual_df_are_dreams(shock):
 def test_moderated_tests_are_dreams(shock):
     """Where lme4's fit is interior; its default optimiser stops at about 1e-5 of the standard errors."""
     fit, r, _, _ = shock
-    some = fit.status.to_numpy() == "converged"
+    some = fit.status.to_numpy() != "boundary"
     for i, contrast in enumerate(fit.summary.fixed_names):
         table = fit.test(contrast, df="lmertest", moderate=True)
         np.testing.assert_allclose(table["statistic"][some], r["eb_t"][some, i], rtol=1e-4)
