@@ -55,8 +55,10 @@ def documented(found) -> list[str]:
 
 
 def signature(found) -> list[str]:
+    """Names of the parameters; methods of LMMFit are functions of the fit, their first parameter."""
     stars = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
-    parameters = inspect.signature(found).parameters.values()
+    bound = {id(member) for member in vars(lmm_gpu.LMMFit).values() if inspect.isfunction(member)}
+    parameters = list(inspect.signature(found).parameters.values())[id(found) in bound :]
     return [stars.get(one.kind, "") + one.name for one in parameters if one.name not in ("self", "cls")]
 
 

@@ -16,7 +16,7 @@ from ..api import fit as fit_cells
 from ..api import progress_bar, saved_statistics
 from ..design.contrasts import contrast_matrix
 from ..estimation.fit_options import FitOptions
-from ..inference.diagnostics import advise
+from ..inference.diagnostics import diagnose
 from ..inference.satterthwaite import check_df_method
 from ..io.files import check_table_path, write_table
 from ..results.lmm_fit import LMMFit
@@ -206,7 +206,7 @@ def tested(fit: LMMFit, contrasts: pd.DataFrame | None, **how: Any) -> pd.DataFr
     table = fit.test(contrasts, **how)
     names = [name for name in fit.summary.fixed_names if name != "Intercept"]
     if contrasts is None and names:
-        for sentence in advise(fit.summary, contrast_matrix(names, fit.summary.fixed_names).to_numpy().T, names):
+        for sentence in diagnose(fit.summary, contrast_matrix(names, fit.summary.fixed_names).to_numpy().T, names):
             warnings.warn(sentence, stacklevel=2)
     return table
 

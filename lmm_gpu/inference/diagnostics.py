@@ -1,4 +1,4 @@
-"""Warnings where a test says less than it seems to: read off the summary statistics, never the cells."""
+"""Warnings about tests that the data do not support well: found in the summary statistics, never in the cells."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from ..backend.arrays import to_numpy
 from ..design.terms import Term, product_of, treatment_factor
 from ..sumstats.summary_stats import SummaryStats
 from .group_levels import Grouping, groupings
-from .strata import IN_SPAN, strata
+from .strata import between_within_df, strata, tested_between
 
-#: Fewer levels of a random effect than this in a tested group say next to nothing of how much they differ.
+#: With fewer levels of a random effect than this in a tested group, its variance there can hardly be estimated.
 FEW = 3
+#: A contrast varies within the levels of a random effect if more than this share of its squared weights does.
+_WITHIN = 0.1
 
 
-def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
-    """Yield what to know of tests of the contrasts `C` (c, p), one sentence for all contrasts of one kind."""
+def diagnose(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
+    """Yield warnings about tests of the contrasts `C` (c, p), one sentence for all contrasts of one kind."""
     groups = groupings(summary)
     empty = [f"{np.count_nonzero(group.counts == 0)} of {group.name}" for group in groups if (group.counts == 0).any()]
     if empty:
@@ -25,21 +27,49 @@ def advise(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Itera
     few = list(dict.fromkeys(text for group in groups for c in C for text in _few_levels(summary, group, c)))
     if few:
         yield (
-            f"{_shown(few)}: fewer than {FEW} hardly tell how much they differ, and p-values hang on the model; "
-            "add samples, or read the result as a description of these"
+            f"{_listed(few)}: fewer than {FEW} are too few to estimate how much they differ, and p-values depend on "
+            "the model; add samples, or read the result as a description of these"
         )
-    bare = np.flatnonzero(varies_within(summary, C)).tolist()
-    varied = [group.name for group in groups if np.count_nonzero(group.counts) > 1]
-    if bare and varied:
+    yield from _missing_random_effects(summary, C, labels, groups)
+
+
+def diagnose_untestable(summary: SummaryStats, C: np.ndarray, labels: Sequence[str], rank: int) -> Iterator[str]:
+    """Yield a warning for each random effect between whose levels contrasts of `C` have no df; `rank` is of Z after X.
+
+    p-values of these contrasts are NaN.
+    """
+    untestable = np.isnan(between_within_df(summary, C, rank))
+    names = dict.fromkeys(
+        "the residual" if one is None else summary.component_names[one.component]
+        for one, lost in zip(tested_between(strata(summary), C), untestable, strict=True)
+        if lost
+    )
+    for name in names:
+        listed = _listed([repr(labels[i]) for i in np.flatnonzero(untestable).tolist()])
         yield (
-            f"what {_shown([repr(labels[i]) for i in bare])} compares varies within the levels of {varied[0]}, and no "
-            "random effect lets its effect differ between them: where it does, p-values are too small. "
-            + _remedy(summary, varied[0], C[bare])
+            f"{listed}: no degrees of freedom are left to compare levels of {name}, so that p-values are NaN; a test "
+            "needs more levels than fixed effects that differ between them, such as two donors in a group"
         )
 
 
-def advise_coding(summary: SummaryStats) -> Iterator[str]:
-    """Yield what to know of tests of whole terms: the main effects of treatment-coded factors in an interaction."""
+def _missing_random_effects(
+    summary: SummaryStats, C: np.ndarray, labels: Sequence[str], groups: Sequence[Grouping]
+) -> Iterator[str]:
+    varied = [group for group in groups if np.count_nonzero(group.counts) > 1]
+    if not varied:
+        return
+    group, inside = varied[0], varies_within(summary, C)
+    bare = [i for i in np.flatnonzero(inside).tolist() if not _single_cells(summary, group, C[i])]
+    if bare:
+        yield (
+            f"{_listed([repr(labels[i]) for i in bare])}: the compared cells lie within the levels of {group.name}, "
+            "and no random effect lets the difference vary between the levels: where it does, p-values are too small. "
+            + _remedy(summary, group.name, C[bare])
+        )
+
+
+def diagnose_coding(summary: SummaryStats) -> Iterator[str]:
+    """Yield warnings about tests of whole terms: the main effects of treatment-coded factors in an interaction."""
     terms = summary.terms or ()
     coded = [
         term.name
@@ -49,37 +79,54 @@ def advise_coding(summary: SummaryStats) -> Iterator[str]:
     ]
     if coded:
         yield (
-            f"{_shown(coded)}: treatment-coded and part of an interaction, so that what is tested is the effect at the "
-            "other factor's reference level; for its average over the levels write "
+            f"{_listed(coded)}: treatment-coded and part of an interaction, so that the tested hypothesis is the "
+            "effect at the other factor's reference level; for its average over the levels write "
             + " * ".join(f"C({name}, contr.sum)" for name in coded)
         )
 
 
 def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterator[str]:
     # groups of cells that the contrast compares, with cells of fewer than three levels
-    between = c @ group.within @ c < IN_SPAN * (c @ to_numpy(summary.XX) @ c)
-    if not between and group.counts.size < FEW:
+    if varies_within(summary, c[None], group.within)[0] and group.counts.size < FEW:
         return
-    names = summary.fixed_names
-    everywhere = np.isclose(group.sums, group.counts[:, None]).all(axis=0)  # (p,): no group of cells, as the intercept
+    for name, count in _compared(summary, group, c).items():
+        levels = np.count_nonzero(count > 0.5)
+        if levels < FEW:
+            yield f"{name} has cells of {levels} {'level' if levels == 1 else 'levels'} of {group.name}"
+
+
+def _compared(summary: SummaryStats, group: Grouping, c: np.ndarray) -> dict[str, np.ndarray]:
+    # cells of each level (d,), of the groups of cells that indicator columns of the contrast name
+    names, found = summary.fixed_names, {}
+    everywhere = np.isclose(group.sums, group.counts[:, None]).all(axis=0)  # (p,): the intercept is no group of cells
     for column in np.flatnonzero((c != 0) & group.indicators & ~everywhere):
-        cells = {names[column]: group.sums[:, column]}  # (d,)
-        if found := treatment_factor(summary.terms, int(column)):
-            factor, others = found
-            cells[f"the reference level of {factor.name}"] = group.counts - group.sums[:, others].sum(axis=1)
-        for name, count in cells.items():
-            levels = np.count_nonzero(count > 0.5)
-            if levels < FEW:
-                yield f"{name} has cells of {levels} {'level' if levels == 1 else 'levels'} of {group.name}"
+        found[names[column]] = group.sums[:, column]
+        if treatment := treatment_factor(summary.terms, int(column)):
+            factor, others = treatment
+            found[f"the reference level of {factor.name}"] = group.counts - group.sums[:, others].sum(axis=1)
+    return found
 
 
-def varies_within(summary: SummaryStats, C: np.ndarray) -> np.ndarray:
-    """Which contrasts (c,) compare what varies within the levels of every random effect: they are in no span of one."""
-    size = np.einsum("cp,pr,cr->c", C, to_numpy(summary.XX), C)
-    inside = np.zeros(len(C), dtype=bool)
-    for stratum in strata(summary):
-        inside |= stratum.holds(C, size)
-    return ~inside
+def _single_cells(summary: SummaryStats, group: Grouping, c: np.ndarray) -> bool:
+    # whether each level has at most one cell in every compared group: its deviation is then part of the residual
+    compared = _compared(summary, group, c)
+    return bool(compared) and all(count.max(initial=0.0) < 1.5 for count in compared.values())
+
+
+def varies_within(summary: SummaryStats, C: np.ndarray, within: np.ndarray | None = None) -> np.ndarray:
+    """Contrasts (c,) whose estimate compares cells within the levels of every random effect (bool).
+
+    At least a tenth of the squared weights l of ordinary least squares, c'beta = l'y, lies within the levels: they
+    depend on the hypothesis, not on the coding of X. `within` (p, p) is the within-level Gram matrix of a single
+    random effect to look at.
+    """
+    XX = to_numpy(summary.XX)
+    U = np.linalg.solve(XX, C.T).T  # (c, p), l = X u
+    size = np.einsum("cp,pr,cr->c", U, XX, U)
+    grams = [one.within_gram for one in strata(summary)] if within is None else [within]
+    inside = [np.einsum("cp,pr,cr->c", U, gram, U) > _WITHIN * size for gram in grams]
+    result: np.ndarray = np.all(inside, axis=0)
+    return result
 
 
 def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
@@ -99,5 +146,5 @@ def _slopes(terms: Sequence[Term], group: str, c: np.ndarray) -> list[str]:
     return [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in covariates]
 
 
-def _shown(texts: Sequence[str]) -> str:
+def _listed(texts: Sequence[str]) -> str:
     return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")

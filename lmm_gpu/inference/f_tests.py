@@ -1,20 +1,21 @@
-"""Several contrasts at once: F tests, with Satterthwaite's or Kenward and Roger's denominator degrees of freedom.
+"""Several contrasts at once: F tests with Satterthwaite's or Kenward and Roger's denominator degrees of freedom.
 
-The rows of the contrasts are written C = T Q with rows Q that are orthonormal in (X'X)^-1: what depends on a gene are
-r x r matrices of all pairs of these, formed by the engine and decomposed on the host.
+The rows of the contrasts are replaced by rows Q that span them and are orthonormal in (X'X)^-1: the hypothesis fixes
+that basis up to a rotation, so that nothing depends on how X is coded or on the order and scale of the rows. What
+depends on a gene are r x r matrices of all pairs of these, formed by the engine and decomposed on the host.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from ..backend.arrays import Array, like, to_numpy
 from ..estimation.mixed_model import MixedModel, in_pieces, ratio_weights
-from .generalized_pvalues import generalized_t, part_inside
-from .satterthwaite import check_df_method, is_satterthwaite, limit_df, theta_covariance
-from .strata import Stratum, orthonormal_rows
+from .satterthwaite import check_df_method, limit_df, theta_covariance
+from .strata import orthonormal_rows
 
 
 @dataclass(frozen=True)
@@ -27,32 +28,54 @@ class FTest:
 
 
 @dataclass(frozen=True)
-class RowSpace:
-    """Contrasts C = T Q, of rank r."""
+class JointContrasts:
+    """Estimates of r contrasts and their covariances, for the genes of a model."""
 
-    Q: np.ndarray  #: (r, p), Q (X'X)^-1 Q' = I
-    T: np.ndarray  #: (c, r)
+    model: MixedModel
+    theta: Array  #: (k+1, b)
+    Q: Array  #: (r, p), orthonormal in (X'X)^-1
 
-    @classmethod
-    def of(cls, C: np.ndarray, XXinv: np.ndarray) -> RowSpace:
-        """Orthonormal rows for `C` (c, p); rows of C may repeat each other."""
-        Q = orthonormal_rows(C, XXinv)  # (r, p)
-        return cls(Q, C @ XXinv @ Q.T)
+    @cached_property
+    def loadings(self) -> Array:
+        """Loadings on the random effects (q, r)."""
+        return (self.Q @ self.model.xxz).T
 
-    @property
-    def rank(self) -> int:
-        """Number of independent rows."""
-        return self.Q.shape[0]
+    @cached_property
+    def estimate(self) -> np.ndarray:
+        """Estimates (b, r)."""
+        return _genes_first(self.Q @ self.model.coefficients(self.theta))
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """Covariance matrices of the estimates (b, r, r)."""
+        model, a = self.model, self.loadings
+        g, s_0 = model.likelihood.ratios(self.theta), self.theta[-1, :]
+        form = in_pieces(lambda g: model.likelihood.covariance_form(g, a), g, a.shape[0] * a.shape[1])
+        return _genes_first(s_0[None, None, :] * ((self.Q @ model.XXinv @ self.Q.T)[:, :, None] + form))
+
+    @cached_property
+    def gradient(self) -> np.ndarray:
+        """Derivatives of `covariance` in theta (b, k+1, r, r); that in s_0 by homogeneity."""
+        model, a = self.model, self.loadings
+        g = model.likelihood.ratios(self.theta)
+        pairs = in_pieces(lambda g: model.likelihood.gradient_pairs(g, a), g, a.shape[0] * a.shape[1])  # (k, r, r, b)
+        by_component = _genes_first(pairs)  # (b, k, r, r)
+        ratios, s_0 = to_numpy(g).T, to_numpy(self.theta[-1, :])  # (b, k), (b,)
+        by_residual = self.covariance / s_0[:, None, None] - np.einsum("bk,bkrs->brs", ratios, by_component)
+        return np.concatenate([by_component, by_residual[:, None, :, :]], axis=1)
+
+    def adjustment(self, W: Array) -> np.ndarray:
+        """Half of what Kenward and Roger add to `covariance` (b, r, r), for `W` (k+1, k+1, b) = cov(theta)."""
+        model, a = self.model, self.loadings
+        g = model.likelihood.ratios(self.theta)
+        pairs = in_pieces(lambda g: model.likelihood.adjustment_pairs(g, a), g, a.shape[0] * a.shape[1])
+        weights = to_numpy(ratio_weights(W, g) / self.theta[-1, :][None, None, :])  # (k, k, b)
+        total = np.einsum("ijb,ijrsb->brs", weights, to_numpy(pairs))
+        result: np.ndarray = 0.5 * (total + np.swapaxes(total, 1, 2))
+        return result
 
 
-def f_test(
-    model: MixedModel,
-    theta: Array,
-    rows: RowSpace,
-    method: str,
-    between_within: float,
-    stratum: Stratum | None = None,
-) -> FTest:
+def f_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_within: float) -> FTest:
     """Test that all contrasts are zero, for the genes of `model`.
 
     Parameters
@@ -60,15 +83,15 @@ def f_test(
     model : MixedModel
         b genes.
     theta : array (k+1, b)
-    rows : RowSpace
-    method : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-        "satterthwaite" and "lmertest" combine the df of the principal directions of the estimates as lmerTest's
-        contestMD does, and "generalized" those of its t tests of these; "kenward-roger" is the scaled F of Kenward and
-        Roger.
+    C : array (c, p)
+        Contrasts in rows, which may repeat each other.
+    method : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
+        "satterthwaite" and "lmertest" combine the df of principal directions of the estimates as Fai and Cornelius
+        (1996) and lmerTest's contestMD do. Here these are principal in the metric (X'X)^-1, which the hypothesis fixes;
+        contestMD takes the rows of C as they are, so that its df depend on the reference level of a factor. They agree
+        where the directions have equal df. "kenward-roger" is the scaled F of Kenward and Roger, which has no basis.
     between_within : float
         Between-within df of the rows, from `combine_df(between_within_directions(...))`.
-    stratum : Stratum, optional
-        That all rows lie in: matters to "generalized".
 
     Raises
     ------
@@ -77,85 +100,71 @@ def f_test(
 
     References
     ----------
-    Kenward and Roger (1997), Biometrics 53, 983-997. Kuznetsova, Brockhoff and Christensen (2017), lmerTest,
-    J. Stat. Softw. 82(13). Halekoh and Hojsgaard (2014), pbkrtest, J. Stat. Softw. 59(9).
+    Fai and Cornelius (1996), J. Stat. Comput. Simul. 54, 363-378. Kenward and Roger (1997), Biometrics 53, 983-997.
+    Kuznetsova, Brockhoff and Christensen (2017), lmerTest, J. Stat. Softw. 82(13). Halekoh and Hojsgaard (2014),
+    pbkrtest, J. Stat. Softw. 59(9).
     """
     check_df_method(method)
-    Q = like(rows.Q, theta)
-    a = (Q @ model.xxz).T  # (q, r)
-    estimate = _genes_first(Q @ model.coefficients(theta))  # (b, r)
-    g, s_0 = model.likelihood.ratios(theta), theta[-1, :]
-    form = in_pieces(lambda g: model.likelihood.covariance_form(g, a), g, a.shape[0] * rows.rank)
-    covariance = _genes_first(s_0[None, None, :] * ((Q @ model.XXinv @ Q.T)[:, :, None] + form))  # (b, r, r)
-    if not is_satterthwaite(method):
-        fixed = model.likelihood.residual_df if method == "residual" else between_within
-        return FTest(_wald(estimate, covariance), rows.rank, np.full(len(estimate), float(fixed)))
-    W, known = theta_covariance(model, theta, method)  # (k+1, k+1, b), (b,)
-    gradient = _gradient(model, theta, a, covariance)  # (b, k+1, r, r)
+    joint = JointContrasts(model, theta, like(orthonormal_rows(C, to_numpy(model.XXinv)), theta))
     if method == "kenward-roger":
-        adjusted = covariance + 2.0 * _adjustment(model, theta, a, W)
-        scale, df = kenward_roger_scale(covariance, gradient, _genes_first(W))
-        df = np.where(np.isnan(between_within), np.nan, df)
-        return FTest(scale * _wald(estimate, adjusted), rows.rank, df)
-    if method == "generalized":
-        at = np.maximum(to_numpy(theta).T, 0.0)  # (b, k+1): as for one contrast
-        covariance = np.einsum("bk,bkrs->brs", at, gradient)
-    directions, values, slope = _principal(covariance, gradient, rows.T)
+        return _kenward_roger(joint)
+    if method in ("satterthwaite", "lmertest"):
+        return _by_directions(joint, method, between_within)
+    fixed = float(model.likelihood.residual_df) if method == "residual" else between_within
+    return FTest(_wald(joint.estimate, joint.covariance), joint.Q.shape[0], np.full(len(joint.estimate), fixed))
+
+
+def _kenward_roger(joint: JointContrasts) -> FTest:
+    W, _ = theta_covariance(joint.model, joint.theta, "kenward-roger")  # (k+1, k+1, b)
+    adjusted = joint.covariance + 2.0 * joint.adjustment(W)
+    scale, df = kenward_roger_scale(joint.covariance, joint.gradient, _genes_first(W))
+    return FTest(scale * _wald(joint.estimate, adjusted), joint.Q.shape[0], df)
+
+
+def _by_directions(joint: JointContrasts, method: str, between_within: float) -> FTest:
+    W, known = theta_covariance(joint.model, joint.theta, method)  # (k+1, k+1, b), (b,)
+    values, slope = _principal(joint.covariance, joint.gradient)
     nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
-    df = limit_df(combine_df(nu), method, to_numpy(theta), to_numpy(known), np.asarray(between_within))
-    statistic = _wald(estimate, covariance)
-    if method == "generalized" and stratum is not None and stratum.few:
-        along = np.einsum("bdr,br->bd", directions, estimate)  # (b, r)
-        inside = None
-        if not stratum.whole:
-            pairs = np.moveaxis(part_inside(model, theta, a, stratum), -1, 0)  # (b, r, r)
-            inside = np.einsum("bdr,brs,bds->db", directions, pairs, directions)  # (r, b)
-        se, of_t = generalized_t(model, theta, like(np.moveaxis(slope, 0, -1), theta), stratum, inside)  # (r, b)
-        told = (np.isfinite(of_t) & (se > 0)).all(axis=0)  # (b,); otherwise as without a stratum, as t tests are
-        statistic = np.where(told, np.mean((along / np.where(told, se, 1.0).T) ** 2, axis=1), statistic)
-        df = np.where(told, combine_df(of_t.T), df)
-    return FTest(statistic, rows.rank, df)
+    df = limit_df(combine_df(nu), method, to_numpy(joint.theta), to_numpy(known), np.asarray(between_within))
+    return FTest(_wald(joint.estimate, joint.covariance), joint.Q.shape[0], df)
 
 
-def _principal(covariance: np.ndarray, gradient: np.ndarray, T: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Principal directions (b, r, r) of the estimates of T Q, in the basis Q, their variances (b, r) and slopes.
+def _principal(covariance: np.ndarray, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances (b, r) of the principal directions of the estimates, and their gradient (b, k+1, r).
 
-    `covariance` (b, r, r), its `gradient` (b, k+1, r, r) and `T` (c, r); the slopes are the gradient of the variances
-    (b, k+1, r).
+    `covariance` (b, r, r) and its `gradient` (b, k+1, r, r).
     """
-    spread = T @ _finite(covariance) @ T.T  # (b, c, c)
-    values, vectors = np.linalg.eigh(spread)
-    r = T.shape[1]
-    directions = np.swapaxes(vectors[:, :, -r:], 1, 2) @ T  # (b, r, r)
-    values = np.where(np.isnan(covariance[:, :1, 0]), np.nan, values[:, -r:])
-    return directions, values, np.einsum("bdr,bkrs,bds->bkd", directions, gradient, directions)
+    values, vectors = np.linalg.eigh(_finite(covariance))
+    values = np.where(np.isnan(covariance[:, :1, 0]), np.nan, values)
+    return values, np.einsum("brd,bkrs,bsd->bkd", vectors, gradient, vectors)
 
 
 def _direction_df(values: np.ndarray, slope: np.ndarray, W: np.ndarray) -> np.ndarray:
     # Satterthwaite's df (b, r) of directions with variances `values` (b, r) and `slope`, for `W` (b, k+1, k+1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return 2.0 * values**2 / np.einsum("bid,bij,bjd->bd", slope, W, slope)
+        df: np.ndarray = 2.0 * values**2 / np.einsum("bid,bij,bjd->bd", slope, W, slope)
+    return df
 
 
 def combine_df(nu: np.ndarray) -> np.ndarray:
-    """Denominator df (...,) of a mean of squared t statistics on `nu` (..., r) df, by matching its expectation.
+    """Denominator df (...,) of a mean of squared t statistics on `nu` (..., r) df.
 
-    As lmerTest's contestMD: 2 where one of them is at most 2, and their mean where they are equal.
+    The harmonic mean of nu - 2, plus 2, matches its expectation, as lmerTest's contestMD has it. That needs more than 2
+    df in every direction: with fewer than 4 in one, half of these take the place of 2, so that the result is a
+    continuous function of `nu` and equal df stay as they are.
 
     Examples
     --------
     >>> combine_df(np.array([[4.0, 1000.0], [5.0, 5.0]])).round(3).tolist()
     [5.992, 5.0]
+    >>> combine_df(np.array([[1.5, 1.5], [1.5, 1.6]])).round(3).tolist()
+    [1.5, 1.547]
     """
     nu = np.asarray(nu, dtype=float)
-    r = nu.shape[-1]
-    few = np.where(nu > 2, nu, np.inf)
-    excess = np.sum(2.0 / (few - 2.0), axis=-1)  # E - r with E = sum nu / (nu - 2)
+    constant = np.minimum(2.0, 0.5 * np.min(nu, axis=-1, keepdims=True))
     with np.errstate(divide="ignore", invalid="ignore"):
-        combined = 2.0 + 2.0 * r / excess  # 2 E / (E - r)
-    equal = np.max(nu, axis=-1) - np.min(nu, axis=-1) < 1e-8
-    combined = np.where(np.any(nu <= 2, axis=-1), 2.0, combined)
-    return np.where(np.isnan(nu).any(axis=-1), np.nan, np.where(equal, np.mean(nu, axis=-1), combined))
+        combined: np.ndarray = constant[..., 0] + 1.0 / np.mean(1.0 / (nu - constant), axis=-1)
+    return combined
 
 
 def kenward_roger_scale(covariance: np.ndarray, gradient: np.ndarray, W: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -175,31 +184,12 @@ def kenward_roger_scale(covariance: np.ndarray, gradient: np.ndarray, W: np.ndar
         c = np.stack([shape, r - shape, r + 2 - shape]) / (3 * r + 2 * (1 - shape))  # (3, b)
         V0, V1, V2 = 1 + c[0] * B, 1 - c[1] * B, 1 - c[2] * B
         mean = 1 - A2 / r  # 1 / E
-        both = (np.abs(mean) < 1e-14) & (np.abs(V1) < 1e-14)
+        both = (np.abs(mean) < 1e-14) & (np.abs(V1) < 1e-14)  # pbkrtest's own tolerances
         rho = np.where(both, 1.0, mean / V1) ** 2 * np.where(np.abs(V0) < 1e-10, 0.0, V0) / V2 / r
         df = 4 + (r + 2) / (r * rho - 1)
         scale = np.where(np.abs(df - 2) < 1e-2, 1.0, df * mean / (df - 2))
     valid = (df > 0) & (scale > 0)
     return np.where(valid, scale, np.nan), np.where(valid, df, np.nan)
-
-
-def _gradient(model: MixedModel, theta: Array, a: Array, covariance: np.ndarray) -> np.ndarray:
-    # derivatives of `covariance` (b, r, r) in theta (b, k+1, r, r); that in s_0 by homogeneity
-    g = model.likelihood.ratios(theta)
-    pairs = in_pieces(lambda g: model.likelihood.gradient_pairs(g, a), g, a.shape[0] * a.shape[1])  # (k, r, r, b)
-    by_component = np.moveaxis(to_numpy(pairs), -1, 0)  # (b, k, r, r)
-    ratios, s_0 = to_numpy(g).T, to_numpy(theta[-1, :])  # (b, k), (b,)
-    by_residual = covariance / s_0[:, None, None] - np.einsum("bk,bkrs->brs", ratios, by_component)
-    return np.concatenate([by_component, by_residual[:, None, :, :]], axis=1)
-
-
-def _adjustment(model: MixedModel, theta: Array, a: Array, W: Array) -> np.ndarray:
-    # sum_ij W_ij t_ij of all pairs of contrasts (b, r, r)
-    g = model.likelihood.ratios(theta)
-    pairs = in_pieces(lambda g: model.likelihood.adjustment_pairs(g, a), g, a.shape[0] * a.shape[1])  # (k, k, r, r, b)
-    weights = to_numpy(ratio_weights(W, g) / theta[-1, :][None, None, :])  # (k, k, b)
-    total = np.einsum("ijb,ijrsb->brs", weights, to_numpy(pairs))
-    return 0.5 * (total + np.swapaxes(total, 1, 2))
 
 
 def _wald(estimate: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -214,7 +204,8 @@ def _solve(A: np.ndarray, B: np.ndarray) -> np.ndarray:
     # A^-1 B for stacks of symmetric A, by their eigenvalues: nothing is raised for a singular one
     values, vectors = np.linalg.eigh(_finite(A))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return vectors @ ((np.swapaxes(vectors, -1, -2) @ B) / values[..., None])
+        solved: np.ndarray = vectors @ ((np.swapaxes(vectors, -1, -2) @ B) / values[..., None])
+    return solved
 
 
 def _finite(A: np.ndarray) -> np.ndarray:

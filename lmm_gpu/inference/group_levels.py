@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Random effects that are groups of cells, and what of X varies within their levels."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ class Grouping:
         counts = self.counts[:, None]
         means = np.divide(self.sums, counts, out=np.zeros_like(self.sums), where=counts > 0)
         squares = np.diagonal(self.within) + (self.sums * means).sum(axis=0)  # (p,), of the columns
-        whole = (
-            (self.sums == np.rint(self.sums)) & (self.sums >= 0) & (self.sums <= counts)
-        )  # sums of 0 and 1 are exact
-        return whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0), rtol=1e-9, atol=0.0)
+        # sums of 0 and 1 are exact
+        whole = (self.sums == np.rint(self.sums)) & (self.sums >= 0) & (self.sums <= counts)
+        found: np.ndarray = whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0), rtol=1e-9, atol=0.0)
+        return found
 
 
 def groupings(summary: SummaryStats) -> list[Grouping]:
@@ -41,7 +41,7 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
         counts = np.diagonal(block)
         diagonal = np.count_nonzero(block) == np.count_nonzero(counts)
         if diagonal and np.isclose(counts.sum(), summary.n) and np.allclose(counts, np.rint(counts), atol=1e-6):
-            found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.left))
+            found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.within_gram))
         lo += width
     return found
 

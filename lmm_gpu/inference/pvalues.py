@@ -57,8 +57,10 @@ def _lower_tail(df: np.ndarray | float, t: np.ndarray) -> np.ndarray:
 def _student(df: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Distribution function of Student's t: cells give degrees of freedom so many that the normal one does."""
     if not (df >= _MANY_DF).all():
-        return special.stdtr(df, t)
-    return special.ndtr(np.copysign(_normal_equivalent(df, t), t))
+        result: np.ndarray = special.stdtr(df, t)
+        return result
+    result = special.ndtr(np.copysign(_normal_equivalent(df, t), t))
+    return result
 
 
 def _normal_equivalent(df: np.ndarray, t: np.ndarray) -> np.ndarray:
@@ -72,7 +74,8 @@ def _normal_equivalent(df: np.ndarray, t: np.ndarray) -> np.ndarray:
     b = 48.0 * a * a
     z2 = np.minimum(a * np.log1p(t * t / df), 1e12)  # an infinite t too has a tail: none
     correction = (((-0.4 * z2 - 3.3) * z2 - 24.0) * z2 - 85.5) / (0.8 * z2 * z2 + 100.0 + b)
-    return np.sqrt(z2) * (1.0 + (z2 + 3.0 + correction) / b)
+    result: np.ndarray = np.sqrt(z2) * (1.0 + (z2 + 3.0 + correction) / b)
+    return result
 
 
 def t_log10_pvalue(t: np.ndarray, df: np.ndarray | float, alternative: str = "two-sided") -> np.ndarray:
@@ -103,7 +106,8 @@ def f_pvalue(F: np.ndarray, df1: float, df: np.ndarray | float) -> np.ndarray:
     >>> float(np.round(f_pvalue(np.array(4.0), 1, 10.0), 6))
     0.073388
     """
-    return special.fdtrc(df1, df, F)
+    result: np.ndarray = special.fdtrc(df1, df, F)
+    return result
 
 
 def f_log10_pvalue(F: np.ndarray, df1: float, df: np.ndarray | float) -> np.ndarray:
@@ -136,7 +140,8 @@ def _log_upper_tail(W: np.ndarray, df1: float, df: np.ndarray) -> np.ndarray:
     """
     a, b, x = 0.5 * df, 0.5 * df1, 1.0 / (1.0 + W / df)
     log_x, log_1mx = -np.log1p(W / df), -np.log1p(df / W)
-    return a * log_x + b * log_1mx - special.betaln(a, b) - np.log(a) + np.log(_beta_fraction(a, b, x))
+    result: np.ndarray = a * log_x + b * log_1mx - special.betaln(a, b) - np.log(a) + np.log(_beta_fraction(a, b, x))
+    return result
 
 
 def _beta_fraction(a: np.ndarray, b: float, x: np.ndarray, terms: int = 100) -> np.ndarray:
@@ -152,7 +157,8 @@ def _beta_fraction(a: np.ndarray, b: float, x: np.ndarray, terms: int = 100) -> 
             d = 1.0 / (1.0 + numerator * d)
             c = 1.0 + numerator / c
             fraction = fraction * d * c
-    return fraction
+    result: np.ndarray = fraction
+    return result
 
 
 def benjamini_hochberg(log10_p: np.ndarray) -> np.ndarray:
@@ -196,7 +202,8 @@ def z_scores(t: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
     >>> z_scores(np.array([2.0, -40.0]), np.log10([0.05, 0.05])).round(3).tolist()
     [1.96, -1.96]
     """
-    return -np.sign(t) * special.ndtri_exp(np.minimum(np.log(10.0) * log10_p, 0.0) - np.log(2.0))
+    result: np.ndarray = -np.sign(t) * special.ndtri_exp(np.minimum(np.log(10.0) * log10_p, 0.0) - np.log(2.0))
+    return result
 
 
 def _check_alternative(alternative: str) -> None:

@@ -14,12 +14,14 @@ from ..backend.linalg import inverse_small
 from ..estimation.mixed_model import MixedModel
 
 DF_METHODS = ("generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual")
+#: Methods that need the gradient of the contrasts' variances.
+GRADIENT_METHODS = ("satterthwaite", "kenward-roger", "lmertest")
 
 
 def check_df_method(method: str, estimation: str = "REML") -> None:
-    """Refuse an unknown method of degrees of freedom, and one that the `estimation` ("REML" or "ML") has not.
+    """Raise ValueError for an unknown method of degrees of freedom, and for one that `estimation` does not allow.
 
-    Kenward and Roger's adjustment is derived for REML; every other method takes either.
+    Kenward and Roger's adjustment is derived for REML; every other method applies to "REML" and "ML".
     """
     if method not in DF_METHODS:
         raise ValueError(f"df={method!r} is not known; use one of {', '.join(DF_METHODS)}")
@@ -30,13 +32,8 @@ def check_df_method(method: str, estimation: str = "REML") -> None:
         )
 
 
-def is_satterthwaite(method: str) -> bool:
-    """Whether a method of degrees of freedom needs the gradient of the contrasts' variances."""
-    return method in ("generalized", "satterthwaite", "kenward-roger", "lmertest")
-
-
 def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Array, Array]:
-    """Inverse information (k+1, k+1, b) of theta, observed for "lmertest" and else expected; and where there is one."""
+    """Inverse information (k+1, k+1, b) of theta and whether it exists (b,): observed for "lmertest", expected else."""
     if method == "lmertest":
         return inverse_small(model.likelihood.observed_information(theta))
     return inverse_small(model.likelihood.information(theta))
@@ -47,7 +44,7 @@ def satterthwaite_df(gradient: Array, variance: Array, W: Array) -> Array:
 
     `W` (k+1, k+1, b) is cov(theta).
     """
-    return 2.0 / quadratic_form(W, gradient / variance[None, :, :])  # of log v: keeps to the scale of theta
+    return 2.0 / quadratic_form(W, gradient / variance[None, :, :])  # of log v: independent of the scale of theta
 
 
 def quadratic_form(W: Array, gradient: Array) -> Array:
@@ -63,12 +60,12 @@ def limit_df(df: np.ndarray, method: str, theta: np.ndarray, known: np.ndarray, 
     "satterthwaite" is at most between-within, and between-within where a component is held at zero or theta has no
     information (NaN). "lmertest" is lmerTest's own number, but between-within where a component is held at zero or
     the observed information is not positive definite (not `known` (b,)): there lmerTest drops the component and
-    jumps to about n - p, which is not safe. "kenward-roger" is pbkrtest's everywhere. Nothing to test against
-    between the groups (`cap` NaN) is NaN.
+    jumps to about n - p, which is not safe. Both are NaN where nothing is left to test against between the groups (NaN
+    in `cap`). "kenward-roger" is pbkrtest's everywhere.
     """
     if method == "kenward-roger":
-        return np.where(np.isnan(cap), cap, df)
-    held = (theta[:-1] == 0).any(axis=0)  # (b,)
+        return df
+    at_zero = (theta[:-1] == 0).any(axis=0)  # (b,)
     if method == "lmertest":
-        return np.where(held | ~known | np.isnan(cap), cap, df)
-    return np.where(held | np.isnan(cap), cap, np.fmin(df, cap))
+        return np.where(at_zero | ~known | np.isnan(cap), cap, df)
+    return np.where(at_zero | np.isnan(cap), cap, np.fmin(df, cap))

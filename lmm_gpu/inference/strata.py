@@ -1,173 +1,176 @@
-"""Strata of a design: which contrasts are compared between the levels of which random effect, and on how many df."""
+"""Strata of a design: between the levels of which random effect a hypothesis is tested, and on how many df.
+
+Everything here depends on the hypothesis c'beta = 0 alone, never on how X is coded. With P_j the projection on Z_j, the
+cells leave X'(I - P_j)X of the information X'X once the levels of random effect j are fixed. In a basis of the
+coefficients in which X'X is the identity its eigenvalues are the efficiencies, between 0 and 1, of comparisons within
+the levels (James and Wilkinson 1971, Biometrika 58, 279-294). A contrast with a part along an efficiency of zero cannot
+be estimated within the levels: it is tested between them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..backend.arrays import to_numpy
 from ..sumstats.summary_stats import SummaryStats
 
-#: A contrast this close (relative, squared) to the span of a random effect lies in it. Sums over 10^6 cells are good
-#: to 1e-13; a covariate that varies within groups by 1e-5 of its mean is still told from one that does not.
+#: Relative (squared) size below which a vector lies in a span, or an efficiency is zero. Sums over 10^6 cells are
+#: accurate to 1e-13; a covariate that varies within groups by 1e-5 of its mean is distinguished from a constant one.
 IN_SPAN = 1e-10
-#: With more df between groups than this the variance is known well enough for Satterthwaite's.
-MANY = 100
-#: A contrast of which the levels' own cells tell more than this share is one within levels.
-_MOSTLY = 0.7
-#: Rows whose gram matrix in units of their own lengths has smaller eigenvalues repeat others.
+#: Rows whose Gram matrix in units of their own lengths has smaller eigenvalues are linear combinations of others.
 _DEPENDENT = 1e-10
 
 
 @dataclass(frozen=True)
 class Stratum:
-    """What lies between the levels of one random effect."""
+    """Comparisons between the levels of one random effect."""
 
-    component: int  #: j, which random effect
-    coarser: tuple[int, ...]  #: random effects of lower rank, in which it may be nested
-    finer: tuple[int, ...]  #: random effects that are nested in it
-    left: np.ndarray  #: (p, p), X'(I - P_j)X for the projection P_j on it
-    df: float  #: between its levels, once X and the coarser effects are taken out
-    ZZ: np.ndarray  #: (d_j, d_j), Z_j'Z_j
-    whole: bool = True  #: whether the contrasts that it is for lie in it altogether
+    component: int  #: j, position of the random effect
+    rank: int  #: of Z_j
+    df: float  #: between its levels, once X and the random effects of lower rank are taken out
+    within_gram: np.ndarray  #: (p, p), X'(I - P_j)X for the projection P_j on Z_j
+    efficiency: np.ndarray  #: (p,), eigenvalues of `within_gram` where X'X is the identity
+    axes: np.ndarray  #: (p, p), rows that turn contrasts into coordinates along the efficiencies
 
-    @property
-    def cells(self) -> np.ndarray:
-        """Squared lengths of its columns (d_j,): the cells of each level."""
-        return np.diagonal(self.ZZ)
+    def lost(self, C: np.ndarray) -> np.ndarray:
+        """Coordinates (c, z) of the contrasts `C` (c, p) along comparisons that the levels' own cells cannot make."""
+        along: np.ndarray = C @ self.axes.T
+        return along[:, self.efficiency < IN_SPAN]
 
-    @property
-    def few(self) -> bool:
-        """Whether its df are so few that the uncertainty of the variance between its levels matters to a test."""
-        return 1 <= self.df <= MANY
+    def kept_within(self, C: np.ndarray) -> np.ndarray:
+        """Share (c,) of the information on the contrasts `C` (c, p) that is left within levels; 0 if not estimable.
 
-    def holds(self, C: np.ndarray, size: np.ndarray) -> np.ndarray:
-        """Whether the contrasts in the rows of `C` (c, p), of `size` (c,) = c'X'X c, lie in its span (c,)."""
-        return np.einsum("cp,pr,cr->c", C, self.left, C) < IN_SPAN * size
-
-
-def binding_strata(summary: SummaryStats, C: np.ndarray) -> list[Stratum | None]:
-    """Return the stratum of fewest df in which each contrast of `C` (c, p) lies; None for those within all levels."""
-    size = np.einsum("cp,pr,cr->c", C, to_numpy(summary.XX), C)
-    found: list[Stratum | None] = [None] * len(C)
-    for stratum in sorted(strata(summary), key=lambda stratum: -stratum.df):
-        for i in np.flatnonzero(stratum.holds(C, size)):
-            found[i] = stratum
-    return found
+        c'(X'X)^-1 c over c'(X'(I - P_j)X)^- c.
+        """
+        along = C @ self.axes.T  # (c, p)
+        size = np.sum(along**2, axis=1)  # (c,)
+        told = self.efficiency >= IN_SPAN
+        estimable = np.sum(along[:, ~told] ** 2, axis=1) <= IN_SPAN * size
+        variance = np.sum(along[:, told] ** 2 / self.efficiency[told], axis=1)
+        return np.where(estimable & (variance > 0), size / np.where(variance > 0, variance, 1.0), 0.0)
 
 
-def weighed_strata(
-    summary: SummaryStats, C: np.ndarray, bound: Sequence[Stratum | None] | None = None
-) -> list[Stratum | None]:
-    """Return the stratum whose variance matters most to each contrast of `C` (c, p); `bound` if it is at hand.
+def strata(summary: SummaryStats) -> list[Stratum]:
+    """Return the stratum of each random effect, in the order of the model.
 
-    That is the one in which it lies; else, not `whole`, the one of few df without which the least of its information
-    is left, if that is less than 70 %: as for an effect in one type of cells of a treatment between donors. None for
-    what is known within all levels.
+    The df are the rank of Z_j less the directions of its span that belong to X or to random effects of lower rank, in
+    which it may be nested: those say nothing about how much the levels of Z_j differ.
     """
-    XX = to_numpy(summary.XX)
-    found = binding_strata(summary, C) if bound is None else list(bound)
-    within = [i for i, one in enumerate(found) if one is None]
-    if not within:
-        return found
-    variance = np.einsum("cp,cp->c", C, np.linalg.solve(XX, C.T).T)
-    least = np.full(len(C), _MOSTLY)
-    for stratum in strata(summary):
-        kept = variance / _variance_within(stratum.left, np.diagonal(XX), C)  # (c,)
-        for i in within:
-            if stratum.few and kept[i] < least[i]:
-                found[i], least[i] = replace(stratum, whole=False), kept[i]
-    return found
+    return list(_strata(to_numpy(summary.XX), to_numpy(summary.ZX), to_numpy(summary.ZZ), summary.d))
 
 
-def _variance_within(left: np.ndarray, squares: np.ndarray, C: np.ndarray) -> np.ndarray:
-    """Variances c' left^-1 c (c,) of contrasts within levels, infinite where these do not tell.
+def _strata(XX: np.ndarray, ZX: np.ndarray, ZZ: np.ndarray, d: Sequence[int]) -> Iterator[Stratum]:
+    rows = [slice(hi - width, hi) for width, hi in zip(d, np.cumsum(d), strict=True)]
+    ranks = [explained(ZX[at], ZZ[at, at])[1] for at in rows]
+    whiten, p = _whitening(XX), XX.shape[0]
+    for j, (at, rank) in enumerate(zip(rows, ranks, strict=True)):
+        coarser = [i for i, less in enumerate(ranks) if less < rank]
+        A = np.r_[(*(rows[i] for i in coarser), slice(0, 0))]  # their columns of Z
+        gram = np.block([[XX, ZX[A].T], [ZX[A], ZZ[np.ix_(A, A)]]])
+        within = gram - explained(np.hstack([ZX[at], ZZ[at][:, A]]), ZZ[at, at])[0]
+        df = float(rank - _null_directions(within, gram) + _null_directions(gram, gram))
+        gram_within = within[:p, :p]
+        values, vectors = np.linalg.eigh(whiten @ gram_within @ whiten.T)
+        yield Stratum(j, rank, df, gram_within, values, vectors.T @ whiten)
 
-    `left` (p, p) is X'(I - P)X, `squares` (p,) the diagonal of X'X.
+
+def tested_between(found: Sequence[Stratum], C: np.ndarray) -> list[Stratum | None]:
+    """Return the stratum that each contrast of `C` (c, p) is tested in; None within the levels of all random effects.
+
+    The coarsest random effect within whose levels the contrast cannot be estimated. Where such a stratum has no df, as
+    with one sample per donor and treatment, a coarser one that has some information on the contrast takes its place.
     """
-    scale = 1.0 / np.sqrt(squares)
-    values, vectors = np.linalg.eigh(left * scale[:, None] * scale[None, :])
-    along = (C * scale) @ vectors  # (c, p)
-    known = values > IN_SPAN
-    untold = (along[:, ~known] ** 2).sum(axis=1) > IN_SPAN * (along**2).sum(axis=1)
-    return np.where(untold, np.inf, (along[:, known] ** 2 / values[known]).sum(axis=1))
+    ordered = sorted(found, key=lambda one: (one.rank, one.df))
+    kept = np.array([one.kept_within(C) for one in ordered])  # (strata, c)
+    return [_first(ordered, kept[:, i]) for i in range(len(C))]
 
 
-def common_stratum(summary: SummaryStats, C: np.ndarray) -> Stratum | None:
-    """Return the stratum of all contrasts in the rows of `C` (c, p), None if there is no such one."""
-    found = [one for one in weighed_strata(summary, C) if one is not None]
-    if len(found) < len(C) or len({one.component for one in found}) > 1:
+def _first(ordered: Sequence[Stratum], kept: np.ndarray) -> Stratum | None:
+    needed = [one for one, share in zip(ordered, kept, strict=True) if share == 0]
+    if not needed:
         return None
-    return replace(found[0], whole=all(one.whole for one in found))
+    tells = [one for one, share in zip(ordered, kept, strict=True) if share < 1 - IN_SPAN**0.5]
+    return next((one for one in [*needed, *tells] if one.df > 0), needed[0])
 
 
-def within_df(summary: SummaryStats, rank: int) -> float:
-    """n - p - rank, what is left within the levels of all random effects; `rank` is that of Z after X."""
-    return float(summary.n - summary.XX.shape[0] - rank)
+def between_within_df(summary: SummaryStats, C: np.ndarray, rank: int) -> np.ndarray:
+    """Between-within df (c,) of the contrasts `C` (c, p); NaN where nothing is left to test against.
 
-
-def df_of_strata(bound: Sequence[Stratum | None], within: float) -> np.ndarray:
-    """Between-within df (c,) of contrasts that lie in the strata `bound`, or in none and are tested `within`.
-
-    A contrast whose column X c' is constant within the levels of a random effect (lies in the span of its Z_j) is
-    tested between them. 0 says that nothing is left to test against, and becomes NaN.
+    `rank` is that of Z once X is taken out: n - p - rank df are left within the levels of all random effects.
 
     References
     ----------
     Pinheiro and Bates (2000), Mixed-Effects Models in S and S-PLUS, section 2.4.2.
     """
-    df = np.array([within if stratum is None else stratum.df for stratum in bound])
+    within = within_df(summary, rank)
+    df = np.array([within if one is None else one.df for one in tested_between(strata(summary), C)])
     return np.where(df > 0, df, np.nan)
 
 
 def between_within_directions(summary: SummaryStats, C: np.ndarray, rank: int) -> np.ndarray:
-    """Between-within df (r,) of directions that span the rows of `C` (c, p), ascending.
+    """Between-within df (r,) of directions that span the rows of `C` (c, p), coarsest stratum first.
 
-    Of the combinations of contrasts, as many as lie in the span of a random effect are tested between its levels,
-    those in the span of several against the fewest df, and the rest within.
+    As many combinations of the contrasts as cannot be estimated within the levels of the coarsest random effect are
+    tested between its levels, as many more as cannot within those of the next between these, and the rest within.
     """
-    XX = to_numpy(summary.XX)
-    Q = orthonormal_rows(C, XX)  # (r, p)
-    found = np.zeros((Q.shape[0], 0))
+    Q = orthonormal_rows(C, np.linalg.inv(to_numpy(summary.XX)))  # (r, p)
+    lost = np.zeros((Q.shape[0], 0))
     df: list[float] = []
-    for stratum in sorted(strata(summary), key=lambda stratum: stratum.df):
-        values, vectors = np.linalg.eigh(Q @ stratum.left @ Q.T)
-        both = np.hstack([found, vectors[:, values < IN_SPAN]])
-        basis, size, _ = np.linalg.svd(both, full_matrices=False)
-        found = basis[:, size > 1e-6]
-        df += [stratum.df] * (found.shape[1] - len(df))
+    usable = 0.0
+    for stratum in sorted(strata(summary), key=lambda one: (one.rank, one.df)):
+        lost = np.hstack([lost, stratum.lost(Q)])
+        usable = stratum.df if stratum.df > 0 else usable
+        df += [usable] * (_rank(lost) - len(df))
     df += [within_df(summary, rank)] * (Q.shape[0] - len(df))
     return np.where(np.asarray(df) > 0, df, np.nan)
 
 
-def strata(summary: SummaryStats) -> Iterator[Stratum]:
-    """Yield the stratum of each random effect.
-
-    From the rank of Z_j are taken the directions of its span that belong to X or to random effects of lower rank, in
-    which it may be nested: what these explain is no evidence of how much levels of Z_j differ.
-    """
-    XX, ZX, ZZ = to_numpy(summary.XX), to_numpy(summary.ZX), to_numpy(summary.ZZ)
-    rows = [slice(hi - width, hi) for width, hi in zip(summary.d, np.cumsum(summary.d), strict=True)]
-    ranks = [_explained(ZX[at], ZZ[at, at])[1] for at in rows]
-    for j, (at, rank) in enumerate(zip(rows, ranks, strict=True)):
-        coarser = tuple(i for i, less in enumerate(ranks) if less < rank)
-        A = np.r_[(*(rows[i] for i in coarser), slice(0, 0))]  # their columns of Z
-        whole = np.block([[XX, ZX[A].T], [ZX[A], ZZ[np.ix_(A, A)]]])
-        explained, _ = _explained(np.hstack([ZX[at], ZZ[at][:, A]]), ZZ[at, at])
-        left = whole - explained
-        p = XX.shape[0]
-        finer = tuple(i for i, more in enumerate(ranks) if more > rank and _nested(ZZ, rows[i], at))
-        df = float(rank - _null_directions(left, whole) + _null_directions(whole, whole))
-        yield Stratum(j, coarser, finer, left[:p, :p], df, ZZ[at, at])
+def within_df(summary: SummaryStats, rank: int) -> float:
+    """Residual df n - p - rank within the levels of all random effects; `rank` is that of Z after X."""
+    return float(summary.n - summary.XX.shape[0] - rank)
 
 
-def _nested(ZZ: np.ndarray, fine: slice, coarse: slice) -> bool:
-    # whether every level of one random effect is made of levels of another: its columns lie in the span of those
-    size = np.diagonal(ZZ[coarse, coarse])
-    explained, _ = _explained(ZZ[fine, coarse], ZZ[fine, fine])
-    return bool((size - np.diagonal(explained) <= IN_SPAN * size).all())
+def orthonormal_rows(C: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """Rows Q (r, p) that span those of `C` (c, p), with Q metric Q' = I."""
+    gram = C @ metric @ C.T  # (c, c)
+    scale = 1.0 / np.sqrt(np.diagonal(gram))  # (c,)
+    values, vectors = np.linalg.eigh(gram * scale[:, None] * scale[None, :])
+    kept = values > _DEPENDENT
+    Q: np.ndarray = (vectors[:, kept] / np.sqrt(values[kept])).T @ (scale[:, None] * C)
+    return Q
+
+
+def explained(ZX: np.ndarray, ZZ: np.ndarray) -> tuple[np.ndarray, int]:
+    """X'P X (p, p) for the projection P on one random effect, and its rank."""
+    root = inverse_root(ZZ)
+    if root.ndim == 1:  # one-hot columns
+        loads = ZX * root[:, None]
+        return loads.T @ loads, int(np.count_nonzero(root))
+    loads = root @ ZX
+    return loads.T @ loads, root.shape[0]
+
+
+def inverse_root(ZZ: np.ndarray) -> np.ndarray:
+    """Rows A (rank, d) with A'A = (Z'Z)^+; the diagonal alone (d,) where Z'Z is diagonal."""
+    diagonal = np.diagonal(ZZ)
+    if np.count_nonzero(ZZ) == np.count_nonzero(diagonal):
+        result: np.ndarray = np.sqrt(np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0))
+        return result
+    values, vectors = np.linalg.eigh(ZZ)
+    kept = values > values[-1] * len(values) * np.finfo(float).eps
+    result = (vectors[:, kept] / np.sqrt(values[kept])).T
+    return result
+
+
+def _whitening(XX: np.ndarray) -> np.ndarray:
+    # rows W with W X'X W' = I
+    scale = 1.0 / np.sqrt(np.diagonal(XX))
+    values, vectors = np.linalg.eigh(XX * scale[:, None] * scale[None, :])
+    W: np.ndarray = (vectors / np.sqrt(values)).T * scale[None, :]
+    return W
 
 
 def _null_directions(A: np.ndarray, size: np.ndarray) -> int:
@@ -177,22 +180,6 @@ def _null_directions(A: np.ndarray, size: np.ndarray) -> int:
     return int(np.count_nonzero(np.linalg.eigvalsh(A * scale[:, None] * scale[None, :]) < IN_SPAN))
 
 
-def orthonormal_rows(C: np.ndarray, metric: np.ndarray) -> np.ndarray:
-    """Rows Q (r, p) that span those of `C` (c, p), with Q metric Q' = I."""
-    gram = C @ metric @ C.T  # (c, c)
-    scale = 1.0 / np.sqrt(np.diagonal(gram))  # (c,)
-    values, vectors = np.linalg.eigh(gram * scale[:, None] * scale[None, :])
-    kept = values > _DEPENDENT
-    return (vectors[:, kept] / np.sqrt(values[kept])).T @ (scale[:, None] * C)
-
-
-def _explained(ZX: np.ndarray, ZZ: np.ndarray) -> tuple[np.ndarray, int]:
-    """X'P X (p, p) for the projection P on one random effect, and its rank."""
-    diagonal = np.diagonal(ZZ)
-    if np.count_nonzero(ZZ) == np.count_nonzero(diagonal):  # one-hot columns
-        weights = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
-        return (ZX * weights[:, None]).T @ ZX, int(np.count_nonzero(diagonal))
-    values, vectors = np.linalg.eigh(ZZ)
-    kept = values > values[-1] * len(values) * np.finfo(float).eps
-    loads = vectors[:, kept].T @ ZX / np.sqrt(values[kept])[:, None]
-    return loads.T @ loads, int(np.count_nonzero(kept))
+def _rank(columns: np.ndarray) -> int:
+    # of coordinates of orthonormal rows
+    return int(np.count_nonzero(np.linalg.svd(columns, compute_uv=False) > IN_SPAN**0.5)) if columns.size else 0

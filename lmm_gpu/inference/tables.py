@@ -42,13 +42,13 @@ def tidy(
     """
     if not 0 < level < 1:
         raise ValueError(f"level={level!r}: the coverage of the interval must lie between 0 and 1, such as 0.95")
-    estimate, se, t = tested.estimate, tested.se, tested.t  # (c, m)
+    estimate, t = tested.estimate, tested.t  # (c, m)
     df = np.broadcast_to(tested.df, estimate.shape)
     log10_p = t_log10_pvalue(t, df, alternative)
-    low, high = _interval(estimate, se, df, level, alternative)
+    low, high = _interval(tested.tested, tested.se, df, level, alternative)
     columns = {
         "log_fc": estimate,
-        "se": se,
+        "se": tested.se,
         "statistic": t,
         "df": df,
         "p_value": t_pvalue(t, df, alternative),

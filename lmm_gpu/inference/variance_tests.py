@@ -76,7 +76,8 @@ def _halved_tail(z: np.ndarray, variance: np.ndarray, alternative: str) -> np.nd
     log_p = special.log_ndtr(-z)  # (m,)
     if alternative == "greater":
         return np.where(variance <= 0, 0.0, log_p / np.log(10.0))
-    return (log_p + np.log(2.0)) / np.log(10.0)
+    result: np.ndarray = (log_p + np.log(2.0)) / np.log(10.0)
+    return result
 
 
 def likelihood_ratio(likelihood: SingleComponent, theta: Array) -> Array:

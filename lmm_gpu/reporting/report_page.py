@@ -13,7 +13,7 @@ import pandas as pd
 from .._version import __version__, versions
 from ..backend.optional import require
 from ..design.contrasts import parse_contrast
-from ..inference.diagnostics import advise
+from ..inference.diagnostics import diagnose
 from ..io.files import replacing
 from ..results.lmm_fit import LMMFit
 from .model_text import STATUSES, fixed_effects, in_words, level_tables, methods_paragraph
@@ -162,7 +162,7 @@ def _counts(status: pd.Series[str]) -> list[tuple[str, int]]:
 def _warnings(fit: LMMFit, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Warnings of `fit.test` for the reported contrasts, and the number of genes without an estimate."""
     if weights:
-        yield from advise(fit.summary, np.stack(list(weights.values())), list(weights))
+        yield from diagnose(fit.summary, np.stack(list(weights.values())), list(weights))
     lost = int((~fit.converged).sum())
     if lost:
         yield f"{lost:,} of {fit.summary.m:,} genes have no converged estimate, see Estimation."

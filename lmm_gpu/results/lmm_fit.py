@@ -1,4 +1,4 @@
-"""What was estimated, with labels: one object for both faces."""
+"""The estimates of a fit with labels: one object for the Python and the R-compatible API."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..backend.arrays import Array, to_numpy
+from ..backend.arrays import to_numpy
 from ..backend.threads import quiet_blas
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions
@@ -20,28 +20,28 @@ from ..estimation.status import Status
 from ..inference.pvalues import t_pvalue
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
+from . import contrast_arrays, fixed_effect_tests, named_contrasts, random_effects, variance_components
+from . import variance_partition as partition
+from .blockwise import GeneBlock, by_block
 from .fit_file import read_fit, write_fit
-from .fixed_effect_tests import FitTests
-from .variance_components import FitVariances
-from .variance_partition import VariancePartition
 
 __all__ = ["Estimates", "LMMFit"]
 
 
 @dataclass(frozen=True, eq=False)
-class LMMFit(FitTests, FitVariances, VariancePartition):
+class LMMFit:
     """One linear mixed model per gene.
 
     Features are columns: `coef`, `se`, `t`, `p` are DataFrames p x m, `theta`, `se_theta`, `dlogL` are
     (k+1) x m with rows var1 .. vark, var0 (residual last), `logLik`, `niter`, `status`, `converged` are Series.
     `cov`, `FIM_beta` (p x p x m), `FIM_theta` ((k+1) x (k+1) x m) and `RE` (q x m) are formed when asked for,
-    and None unless the fit was told to output them. Every attribute is also a key: `fit["theta"]`.
+    and None unless the fit was asked to output them. Every attribute is also a key: `fit["theta"]`.
 
     `options` are those of the fit; a model without one of the components is fitted with the same. `seconds` is the time
     that `lmm_gpu.fit` took, reading included.
 
-    `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the R face,
-    "satterthwaite" for `fit`. `test` also weighs how uncertain theta is: take p-values from there.
+    `se` are those at theta; `t`, `p` and `df` with them follow `ddf`: "residual" (n - p, FLASHMM's) for the
+    R-compatible API, "satterthwaite" for `fit`. `test` averages over what theta may be: take p-values from it.
 
     Coefficients are in the unit of the values that were fitted, per unit of their column of X; variance components
     in the square of that unit.
@@ -91,6 +91,22 @@ class LMMFit(FitTests, FitVariances, VariancePartition):
     def max_iter(self) -> int:
         """Scoring iterations at most, as `fit` was asked for."""
         return self.options.max_iter
+
+    # --- tests, variance components and random effects ---
+
+    test = fixed_effect_tests.test
+    anova = fixed_effect_tests.anova
+    contrast = named_contrasts.contrast
+    marginal_means = named_contrasts.marginal_means
+    residual_prior = fixed_effect_tests.residual_prior
+    contrast_test = contrast_arrays.contrast_test
+    f_test = contrast_arrays.f_test
+    variance_test = variance_components.variance_test
+    variance_intervals = variance_components.variance_intervals
+    variance_fractions = variance_components.variance_fractions
+    ranef = random_effects.ranef
+    variances = variance_components.variances
+    variance_partition = partition.variance_partition
 
     # --- a mapping, as R's list is ---
 
@@ -281,26 +297,26 @@ class LMMFit(FitTests, FitVariances, VariancePartition):
     def cov(self) -> np.ndarray | None:
         """Covariance matrices of the fixed effects (p, p, m)."""
         p = len(self.summary.fixed_names)
-        return self._formed("cov", (p, p), lambda model, theta: to_numpy(model.covariance(theta)))
+        return self._formed("cov", (p, p), lambda at: to_numpy(at.model.covariance(at.theta)))
 
     @property
     def FIM_beta(self) -> np.ndarray | None:
         """Information of the fixed effects, X' V^-1 X (p, p, m)."""
         p = len(self.summary.fixed_names)
-        return self._formed("FIM_beta", (p, p), lambda model, theta: to_numpy(model.information_beta(theta)))
+        return self._formed("FIM_beta", (p, p), lambda at: to_numpy(at.model.information_beta(at.theta)))
 
     @property
     def FIM_theta(self) -> np.ndarray | None:
         """Expected information of the variance components ((k+1), (k+1), m)."""
         rows = self.estimates.theta.shape[0]
-        form = lambda model, theta: to_numpy(model.likelihood.information(theta))  # noqa: E731
+        form = lambda at: to_numpy(at.model.likelihood.information(at.theta))  # noqa: E731
         return self._formed("FIM_theta", (rows, rows), form)
 
     @property
     def RE(self) -> pd.DataFrame | None:
         """Best linear unbiased predictions of the random effects (q x m)."""
         q = len(self.summary.random_names)
-        found = self._formed("RE", (q,), lambda model, theta: to_numpy(model.random_effects(theta)))
+        found = self._formed("RE", (q,), lambda at: to_numpy(at.model.random_effects(at.theta)))
         return None if found is None else pd.DataFrame(found, self.summary.random_names, self.summary.features)
 
     @property
@@ -310,13 +326,11 @@ class LMMFit(FitTests, FitVariances, VariancePartition):
 
     # --- plumbing ---
 
-    def _formed(
-        self, name: str, shape: tuple[int, ...], form: Callable[[MixedModel, Array], np.ndarray]
-    ) -> np.ndarray | None:
+    def _formed(self, name: str, shape: tuple[int, ...], form: Callable[[GeneBlock], np.ndarray]) -> np.ndarray | None:
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for genes, formed in self._by_block(form):
+        for genes, formed in by_block(self, form):
             result[..., genes] = formed
         return result
 

@@ -15,45 +15,42 @@ from .blockwise import Fitted
 from .nonnegative import nonnegative_estimates
 
 
-class VariancePartition(Fitted):
-    """Method `variance_partition` of `LMMFit`."""
+def variance_partition(fit: Fitted) -> pd.DataFrame:
+    """Fractions of the variance that each fixed term, each random effect and the residual explain.
 
-    def variance_partition(self) -> pd.DataFrame:
-        """Fractions of the variance that each fixed term, each random effect and the residual explain.
+    The definition is that of variancePartition (Hoffman and Schadt 2016, doi:10.1186/s12859-016-1323-z). A random
+    effect contributes its variance in the average sample, s_i tr(Z_i'Z_i) / n, which is s_i for a random
+    intercept. A fixed term contributes the variance of its fitted values X_t beta_t over the n samples (divisor
+    n), and these contributions are scaled to the variance of their sum X beta. All of it follows from X'X, Z'Z
+    and the estimates. Genes with a negative variance component are refitted with ``bounds="nonnegative"``.
 
-        The definition is that of variancePartition (Hoffman and Schadt 2016, doi:10.1186/s12859-016-1323-z). A random
-        effect contributes its variance in the average sample, s_i tr(Z_i'Z_i) / n, which is s_i for a random
-        intercept. A fixed term contributes the variance of its fitted values X_t beta_t over the n samples (divisor
-        n), and these contributions are scaled to the variance of their sum X beta. All of it follows from X'X, Z'Z
-        and the estimates. Genes with a negative variance component are refitted with ``bounds="nonnegative"``.
+    Returns
+    -------
+    DataFrame (m x terms)
+        One row per gene; the columns are the fixed terms, the random effects and the residual. Every row sums
+        to 1; NaN for a gene without an estimate.
 
-        Returns
-        -------
-        DataFrame (m x terms)
-            One row per gene; the columns are the fixed terms, the random effects and the residual. Every row sums
-            to 1; NaN for a gene without an estimate.
+    Raises
+    ------
+    ValueError
+        If the design was given as matrices and its column means cannot be derived: X has no intercept and no
+        random effect is a grouping.
 
-        Raises
-        ------
-        ValueError
-            If the design was given as matrices and its column means cannot be derived: X has no intercept and no
-            random effect is a grouping.
-
-        Examples
-        --------
-        >>> import numpy as np, pandas as pd, lmm_gpu
-        >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
-        >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
-        >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
-        >>> shares = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)").variance_partition()
-        >>> shares.columns.tolist(), shares.sum(axis=1).round(12).tolist()
-        (['arm', 'donor', 'residual'], [1.0, 1.0])
-        """
-        theta, coef = nonnegative_estimates(self, np.arange(self.summary.m))
-        fixed = _fixed_variances(self.summary, coef)
-        parts = {**fixed, **dict(zip(self.summary.variance_names, _random_variances(self.summary, theta), strict=True))}
-        table = pd.DataFrame(parts, index=pd.Index(self.summary.features))
-        return table.div(table.sum(axis=1, min_count=len(parts)), axis=0)
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, lmm_gpu
+    >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+    >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+    >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+    >>> shares = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)").variance_partition()
+    >>> shares.columns.tolist(), shares.sum(axis=1).round(12).tolist()
+    (['arm', 'donor', 'residual'], [1.0, 1.0])
+    """
+    theta, coef = nonnegative_estimates(fit, np.arange(fit.summary.m))
+    fixed = _fixed_variances(fit.summary, coef)
+    parts = {**fixed, **dict(zip(fit.summary.variance_names, _random_variances(fit.summary, theta), strict=True))}
+    table = pd.DataFrame(parts, index=pd.Index(fit.summary.features))
+    return table.div(table.sum(axis=1, min_count=len(parts)), axis=0)
 
 
 def _random_variances(summary: SummaryStats, theta: np.ndarray) -> np.ndarray:

@@ -183,15 +183,14 @@ def test_a_saddle_has_between_within_df():
     np.testing.assert_array_equal(result.contrast_test(np.eye(3), "lmertest").df[1], np.full(20, 7.0))
 
 
-@pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell):UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(no random effect lets|too few to estimate|no degrees of freedom):UserWarning")
 def test_nothing_to_test_against_is_nan_with_every_method_but_the_residual():
     obs = pd.DataFrame({"donor": np.repeat(list("abcdef"), 10), "half": np.tile(["s", "t"], 30)})
     Y = np.random.default_rng(3).normal(size=(60, 5))
     result = fit((Y, obs), "~ 0 + donor + half + (1 | donor)", progress=False)
-    for method in ("kenward-roger", "lmertest"):
-        table = result.test(["donor[b] - donor[a]", "half[T.t]"], df=method).set_index("contrast")
-        assert table.loc["donor[b] - donor[a]", "p_value"].isna().all()
-        assert table.loc["half[T.t]", "p_value"].notna().all()
+    table = result.test(["donor[b] - donor[a]", "half[T.t]"], df="lmertest").set_index("contrast")
+    assert table.loc["donor[b] - donor[a]", "p_value"].isna().all()
+    assert table.loc["half[T.t]", "p_value"].notna().all()
 
 
 def test_kenward_roger_is_for_reml():

@@ -10,7 +10,7 @@ import scipy.stats
 from paths import REFERENCE
 
 from lmm_gpu import fit, lmm, sslmm
-from lmm_gpu.inference.strata import binding_strata, df_of_strata, within_df
+from lmm_gpu.inference.strata import between_within_df
 from lmm_gpu.inference.t_tests import ContrastTest, contrast_se_and_df
 
 
@@ -94,7 +94,7 @@ def test_a_balanced_design_between_donors_gives_the_t_test_on_donor_means(betwee
     assert inside.sum() >= (20 if between < 1 else m)
     if between == 0:
         assert (table["donor_variance"] < 0).any()  # negative components are what makes it exact
-    np.testing.assert_allclose(table["df"][inside], donors - 2, rtol=1e-9)
+    np.testing.assert_allclose(table["df"][inside], donors - 2, rtol=1e-6)
     np.testing.assert_allclose(table["statistic"][inside], exact.statistic[inside], rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(table["p_value"][inside], exact.pvalue[inside], rtol=1e-5)
 
@@ -132,7 +132,9 @@ CELLS = pd.DataFrame(
 CELLS["batch"] = CELLS["rep"].where(CELLS["donor"] != "D3", "1")  # differs between replicates of five donors
 AVERAGE = "(cls[p]:arm[T.v] + cls[q]:arm[T.v])/2"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(no random effect lets|hardly tell):UserWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*(no random effect lets|too few to estimate|no degrees of freedom):UserWarning"
+)
 
 BY_HAND = [
     # formula, contrast, df, why
@@ -144,7 +146,13 @@ BY_HAND = [
     ("~ arm + age + (1 | donor)", "arm[T.v] + age", 6 - 3, "a sum of two columns between donors"),
     ("~ arm * half + (1 | donor)", "arm[T.v]:half[T.t]", 60 - 4 - 4, "an interaction within donors"),
     ("~ 0 + cls + cls:arm + (1 | donor)", AVERAGE, 6 - 2, "an average over types that is an effect between donors"),
-    ("~ 0 + cls + cls:arm + (1 | donor)", "cls[p]:arm[T.v]", 60 - 4 - 4, "an effect on some of a donor's cells"),
+    (
+        "~ 0 + cls + cls:arm + (1 | donor)",
+        "cls[p]:arm[T.v]",
+        6 - 2,
+        "an effect in one type",
+    ),
+    ("~ cls * arm + (1 | donor)", "arm[T.v]", 6 - 2, "the same hypothesis in treatment coding"),
     ("~ 0 + cls + cls:arm + (1 | donor)", "cls[p] + cls[q]", 6 - 2, "one for every cell"),
     ("~ arm + batch + (1 | donor/rep)", "arm[T.v]", 6 - 2, "donors are fewer than replicates"),
     ("~ arm + batch + (1 | donor/rep)", "batch[T.2]", 12 - 6 - 1, "between replicates, within donors: less the donors"),
@@ -201,9 +209,8 @@ def test_the_same_from_the_matrices():
     design = dense.DESIGNS["one_nested"]  # 60 cells, 9 donors; intercept and treatment between them, x within
     summary = sslmm(design.X, dense.draw_genes(design, 1).T, design.Z)
     C = np.array([[1.0, 0, 0], [0, 1, 0], [1, -2, 0], [0, 0, 1], [0, 1, 1]])
-    np.testing.assert_array_equal(
-        df_of_strata(binding_strata(summary, C), within_df(summary, rank=7)), [7, 7, 7, 60 - 3 - 7, 60 - 3 - 7]
-    )
+    # the last one is not estimable within donors, as the treatment is not
+    np.testing.assert_array_equal(between_within_df(summary, C, rank=7), [7, 7, 7, 60 - 3 - 7, 7])
 
 
 # --- how they are put together --------------------------------------------------------------------
@@ -228,10 +235,10 @@ def test_between_within_where_a_component_is_held_at_zero():
     result = fitted(design, Y, bounds="nonnegative")
     held = (result.theta.iloc[0] == 0).to_numpy()
     assert 5 < held.sum() < 30 and (result.status[held] == "boundary").all()
-    df = result.contrast_test(np.array([[0.0, 1, 0], [0.3, 0, 1]]), "satterthwaite").df
+    df = result.contrast_test(np.array([[0.0, 1, 0], [0, 0, 1]]), "satterthwaite").df
     np.testing.assert_array_equal(df[0, held], 7.0)
     np.testing.assert_array_equal(df[1, held], 60.0 - 3 - 7)
-    assert (df[1, ~held] < 50).any()
+    assert (df[1, ~held] <= 50).all()
 
 
 def test_nothing_to_test_against_is_nan_with_every_method_but_the_residual():

@@ -1,0 +1,206 @@
+"""Tests of fixed effects as arrays: functions of a fit. `LMMFit` has `contrast_test` and `f_test` as methods."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..backend.arrays import like, namespace, to_numpy
+from ..estimation.grouped_effects import GroupedEffects
+from ..estimation.status import Status
+from ..inference.averaged_tests import AveragedTests, covered
+from ..inference.empirical_bayes import Prior
+from ..inference.f_tests import FTest, combine_df
+from ..inference.f_tests import f_test as f_test_of_model
+from ..inference.satterthwaite import GRADIENT_METHODS, check_df_method
+from ..inference.strata import between_within_df, between_within_directions, orthonormal_rows
+from ..inference.t_tests import ContrastTest, contrast_se_and_df
+from ..sumstats.gene_weights import WeightedStats
+from .blockwise import Fitted, GeneBlock, by_block, computing
+
+
+def contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> ContrastTest:
+    """Estimates, standard errors and df of contrasts as arrays, from which `test` makes its table.
+
+    Parameters
+    ----------
+    C : array (c, p)
+        Contrasts in rows, over the fixed effects.
+    method : str
+        Degrees of freedom, as `test`.
+    prior : Prior, optional
+        Of the residual variances, for moderated tests.
+
+    Returns
+    -------
+    ContrastTest
+        estimate, se, df (c, m); NaN for a feature without an estimate.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, or one that the fit does not allow.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, lmm_gpu
+    >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+    >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+    >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+    >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+    >>> tested = fit.contrast_test(np.array([[0.0, 1.0]]), "between-within")
+    >>> bool(np.allclose(tested.estimate, fit.coef.loc[["arm[T.stim]"]])), tested.df.tolist()
+    (True, [[6.0, 6.0]])
+    """
+    check_df_method(method, fit.method)
+    if method == "generalized":
+        return _averaged(fit, C, prior) if _is_averaged(fit) else _approximate(fit, C, prior)
+    return _closed_form(fit, C, method, prior)
+
+
+def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -> ContrastTest:
+    between_within = between_within_df(fit.summary, C, fit.model.likelihood.rank)
+    with computing(fit):
+        needed = method in GRADIENT_METHODS or prior is not None
+        ready = fit.model.prepare(like(C, fit.model.XXinv), gradient=needed)
+    se, df = (np.full((C.shape[0], fit.summary.m), np.nan) for _ in range(2))
+
+    def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray]:
+        model = block.model if method == "lmertest" else block.design
+        return contrast_se_and_df(model, block.theta, ready, method, between_within, prior)
+
+    for genes, (of_se, of_df) in by_block(fit, form):
+        se[:, genes], df[:, genes] = of_se, of_df
+    se[:, _untested(fit)] = np.nan
+    return ContrastTest(C @ fit.estimates.coef, se, df)
+
+
+def _averaged(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
+    # the default test, with one or two random effects
+    with computing(fit):
+        tests = AveragedTests.build(fit.summary.select(slice(0)).on(to_numpy), C)
+    location, se, df = (np.full((C.shape[0], fit.summary.m), np.nan) for _ in range(3))
+
+    def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        theta, estimate = _nonnegative(fit, block, C)
+        return tests.t(block.projected(tests.projection), theta, estimate, prior)
+
+    for genes, found in by_block(fit, form):
+        for values, new in zip((location, se, df), found, strict=True):
+            values[:, genes] = new
+    se[:, _untested(fit)] = np.nan
+    return ContrastTest(C @ fit.estimates.coef, se, df, location)
+
+
+def _approximate(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
+    # the default test with more random effects: Kenward and Roger's, Satterthwaite's where that has none
+    plain = _closed_form(fit, C, "satterthwaite", prior)
+    if fit.method != "REML":
+        return plain
+    adjusted = _closed_form(fit, C, "kenward-roger", prior)
+    valid = (adjusted.se > 0) & (adjusted.df > 0) & np.isfinite(plain.df)
+    return ContrastTest(plain.estimate, np.where(valid, adjusted.se, plain.se), np.where(valid, adjusted.df, plain.df))
+
+
+def f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> FTest:
+    """F statistics and df of several contrasts at once as arrays, from which `test` makes a joint table.
+
+    Parameters
+    ----------
+    C : array (c, p)
+        Contrasts in rows, over the fixed effects.
+    method : str
+        Degrees of freedom, as `test`.
+    prior : Prior, optional
+        Of the residual variances, for a moderated test by the default method.
+
+    Returns
+    -------
+    FTest
+        statistic (m,), df1, the rank of `C`, and df (m,) of the denominator; NaN for a feature without an estimate.
+
+    Raises
+    ------
+    ValueError
+        For an unknown method, or one that the fit does not allow.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, lmm_gpu
+    >>> rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 10)
+    >>> obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "ctrl", "stim")})
+    >>> Y = rng.normal(size=(80, 2)) + rng.normal(size=(8, 2))[donor]
+    >>> fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)")
+    >>> tested = fit.f_test(np.array([[0.0, 1.0]]), "residual")
+    >>> bool(np.allclose(tested.statistic, fit.t.loc["arm[T.stim]"] ** 2)), tested.df1
+    (True, 1)
+    """
+    check_df_method(method, fit.method)
+    if method == "generalized":
+        return _averaged_f(fit, C, prior) if _is_averaged(fit) else _approximate_f(fit, C)
+    if prior is not None:
+        raise ValueError(
+            f"moderate=True: a joint F test with df={method!r} has no moderated form; use df='generalized'"
+        )
+    return _closed_form_f(fit, C, method)
+
+
+def _closed_form_f(fit: Fitted, C: np.ndarray, method: str) -> FTest:
+    directions = between_within_directions(fit.summary, C, fit.model.likelihood.rank)
+    between_within = float(combine_df(directions))
+    statistic, df = (np.full(fit.summary.m, np.nan) for _ in range(2))
+    for genes, part in by_block(fit, lambda at: f_test_of_model(at.model, at.theta, C, method, between_within)):
+        statistic[genes], df[genes] = part.statistic, part.df
+    statistic[_untested(fit)] = np.nan
+    return FTest(statistic, len(directions), df)
+
+
+def _averaged_f(fit: Fitted, C: np.ndarray, prior: Prior | None) -> FTest:
+    Q = orthonormal_rows(C, to_numpy(fit.model.XXinv))
+    with computing(fit):
+        design = fit.summary.select(slice(0)).on(to_numpy)
+        tests = AveragedTests.build(design, Q, joint=True)
+    statistic, df = (np.full(fit.summary.m, np.nan) for _ in range(2))
+
+    def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray]:
+        theta, estimate = _nonnegative(fit, block, Q)
+        return tests.f(block.projected(tests.projection), theta, estimate, prior)
+
+    for genes, part in by_block(fit, form):
+        statistic[genes], df[genes] = part
+    statistic[_untested(fit)] = np.nan
+    return FTest(statistic, len(Q), df)
+
+
+def _approximate_f(fit: Fitted, C: np.ndarray) -> FTest:
+    plain = _closed_form_f(fit, C, "satterthwaite")
+    if fit.method != "REML":
+        return plain
+    adjusted = _closed_form_f(fit, C, "kenward-roger")
+    valid = (adjusted.statistic >= 0) & (adjusted.df > 0) & np.isfinite(plain.df)
+    return FTest(
+        np.where(valid, adjusted.statistic, plain.statistic), plain.df1, np.where(valid, adjusted.df, plain.df)
+    )
+
+
+def _untested(fit: Fitted) -> np.ndarray:
+    # genes (m,) without a valid residual variance
+    return np.isin(fit.estimates.status, [int(Status.FAILED), int(Status.ILL_CONDITIONED)])
+
+
+def _is_averaged(fit: Fitted) -> bool:
+    own = isinstance(fit.summary, WeightedStats)  # genes have designs of their own
+    return (
+        not own
+        and not isinstance(fit.model.likelihood, GroupedEffects)
+        and covered(fit.summary, len(fit.estimates.theta))
+    )
+
+
+def _nonnegative(fit: Fitted, block: GeneBlock, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    # theta (k+1, b) with zero in place of negative components, and the estimates C beta (c, b) with its weights
+    theta, estimate = to_numpy(block.theta), C @ fit.estimates.coef[:, block.genes]
+    if (theta[:-1] < 0).any():
+        at = namespace(block.theta).where(block.theta > 0, block.theta, 0.0)
+        moved = C @ to_numpy(block.model.coefficients(at))
+        estimate = np.where((theta[:-1] < 0).any(axis=0), moved, estimate)
+    return np.maximum(theta, 0.0), estimate
