@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from .._version import __version__
-from . import fit_commands, show_commands, table_commands
+from . import bulk_commands, fit_commands, show_commands, table_commands
 from . import options as opt
 from .error_messages import in_options
 from .guide import guide
@@ -35,6 +35,8 @@ app.command()(table_commands.anova)
 app.command()(table_commands.variance_test)
 app.command()(table_commands.ranef)
 app.command()(table_commands.partition)
+app.command()(bulk_commands.pseudobulk)
+app.command()(bulk_commands.dream)
 app.command()(show_commands.plot)
 app.command()(show_commands.report)
 

@@ -7,17 +7,21 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import scipy.sparse
 
 from ..backend.optional import require
-from ..io.files import replacing
 from ..simulation import SimulatedCounts, simuRNAseq
+from .h5ad_output import write_h5ad
 from .options import TABLE_FORMATS
-from .output_files import MARK, check_results_folder
+from .output_files import check_results_folder
 from .results_folder import FIT, RECORD, table_names
 from .run import Run, fit_to_folder
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam)"
 FDR = 0.05
@@ -60,7 +64,7 @@ def demonstrate(
     say(f"simulating {cells:,} cells x {genes:,} genes of 24 donors and 4 cell types (seed {seed})")
     data = simuRNAseq(nGenes=genes, nCells=cells, nsam=24, ncls=4, ntrt=2, nDEgenes=genes // 10, seed=seed)
     path = folder / "cells.h5ad"
-    _write_h5ad(data, path)
+    write_h5ad(_cells(data), path, "demo")
     simulated = time.perf_counter() - started
     say(f"wrote {path}; fitting {DEMO_FORMULA}")
     types = sorted(data.metadata["cls"].unique())
@@ -78,13 +82,9 @@ def _compare(table: pd.DataFrame, changed: pd.DataFrame, seconds: float) -> Trut
     return Truth(len(truth), len(pairs & truth), len(pairs - truth), seconds)
 
 
-def _write_h5ad(data: SimulatedCounts, path: Path) -> None:
+def _cells(data: SimulatedCounts) -> AnnData:
     anndata = require("anndata", "writing .h5ad")
-    h5py = require("h5py", "writing .h5ad")
     counts = scipy.sparse.csr_matrix(data.counts.to_numpy().T)  # (cells, genes)
     metadata = data.metadata.astype(dict.fromkeys(("sam", "cls", "trt"), "category"))
-    cells = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
-    with replacing(path) as part:
-        cells.write_h5ad(part, compression="lzf")
-        with h5py.File(part, "r+") as file:
-            file.attrs[MARK] = "lmm_gpu demo"
+    adata: AnnData = anndata.AnnData(counts, obs=metadata, var=pd.DataFrame(index=data.counts.index))
+    return adata

@@ -153,5 +153,5 @@ def variance_tests(fit: LMMFit, component: str | None, method: str | None) -> pd
 
 
 def partition_table(fit: LMMFit) -> pd.DataFrame:
-    """Return fractions of the variance, one row per gene."""
-    return fit.variance_fractions().T.add_suffix("_fraction").rename_axis("variable")
+    """Return the variance partition, one row per gene."""
+    return fit.variance_partition().add_suffix("_fraction").rename_axis("variable")

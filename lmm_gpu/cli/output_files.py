@@ -12,7 +12,7 @@ from typing import Any
 
 from ..io.files import writable_target
 
-#: The first column of every table of ours, and columns of which each has at least one.
+#: One of the first two columns of every table of ours, and columns of which each has at least one.
 _FIRST, _OTHERS = "variable", {"log10_p_value", "niter", "blup", "residual_fraction"}
 #: Written into every plot, report and JSON file.
 _NAME = b"lmm_gpu"
@@ -113,7 +113,7 @@ def written_by_us(path: Path) -> bool:
 
 
 def _our_columns(names: list[str]) -> bool:
-    return names[:1] == [_FIRST] and not _OTHERS.isdisjoint(names)
+    return _FIRST in names[:2] and not _OTHERS.isdisjoint(names)
 
 
 def _text_columns(path: Path, separator: str) -> list[str]:
