@@ -196,7 +196,7 @@ def test_page_is_formatted_on_a_terminal(capsys, monkeypatch):
     assert code == 0 and "\x1b[" in out and "# Choosing" not in out and "Choosing degrees of freedom" in out
 
 
-@pytest.mark.parametrize(("topic", "hint"), [("dff", "df"), ("scampy", "scanpy"), ("zebra", "start, models")])
+@pytest.mark.parametrize(("topic", "hint"), [("dff", "df"), ("scampy", "scanpy"), ("zebra", "start, worked")])
 def test_unknown_topic_is_refused_with_suggestions(topic, hint, capsys):
     code, out, err = called(capsys, topic)
     assert code == 2 and not out and hint in err and len(err.splitlines()) == 1
