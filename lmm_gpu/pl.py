@@ -4,6 +4,7 @@ Every function draws on the matplotlib axes `ax` (by default those of a new figu
 figure to a file.
 """
 
+from .reporting.bulk_plots import voom
 from .reporting.canvas import save
 from .reporting.contrast_plots import ma, pvalue_hist, qq, volcano
 from .reporting.fit_plots import convergence, variance, variance_bars, variance_partition
@@ -20,4 +21,5 @@ __all__ = [
     "variance_bars",
     "variance_partition",
     "volcano",
+    "voom",
 ]

@@ -13,6 +13,7 @@ import lmm_gpu
 _SECTIONS = {
     "Fitting and testing": ("fit", "summarize", "LMMFit", "SummaryStats", "Status", "report"),
     "AnnData": ("tl", "to_wide"),
+    "Pseudobulk and bulk data": ("pseudobulk", "voom", "dream", "tmm_factors"),
     "Plots": ("pl",),
     "FLASHMM's functions": ("lmmfit", "lmm", "sslmm", "lmmtest", "contrast_matrix", "flashmm", "simuRNAseq"),
 }

@@ -588,3 +588,18 @@ def test_tick_labels_do_not_overlap(paired):
     ax.figure.canvas.draw()
     boxes = [text.get_window_extent() for text in ax.get_xticklabels()]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_voom_plot_shows_the_trend():
+    import anndata
+
+    obs = pd.DataFrame({"arm": list("ab") * 6}, index=[f"s{i}" for i in range(12)])
+    counts = RNG.poisson(200.0, size=(12, 40)).astype(float)
+    made = lmm_gpu.voom(anndata.AnnData(counts, obs=obs), "~ arm")
+    ax = pl.voom(made)
+    np.testing.assert_allclose(
+        scattered(ax)[0].get_offsets(), np.column_stack([made.uns["voom"]["x"], made.uns["voom"]["y"]])
+    )
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), made.uns["voom"]["line_y"])
+    with pytest.raises(ValueError, match=r"no uns\['voom'\]: pass what lmm_gpu.voom"):
+        pl.voom(anndata.AnnData(counts))

@@ -196,7 +196,7 @@ def _design(X: np.ndarray, Z: np.ndarray, d: tuple[int, ...]) -> Design:
     columns = tuple(range(X.shape[1]))
     names = tuple(f"x{i}" for i in columns)
     row = np.zeros(len(X), dtype=int)
-    fixed = FixedColumns(names, tuple(), row, np.zeros((1, 0)), (), X, columns)
+    fixed = FixedColumns(names, (), row, np.zeros((1, 0)), (), X, columns)
     blocks = np.split(Z, np.cumsum(d)[:-1], axis=1)
     levels = [tuple(map(str, range(width))) for width in d]
     random = [RandomTerm(f"d{i}", ("Intercept",), b.argmax(1), levels[i]) for i, b in enumerate(blocks)]
