@@ -1,4 +1,4 @@
-"""Matrix Market files entry by entry: a text of `row column value` that is sorted either way is never held whole."""
+"""Matrix Market files in parts: a text of `row column value`, sorted by rows or columns, is never held as a whole."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import scipy.sparse
+
+from .broken_files import check_size
 
 #: Entries that are parsed at a time.
 _ENTRIES = 2**17
 
 
 class Header(NamedTuple):
-    """The first lines of a file: what they say, and how many they are."""
+    """Content of the first lines of a file, and their number."""
 
     layout: str  #: "coordinate" or "array"
     field: str  #: "real", "integer", "pattern" or "complex"
@@ -45,9 +46,9 @@ def read_header(path: Path) -> Header:
 
 
 class MarketMatrix:
-    """A sparse matrix in a text, sorted by rows or by columns; reading goes through it from the beginning.
+    """A sparse matrix in a text, sorted by rows or by columns, which is read from the beginning.
 
-    ``matrix[lo:hi]`` gives cells, or genes where `by_genes`; one after the other costs one pass.
+    ``matrix[lo:hi]`` gives cells, or genes if `by_genes`; reading all of them in order takes one pass.
 
     Parameters
     ----------
@@ -58,23 +59,24 @@ class MarketMatrix:
     Raises
     ------
     ValueError
-        If entries are missing, in surplus, outside the matrix, or sorted neither way.
+        If entries are missing, in surplus or outside the matrix.
     """
 
     def __init__(self, path: Path, header: Header):
         self._path, self._header = path, header
         self._order = 0  # the axis that entries are sorted by: 0 rows, 1 columns
         self._cells = 0  # the axis of the cells
+        check_size(8 * sum(header.sizes[:2]), "it")
         counts = [np.zeros(size, dtype=np.int64) for size in header.sizes[:2]]
         is_sorted, last = [True, True], np.full((1, 2), -1)
         for places, _ in self._parts():
             self._check(places)
             for axis in (0, 1):
-                counts[axis] += np.bincount(places[:, axis], minlength=len(counts[axis]))
+                _count(places[:, axis], counts[axis])
                 is_sorted[axis] &= bool((np.diff(np.append(last[:, axis], places[:, axis])) >= 0).all())
             last = places[-1:]
         if counts[0].sum() != header.sizes[2]:
-            raise ValueError(f"it says that it has {header.sizes[2]} entries, and has {counts[0].sum()}")
+            raise ValueError(f"it says that it has {header.sizes[2]} entries, but has {counts[0].sum()}")
         self.is_sorted = any(is_sorted)
         self._order = 0 if is_sorted[0] else 1
         self.indptr = np.concatenate([[0], np.cumsum(counts[self._order])])  # (rows or columns + 1,)
@@ -119,7 +121,7 @@ class MarketMatrix:
         taken = [self._buffer]
         while self._at + sum(len(values) for _, values in taken) < end:
             taken.append(next(self._left))
-            if self._at + len(taken[0][1]) <= begin:  # what nobody asked for
+            if self._at + len(taken[0][1]) <= begin:  # before the first entry that is asked for
                 self._at += len(taken.pop(0)[1])
         places, values = (np.concatenate(parts) for parts in zip(*taken, strict=True))
         lo, hi = begin - self._at, end - self._at
@@ -127,6 +129,8 @@ class MarketMatrix:
         return places[lo:hi].copy(), values[lo:hi]
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        import pandas as pd
+
         pattern = self._header.field == "pattern"
         table = pd.read_csv(
             self._path,
@@ -151,3 +155,11 @@ class MarketMatrix:
         if outside.any():
             place, sizes = (places[outside][0] + 1).tolist(), self._header.sizes[:2]
             raise ValueError(f"it has an entry at {place[0]}, {place[1]} of {sizes[0]} x {sizes[1]}")
+
+
+def _count(places: np.ndarray, counts: np.ndarray) -> None:
+    """Add the number of entries at each place to `counts`; `places` are mostly close together."""
+    if len(places):
+        first = int(places.min())
+        found = np.bincount(places - first)
+        counts[first : first + len(found)] += found

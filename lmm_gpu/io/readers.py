@@ -14,7 +14,7 @@ from .broken_files import IN_MEMORY, check_size, reading
 from .files import TABLES, suffix_of
 from .found import Found, Selection, kept_features, types_of
 from .market_files import MARKET, feature_names, market_file_of, open_market
-from .sparse_checks import as_csr
+from .memory_sparse import in_memory
 from .stores import STORES, check_layer, open_store, stored_matrix
 from .tenx import open_10x
 from .text_tables import check_exists, read_genes_by_cells, read_names, refuse_text_columns
@@ -131,6 +131,6 @@ def _by_rows(matrix: Any, name: str | Path) -> Any:
     if isinstance(matrix, np.ndarray):  # np.matrix and views of AnnData as plain arrays
         return np.asarray(matrix)
     try:
-        return as_csr(matrix)
+        return in_memory(matrix)
     except ValueError as error:
         raise ValueError(f"{name} is no valid sparse matrix: {error}") from error

@@ -46,6 +46,8 @@ class Source:
         (stored cells,) bool: cells of this source; None for all.
     features_kept
         (stored features,) bool: genes of this source; None for all.
+    layer
+        Layer that the matrix is, "raw" for raw; None for X and for data without layers.
     """
 
     matrix: Array = field(repr=False)
@@ -55,6 +57,7 @@ class Source:
     _files: ExitStack = field(repr=False)
     kept: np.ndarray | None = field(default=None, repr=False)
     features_kept: np.ndarray | None = field(default=None, repr=False)
+    layer: str | None = None
 
     @property
     def n(self) -> int:
@@ -208,7 +211,8 @@ def open_source(
             found = replace(found, matrix=as_csr(found.matrix.T))
         table = aligned(table, found, name)
         genes = _gene_names(features, found, name)
-        return Source(found.matrix, table, genes, name, files.pop_all(), features_kept=found.features_kept)
+        kept, layer = found.features_kept, "raw" if use_raw else layer
+        return Source(found.matrix, table, genes, name, files.pop_all(), features_kept=kept, layer=layer)
 
 
 def some_columns(values: Any, kept: np.ndarray) -> Any:

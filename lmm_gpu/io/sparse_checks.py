@@ -59,7 +59,7 @@ def check_indices(indices: np.ndarray, columns: int) -> None:
 def check_structure(matrix: Any) -> None:
     """Check a SciPy sparse matrix in memory, of any format, before it is sliced or converted.
 
-    For CSR only `indptr` is checked here: `Source.chunks` checks the indices in the pass that reads them.
+    For CSR only its `indptr` is checked here: `Source.chunks` checks the indices in the pass that reads them.
 
     Raises
     ------

@@ -33,6 +33,10 @@ OBS = pd.DataFrame({"cell": CELLS, "donor": [f"D{cell % 3}" for cell in range(N)
 def values(source: Source, cells: int = 5) -> np.ndarray:
     """All rows, put together from chunks whose slices must follow each other."""
     chunks, at = [], 0
+    if source.by_genes:
+        parts = [(place, chunk.toarray()) for place, chunk in source.chunks(cells)]
+        assert [place.start for place, _ in parts] == list(range(0, source.m, cells))
+        return np.hstack([chunk for _, chunk in parts])
     for rows, chunk in source.chunks(cells):
         assert rows.start == at and rows.stop == at + chunk.shape[0] and chunk.shape[1] == source.m
         assert isinstance(chunk, (np.ndarray, sparse.csr_array))
@@ -91,6 +95,18 @@ def store(request, adata, tmp_path) -> Path:
 @pytest.mark.parametrize("of", [sparse.csr_array, sparse.csr_matrix])
 def test_sparse_formats(kind, of):
     np.testing.assert_array_equal(opened((of(COUNTS).asformat(kind), OBS)), COUNTS)
+
+
+def test_csc_in_memory_is_read_by_genes_and_not_copied():
+    matrix = sparse.csc_matrix(COUNTS)
+    with open_source((matrix, OBS)) as source:
+        assert source.by_genes and np.shares_memory(source.matrix.data, matrix.data)
+        for as_canonical, kind in ((True, "csr"), (False, "csc")):
+            chunks = [chunk for _, chunk in source.chunks(2, canonical=as_canonical)]
+            assert {chunk.format for chunk in chunks} == {kind}
+            np.testing.assert_array_equal(np.hstack([chunk.toarray() for chunk in chunks]), COUNTS)
+    matrix.indices[3] = N
+    refused((matrix, OBS), texts=(f"a sparse index is {N}, but must lie in 0 ... {N - 1}",))
 
 
 @pytest.mark.parametrize("matrix", [COUNTS, COUNTS.astype(np.float32), np.asfortranarray(COUNTS), COUNTS > 0])

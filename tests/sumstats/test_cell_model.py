@@ -301,7 +301,7 @@ def test_numbers_that_cannot_be_sums_are_refused(tmp_path, name):
     changed = {key: change(getattr(ss, key)) if callable(change) else change for key, change in DAMAGE[name].items()}
     broken = SummaryStats(**{one.name: getattr(ss, one.name) for one in fields(ss)} | changed)
     broken.save(tmp_path / "broken.h5")
-    with pytest.raises(ValueError, match=r"cannot use .*broken\.h5: what it holds does not fit together"):
+    with pytest.raises(ValueError, match=r"cannot use .*broken\.h5: its content does not fit together"):
         SummaryStats.load(tmp_path / "broken.h5")
     with pytest.raises(ValueError):
         broken + summed((VALUES[:60], OBS[:60]))

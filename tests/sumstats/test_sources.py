@@ -213,8 +213,8 @@ def test_mtx_by_scipy(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda lines: lines[:-2], "it says that it has .* entries, and has"),
-        (lambda lines: [*lines, "1 1 5"], "it says that it has .* entries, and has"),
+        (lambda lines: lines[:-2], "it says that it has .* entries, but has"),
+        (lambda lines: [*lines, "1 1 5"], "it says that it has .* entries, but has"),
         (lambda lines: [*lines[:-1], f"{N + 1} 1 5"], f"it has an entry at {N + 1}, 1 of {N} x {M}"),
         (lambda lines: [*lines[:-1], "0 1 5"], "it has an entry at 0, 1"),
         (lambda lines: [*lines[:-1], "1 a 5"], "cannot read"),
