@@ -13,10 +13,11 @@ import scipy.sparse
 from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..design.design import Design
-from .centring import FAR, SAMPLED_CELLS, centre_of, constant_of
+from .centring import FAR, SAMPLED_CELLS, centre_of
+from .design_sums import constant_of_design, products_of_design
 from .group_tables import GroupTables
 from .grouped_design import GroupedDesign
-from .products import DesignProducts, GeneProducts, column_sums, design_products, products_of_chunk
+from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
 from .transform import (
     Transform,
     any_value,
@@ -97,7 +98,8 @@ class Accumulator:
     ):
         self.design, self.m, self.weights, self.passes = design, m, weights, passes or Passes()
         self.values = ValueCheck(transform, is_counts)
-        self.constant, self.products = constant_of(design.X), design_products(design.X, design.Z, weights)
+        self.grouped, self.constant = GroupedDesign.of(design), constant_of_design(design)
+        self.products = products_of_design(design, self.grouped, weights)
         self.tables: GroupTables | None = None
         self.dense: dict[str, np.ndarray] = {}
         self.counts = {name: np.zeros(m) for name in ("cells", "total")} if counting else {}
@@ -174,11 +176,13 @@ class Accumulator:
 
     def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> np.ndarray:
         """Add dense values about the centre; return the sums of squares (genes,) so far."""
-        if self.passes.fused and not on_device(Y) and isinstance(genes, slice) and genes == slice(0, self.m):
+        if not on_device(Y):
             tables = self.expect_sparse()
-            if tables.fused:
+            if tables.fused and isinstance(genes, slice) and genes == slice(0, self.m):
                 tables.add_values(rows, Y, self.centre)
-                return tables.moments[:, -1]
+            else:
+                tables.add_dense(rows, genes, Y, self.centre[genes])
+            return tables.moments[genes, -1]
         if not self.dense:
             self.dense = self._zeros()
         weights = None if self.weights is None else self.weights[rows]
@@ -194,10 +198,9 @@ class Accumulator:
     def expect_sparse(self) -> GroupTables:
         """Return the tables of sparse chunks; better made before there are any, as some numbers per cell are held."""
         if self.tables is None:
-            grouped = GroupedDesign(self.design.X, self.design.Z, self.design.d)
             passes = self.passes
             self.tables = GroupTables(
-                grouped, self.m, self.weights, fused=passes.fused, threads=passes.threads, most=passes.most
+                self.grouped, self.m, self.weights, fused=passes.fused, threads=passes.threads, most=passes.most
             )
         return self.tables
 

@@ -65,6 +65,7 @@ class CellModel:
     client: Any = None
     memory: int | None = None
     weights: np.ndarray | None = None
+    used: np.ndarray | None = None  #: (selected cells,), those with weight and complete values; None for all
 
     def checkpoint(self, options: ReadOptions) -> Checkpoint | None:
         """The checkpoint of `options`; the caller removes it once the results are on disk."""
@@ -127,8 +128,11 @@ class CellModel:
         source = self.source
         if isinstance(given, str):
             return check_size_factors(column_of(source, given), f"obs column {given!r}: the values")
-        if np.shape(given) != (source.n,):
-            raise ValueError(f"size_factors have shape {np.shape(given)}, wanted one per cell: ({source.n},)")
+        selected = source.n if self.used is None else len(self.used)
+        if np.shape(given) != (selected,):
+            raise ValueError(f"size_factors have shape {np.shape(given)}, wanted one per cell: ({selected},)")
+        if self.used is not None:
+            given = given[self.used] if isinstance(given, pd.Series) else np.asarray(given)[self.used]
         if isinstance(given, pd.Series) and not given.index.equals(source.obs.index):
             raise ValueError("size_factors are not labelled as obs is: pass size_factors.loc[obs.index], or an array")
         return check_size_factors(given, "size_factors")
@@ -208,19 +212,20 @@ def open_cells(
     where: dict[str, Any] = {"layer": layer, "use_raw": use_raw, "features": features, "feature_types": feature_types}
     opened = data if isinstance(data, Source) else open_source(data, obs, **where)
     with connected(scheduler) as client, opened as whole:
-        source = select_cells(whole, cells)
-        given = None if weights is None else _weights_of(source, weights)
+        selected = select_cells(whole, cells)
+        given = None if weights is None else _weights_of(selected, weights)
+        used = used_cells(formula, selected.obs)
         if given is not None and not given.all():
-            logger.warning("%d of %d cells have weight 0 and are left out", np.count_nonzero(given == 0), source.n)
-            source, given = source.where(given > 0), given[given > 0]
-        complete = used_cells(formula, source.obs)
-        if not complete.all():
-            source, given = source.where(complete), None if given is None else given[complete]
+            logger.warning("%d of %d cells have weight 0 and are left out", np.count_nonzero(given == 0), selected.n)
+            used = used & (given > 0)
+        source = selected if used.all() else selected.where(used)
+        given = None if given is None else given[used]
         if client:
             from .dask_sums import read_on_workers
 
             source = read_on_workers(source, memory)
-        yield CellModel(source, build_design(formula, source.obs), client, memory, given)
+        left_out = None if used.all() else used
+        yield CellModel(source, build_design(formula, source.obs), client, memory, given, left_out)
 
 
 def select_cells(source: Source, cells: str | np.ndarray | Sequence[bool] | None) -> Source:

@@ -72,7 +72,8 @@ def constant_of(X: Any) -> Array | None:
 
     Examples
     --------
-    >>>     >>> constant_of(np.array([[1.0, 0.0, 5.0], [0.0, 1.0, 7.0], [0.0, 1.0, 8.0]]))
+    >>> import numpy as np
+    >>> constant_of(np.array([[1.0, 0.0, 5.0], [0.0, 1.0, 7.0], [0.0, 1.0, 8.0]]))
     array([1., 1., 0.])
     """
     X = as_float64(X)

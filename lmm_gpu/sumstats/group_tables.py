@@ -23,6 +23,8 @@ from .transform import Transform
 #: Group sums that SciPy's path computes at a time: they stay in the processor's cache, and the C library reuses arrays
 #: of this size, where larger ones take new pages.
 _SUMS_AT_A_TIME = 2**18
+#: Genes of a dense block, whose sums stay in the cache.
+_BLOCK_GENES = 512
 #: Fewer values than this are accumulated before the compiled pass is loaded.
 FUSED_VALUES = 20_000_000
 #: Counts below this are transformed by a look-up.
@@ -56,7 +58,7 @@ class GroupTables:
     Examples
     --------
     >>> X, Z = np.ones((4, 1)), scipy.sparse.csr_array(np.repeat(np.eye(2), 2, axis=0))
-    >>> tables = GroupTables(GroupedDesign(X, Z, (2,)), 2)
+    >>> tables = GroupTables(GroupedDesign.from_matrices(X, Z, (2,)), 2)
     >>> tables.add(slice(0, 4), slice(0, 2), scipy.sparse.csr_array(np.arange(8.0).reshape(4, 2)))
     >>> products = tables.products()
     >>> products.XY.tolist(), products.ZY.tolist(), products.Ynorm.tolist()
@@ -101,6 +103,25 @@ class GroupTables:
         for lo in range(0, covariates.shape[1], width):
             moments[:, lo : min(lo + width, covariates.shape[1])] += Y.T @ covariates[:, lo : lo + width]
         moments[:, -1] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
+
+    def add_dense(self, rows: slice, genes: slice | np.ndarray, Y: np.ndarray, centre: np.ndarray) -> None:
+        """Add dense transformed values (cells, genes), less the centre (genes,), by products of SciPy."""
+        columns = np.arange(self.m)[genes]
+        for lo, hi in blocks(Y.shape[1], _BLOCK_GENES):
+            size = max(1, _SUMS_AT_A_TIME // (hi - lo))
+            for start, stop in blocks(Y.shape[0], size):
+                values = Y[start:stop, lo:hi].astype(np.float64) - centre[lo:hi]
+                self._add_block(slice(rows.start + start, rows.start + stop), columns[lo:hi], values)
+
+    def _add_block(self, rows: slice, genes: np.ndarray, values: np.ndarray) -> None:
+        weighted = values if self.weights is None else values * self.weights[rows, None]
+        places = slice(int(genes[0]), int(genes[-1]) + 1) if len(genes) == genes[-1] - genes[0] + 1 else genes
+        for block in self.design.random_columns:
+            self.sums[block.rows, places] += block.Z[rows].T @ weighted
+        for grouping in self.design.groupings:
+            self.sums[grouping.rows, places] += grouping.indicators(rows).T @ weighted
+        self.moments[places, :-1] += weighted.T @ self.design.covariates[rows]
+        self.moments[places, -1] += np.einsum("ij,ij->j", weighted, values)
 
     def add_fused(self, rows: slice, genes: slice, Y: Any, transform: Transform) -> int:
         """Add a chunk (cells, genes) of stored values, dense or sparse, by the compiled pass.

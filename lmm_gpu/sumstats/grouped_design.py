@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from ..design.design import Design
+from ..design.fixed_effects import FixedColumns
+
 #: Columns of X with more distinct values than this are covariates; also the largest number of groups of joined columns.
 _MOST_GROUPS = 256
 #: A pass over the cells costs about as much as multiplying this many covariates.
@@ -32,6 +35,12 @@ class Grouping:
     columns: Sequence[int] = ()  #: c columns of X
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  #: (groups, c), their values in each group
 
+    def indicators(self, rows: slice) -> Any:
+        """Indicator columns of the groups for some cells, csr_array (cells, groups), times the weights."""
+        codes, width = self.codes[rows].astype(np.int32), self.rows.stop - self.rows.start
+        weights = np.ones(len(codes)) if self.weights is None else self.weights[rows]
+        return scipy.sparse.csr_array((weights, codes, np.arange(len(codes) + 1)), shape=(len(codes), width))
+
 
 @dataclass(frozen=True, eq=False)
 class RandomColumns:
@@ -41,18 +50,14 @@ class RandomColumns:
     Z: Any = field(repr=False)  #: csr_array (n, columns)
 
 
+@dataclass(frozen=True, eq=False)
 class GroupedDesign:
     """X (n, p) and Z (n, q) as groupings and covariates.
 
-    Parameters
-    ----------
-    X : array (n, p)
-    Z : scipy.sparse.csr_array (n, q)
-    d : sequence of int
-        Columns of Z per random effect.
-
     Attributes
     ----------
+    p, q
+        Columns of X and Z.
     groupings
         Of the random effects that have one value per cell, and of columns of X.
     random_columns
@@ -61,38 +66,82 @@ class GroupedDesign:
         Columns of X that are covariates.
     covariates
         (n, c): X[:, rest], and a column of ones unless a grouping gives the sums of the genes.
-    groups
-        Rows of the table of group sums: q for Z, then those of the groupings of X.
 
     Examples
     --------
     >>> X, Z = np.ones((4, 1)), scipy.sparse.csr_array(np.repeat(np.eye(2), 2, axis=0))
-    >>> design = GroupedDesign(X, Z, (2,))
+    >>> design = GroupedDesign.from_matrices(X, Z, (2,))
     >>> design.groups, design.groupings[0].codes.tolist(), list(design.groupings[0].columns), design.rest
     (2, [0, 0, 1, 1], [0], [])
     """
 
-    def __init__(self, X: np.ndarray, Z: Any, d: Sequence[int]):
-        self.n, self.p, self.q = len(X), X.shape[1], sum(d)
-        self.groupings: list[Grouping] = []
-        self.random_columns: list[RandomColumns] = []
-        left = list(range(self.p))
-        ends = np.cumsum(d).tolist()
+    p: int
+    q: int
+    groupings: list[Grouping]
+    random_columns: list[RandomColumns]
+    rest: list[int]
+    covariates: np.ndarray
+
+    @classmethod
+    def from_matrices(cls, X: np.ndarray, Z: Any, d: Sequence[int]) -> GroupedDesign:
+        """Find the groupings of X (n, p) and of Z (n, q), a csr_array with `d` columns per random effect."""
+        groupings, several = [], []
+        left, ends = list(range(X.shape[1])), np.cumsum(d).tolist()
         for rows in (slice(end - width, end) for end, width in zip(ends, d, strict=True)):
             block = _one_hot(Z[:, rows], rows)
             if isinstance(block, RandomColumns):
-                self.random_columns.append(block)
+                several.append(block)
                 continue
             if block.weights is None:
                 block = _with_constant_columns(block, X, left)
                 left = [column for column in left if column not in block.columns]
-            self.groupings.append(block)
-        self.has_sums = any(grouping.weights is None for grouping in self.groupings)
-        fixed, self.rest = _packed(X, left, self.q)
-        self.groupings += fixed
-        self.groups = max([self.q, *(grouping.rows.stop for grouping in fixed)])
-        ones = () if self.has_sums else (np.ones((self.n, 1)),)
-        self.covariates = np.hstack([X[:, self.rest], *ones])
+            groupings.append(block)
+        few, rest = _with_few_values(X, left)
+        fixed: list[Grouping] = []
+        if few:
+            first, codes = _distinct_rows(X, few)
+            fixed, more = _packed(X[first], codes, few, sum(d))
+            rest = sorted(rest + more)
+        return cls(X.shape[1], sum(d), groupings + fixed, several, rest, _covariates(X[:, rest], groupings + fixed))
+
+    @classmethod
+    def of(cls, design: Design) -> GroupedDesign:
+        """Groupings of a design whose columns of factors are a table of distinct rows: no X (n, p) is made."""
+        columns = _Columns(design.fixed)
+        if len(columns.fixed.valued) > _FEW_COLUMNS:
+            return cls.from_matrices(design.X, design.Z, design.d)
+        groupings: list[Grouping] = []
+        left, start = list(range(columns.p)), 0
+        for term in design.random:
+            codes = term.codes.astype(_code_type(len(term.levels)))
+            for values in [None] if term.values is None else term.values.T:
+                rows = slice(start, start + len(term.levels))
+                block = Grouping(rows, codes, None if values is None or (values == 1).all() else values.copy())
+                if block.weights is None:
+                    block = columns.constant_within(block, left)
+                    left = [column for column in left if column not in block.columns]
+                groupings.append(block)
+                start = rows.stop
+        tabled = [column for column in left if column in columns.tabled]
+        few, rest = _with_few_values(columns.table, tabled, len(term.codes))
+        fixed, more = _packed(columns.table, columns.fixed.codes, few, start)
+        rest = sorted([*rest, *more, *(column for column in left if column not in columns.tabled)])
+        return cls(columns.p, start, groupings + fixed, [], rest, _covariates(columns.dense(rest), groupings + fixed))
+
+    @property
+    def n(self) -> int:
+        """Number of cells."""
+        return len(self.covariates)
+
+    @property
+    def groups(self) -> int:
+        """Rows of the table of group sums: q for Z, then those of the groupings of X."""
+        return max(int(stop) for stop in (self.q, *(grouping.rows.stop for grouping in self.groupings)))
+
+    @property
+    def has_sums(self) -> bool:
+        """True if a grouping without weights gives the sums of the genes."""
+        return _has_sums(self.groupings)
 
     def products(self, sums: np.ndarray, moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """X'Y (p, m) and the sums of the genes (m,) from group sums (groups, m) and covariate products (c, m)."""
@@ -129,25 +178,83 @@ def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[
     return Grouping(grouping.rows, grouping.codes, None, same, X[cell][:, same])
 
 
-def _packed(X: np.ndarray, columns: Sequence[int], start: int) -> tuple[list[Grouping], list[int]]:
-    """Join columns with few values into groupings, first fit; return these and the columns left over."""
-    most = min(_MOST_GROUPS, len(X) // 4)  # groups of fewer cells are not worth it
+def _has_sums(groupings: Sequence[Grouping]) -> bool:
+    return any(grouping.weights is None for grouping in groupings)
+
+
+def _covariates(columns: np.ndarray, groupings: Sequence[Grouping]) -> np.ndarray:
+    # with a column of ones, unless a grouping gives the sums
+    return columns if _has_sums(groupings) else np.hstack([columns, np.ones((len(columns), 1))])
+
+
+class _Columns:
+    """Columns of X, of factors from a table of distinct rows, of numbers with one value per cell."""
+
+    def __init__(self, fixed: FixedColumns):
+        self.fixed, self.p = fixed, len(fixed.names)
+        self.tabled = {column: place for place, column in enumerate(fixed.tabled)}
+        self.valued = {column: place for place, column in enumerate(fixed.valued)}
+        self.table = np.zeros((len(fixed.table), self.p))  # (r, p), distinct rows; zeros for columns of numbers
+        self.table[:, list(fixed.tabled)] = fixed.table
+
+    def dense(self, columns: Sequence[int]) -> np.ndarray:
+        """Some columns of X (n, c)."""
+        X = np.empty((len(self.fixed.codes), len(columns)))
+        for place, column in enumerate(columns):
+            valued = self.valued.get(column)
+            X[:, place] = self.table[self.fixed.codes, column] if valued is None else self.fixed.values[:, valued]
+        return X
+
+    def constant_within(self, grouping: Grouping, columns: Sequence[int]) -> Grouping:
+        """Add to a grouping those of the columns that are constant within its groups."""
+        codes, rows, width = grouping.codes, len(self.table), grouping.rows.stop - grouping.rows.start
+        pairs = _distinct(codes.astype(np.int64) * rows + self.fixed.codes, width * rows)  # group and row of the table
+        group, row = pairs // rows, pairs % rows
+        first, cell = np.zeros(width, np.intp), np.zeros(width, np.intp)  # of each group, any for an empty one
+        first[group[::-1]] = row[::-1]
+        cell[codes[::-1]] = np.arange(len(codes))[::-1]
+        tabled = [column for column in columns if column in self.tabled]
+        same = (self.table[row][:, tabled] == self.table[first[group]][:, tabled]).all(axis=0)
+        found = [column for column, one in zip(tabled, same, strict=True) if one]
+        numbers = {column: self.fixed.values[:, self.valued[column]] for column in columns if column in self.valued}
+        constant = [column for column, x in numbers.items() if (x[cell][codes] == x).all()]
+        values = np.column_stack([self.table[first][:, found], *(numbers[column][cell] for column in constant)])
+        return Grouping(grouping.rows, codes, None, found + constant, values)
+
+
+def _distinct(numbers: np.ndarray, size: int) -> np.ndarray:
+    """Distinct numbers below `size`, sorted."""
+    if size <= 4 * len(numbers):
+        return np.flatnonzero(np.bincount(numbers, minlength=1))
+    return np.unique(numbers)
+
+
+def _with_few_values(X: np.ndarray, columns: Sequence[int], cells: int | None = None) -> tuple[list[int], list[int]]:
+    """Columns with so few values that groups of them are worth a pass, and the others."""
+    most = _most_groups(len(X) if cells is None else cells)
     few = [j for j in columns if _has_few_values(X[:, j], most)]
-    rest = [j for j in columns if j not in few]
     if len(few) < _FEW_COLUMNS:
-        return [], sorted(rest + few)
-    first, codes = _distinct_rows(X, few)
-    groupings = []
-    for members, groups in _bins(X[first], few, most):
+        return [], list(columns)
+    return few, [j for j in columns if j not in few]
+
+
+def _most_groups(cells: int) -> int:
+    return min(_MOST_GROUPS, cells // 4)  # groups of fewer cells are not worth it
+
+
+def _packed(X: np.ndarray, codes: np.ndarray, columns: Sequence[int], start: int) -> tuple[list[Grouping], list[int]]:
+    """Join columns into groupings, first fit, from distinct rows of X and the row of each cell; also return the rest."""
+    groupings, rest = [], []
+    for members, groups in _bins(X, columns, _most_groups(len(codes))):
         if len(members) < _FEW_COLUMNS:
             rest += members
             continue
-        row = first[np.unique(groups, return_index=True)[1]]  # (groups,)
+        row = np.unique(groups, return_index=True)[1]  # (groups,)
         narrow = groups.astype(_code_type(len(row)))
         rows = slice(start, start + len(row))
         groupings.append(Grouping(rows, narrow[codes], None, members, X[row][:, members]))
         start = rows.stop
-    return groupings, sorted(rest)
+    return groupings, rest
 
 
 def _bins(X: np.ndarray, columns: Sequence[int], most: int) -> list[tuple[list[int], np.ndarray]]:

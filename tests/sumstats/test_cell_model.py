@@ -216,6 +216,18 @@ def test_weighted_fits_are_those_of_lme4():
     np.testing.assert_allclose(fit.se.to_numpy(), reference["lmer_se"], rtol=1e-5)
 
 
+def test_size_factors_of_cells_that_are_left_out():
+    """Given for all selected cells, of which some have a missing value or no weight."""
+    obs = OBS.assign(arm=OBS["arm"].where(np.arange(N) % 10 > 0))
+    factors = OBS["depth"].to_numpy()
+    used = (np.arange(N) % 10 > 0) & (OBS["w"] > 0).to_numpy()
+    for given in (factors, OBS["depth"]):
+        found = summed((COUNTS, obs), transform="normalize", size_factors=given, weights="w")
+        values, w = np.log1p(COUNTS / factors[:, None])[used], OBS["w"].to_numpy()[used]
+        assert found.n == used.sum()
+        np.testing.assert_allclose(found.Ysum, w @ values, rtol=1e-12)
+
+
 # --- identities -----------------------------------------------------------------------------------
 
 

@@ -109,7 +109,7 @@ def test_bitwise_the_same_for_any_chunks_and_threads(cells, threads, kind):
 def test_genes_by_columns(transform, formula):
     """CSC in pieces of genes gives the bits of CSR."""
     design, Y = build_design(formula, OBS), sparse.csc_array(COUNTS)
-    grouped = GroupedDesign(design.X, design.Z, design.d)
+    grouped = GroupedDesign.of(design)
     tables, by_rows = (GroupTables(grouped, M, fused=True, threads=threads) for threads in (3, 1))
     rows = slice(0, N)
     for genes in (slice(0, 4), slice(4, M)):
@@ -121,7 +121,7 @@ def test_genes_by_columns(transform, formula):
 
 def test_genes_of_rows_in_pieces():
     design, Y = build_design(FORMULAS[0], OBS), sparse.csr_array(COUNTS)
-    grouped = GroupedDesign(design.X, design.Z, design.d)
+    grouped = GroupedDesign.of(design)
     tables = GroupTables(grouped, M, fused=True)
     for genes in (slice(0, 4), slice(4, M)):
         tables.add_fused(slice(0, N), genes, Y[:, genes], Transform("log1p"))
@@ -166,7 +166,7 @@ def test_counts_that_are_none_later():
 
 def test_unsorted_and_outside_indices_are_flagged():
     design = build_design(FORMULAS[0], OBS)
-    grouped = GroupedDesign(design.X, design.Z, design.d)
+    grouped = GroupedDesign.of(design)
     for indices in ([2, 1], [1, 1], [1, M], [1, -1]):
         Y = sparse.csr_array((N, M))
         Y.data, Y.indices = np.ones(2), np.array(indices, np.int32)

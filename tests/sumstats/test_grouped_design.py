@@ -5,13 +5,18 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import sparse
 
+from lmm_gpu.design.design import build_design
+from lmm_gpu.io.source import open_source
+from lmm_gpu.sumstats.design_sums import constant_of_design, products_of_design
 from lmm_gpu.sumstats.group_tables import GroupTables
 from lmm_gpu.sumstats.grouped_design import _FEW_COLUMNS, _MOST_GROUPS, GroupedDesign
+from lmm_gpu.sumstats.streaming import accumulate
 
 N, M = 60, 7
 RNG = np.random.default_rng(3)
@@ -25,7 +30,7 @@ def one_hot(codes, width):
 
 def products(X, Z, d, pieces=((0, N),), most=None):
     """Sums over chunks of cells, and the design they were made with."""
-    tables = GroupTables(GroupedDesign(X, sparse.csr_array(Z), d), M, most=most)
+    tables = GroupTables(GroupedDesign.from_matrices(X, sparse.csr_array(Z), d), M, most=most)
     for lo, hi in pieces:
         tables.add(slice(lo, hi), slice(0, M), Y[lo:hi])
     return tables.design, tables.products()
@@ -101,7 +106,7 @@ def test_groups_that_are_too_many_share_no_pass():
     n, rng = 4000, np.random.default_rng(1)
     a, b = rng.integers(0, 20, n), rng.integers(0, 20, n)
     X = np.column_stack([one_hot(a, 20), one_hot(b, 20)[:, 1:]])
-    design = GroupedDesign(X, sparse.csr_array(one_hot(rng.integers(0, 3, n), 3)), (3,))
+    design = GroupedDesign.from_matrices(X, sparse.csr_array(one_hot(rng.integers(0, 3, n), 3)), (3,))
     fixed = design.groupings[1:]
     assert len(fixed) > 1 and all(len(part.values) <= _MOST_GROUPS for part in fixed)
     wanted = sparse.csr_array(rng.poisson(1.0, (n, 4)).astype(float))
@@ -114,3 +119,63 @@ def test_the_cells_are_left_as_they_were():
     before = Y.copy()
     assert_products(FIXED["all"], *RANDOM["slope"])
     assert (before != Y).nnz == 0
+
+
+# --- from the table of a design -------------------------------------------------------------------
+
+
+CELLS = pd.DataFrame(
+    {
+        "donor": RNG.integers(0, 6, N).astype(str),
+        "type": RNG.integers(0, 5, N).astype(str),
+        "batch": RNG.integers(0, 3, N).astype(str),
+        "x": RNG.normal(size=N),
+        "z": RNG.normal(size=N),
+    }
+)
+CELLS["age"] = CELLS["donor"].map({str(i): 20.0 + 7 * i for i in range(6)})
+CELLS["sex"] = CELLS["donor"].map({str(i): "fm"[i % 2] for i in range(6)})
+FORMULAS = [
+    "~ type * sex + age + x + (1 | donor)",
+    "~ 0 + type + x:type + (1 | donor) + (1 | batch)",
+    "~ 1 + (x | donor)",
+    "~ age + sex + (0 + x | donor)",
+    "~ 0 + x + (x || donor) + (1 | batch)",
+    "~ x + z + I(x**2) + I(z**2) + x:z + type + (1 | donor)",
+]
+
+
+MANY, MANY_Y = pd.concat([CELLS] * 20, ignore_index=True), sparse.csr_array(sparse.vstack([Y] * 20))
+MANY["x"], MANY["z"] = RNG.normal(size=(2, 20 * N))
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("weights", [None, RNG.uniform(0.1, 2.0, 20 * N)])
+def test_products_from_groups_are_those_of_the_matrices(formula, weights):
+    design = build_design(formula, MANY)
+    grouped = GroupedDesign.of(design)
+    found = products_of_design(design, grouped, weights)
+    X, Z, w = design.X, design.Z.toarray(), (np.ones(20 * N) if weights is None else weights)[:, None]
+    for name, wanted in {"XX": X.T @ (w * X), "ZX": Z.T @ (w * X), "ZZ": Z.T @ (w * Z)}.items():
+        np.testing.assert_allclose(getattr(found, name), wanted, rtol=1e-12, atol=1e-9, err_msg=name)
+    sparse_tables, dense_tables = (GroupTables(grouped, M, weights) for _ in range(2))
+    sparse_tables.add(slice(0, 20 * N), slice(0, M), MANY_Y)
+    dense = MANY_Y.toarray()
+    dense_tables.add_dense(slice(0, 20 * N), slice(0, M), dense, np.zeros(M))
+    for products in (sparse_tables.products(), dense_tables.products()):
+        for name, wanted in {"XY": X.T @ (w * dense), "ZY": Z.T @ (w * dense), "Ysum": (w * dense).sum(axis=0)}.items():
+            np.testing.assert_allclose(getattr(products, name), wanted, rtol=1e-12, atol=1e-9, err_msg=name)
+    constant = constant_of_design(design)
+    assert (constant is None) == formula.startswith("~ 0 + x")
+    if constant is not None:
+        np.testing.assert_allclose(X @ constant, 1, rtol=1e-12)
+
+
+def test_no_matrix_of_all_cells_is_made(monkeypatch):
+    """Factors and a few numbers are accumulated from codes: neither X nor Z is needed."""
+    design = build_design(FORMULAS[0], MANY)
+    monkeypatch.setattr(type(design), "X", property(lambda _: pytest.fail("X was made")))
+    monkeypatch.setattr(type(design), "Z", property(lambda _: pytest.fail("Z was made")))
+    for values in (MANY_Y, MANY_Y.toarray()):
+        with open_source((values, MANY)) as source:
+            assert accumulate(source, design, None).n == 20 * N
