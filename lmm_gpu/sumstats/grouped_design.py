@@ -243,7 +243,7 @@ def _most_groups(cells: int) -> int:
 
 
 def _packed(X: np.ndarray, codes: np.ndarray, columns: Sequence[int], start: int) -> tuple[list[Grouping], list[int]]:
-    """Join columns into groupings, first fit, from distinct rows of X and the row of each cell; also return the rest."""
+    """Join columns into groupings, first fit, from distinct rows of X and the row of each cell; return the rest too."""
     groupings, rest = [], []
     for members, groups in _bins(X, columns, _most_groups(len(codes))):
         if len(members) < _FEW_COLUMNS:
