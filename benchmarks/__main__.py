@@ -89,13 +89,13 @@ def run_all(scripts: list[Script], options: argparse.Namespace) -> list[str]:
                 bar.write(f"{script.name}: skipped, there is no {script.path.relative_to(ROOT)}")
                 continue
             start = time.perf_counter()
-            trouble = run(script.command(options.quick, options.data), script.name, bar)
+            failure = run(script.command(options.quick, options.data), script.name, bar)
             seconds = time.perf_counter() - start
-            if trouble is None:
+            if failure is None:
                 bar.write(f"{script.name}: done in {seconds:.0f} s")
             else:
                 failed.append(script.name)
-                bar.write(f"{script.name}: FAILED after {seconds:.0f} s\n{trouble}")
+                bar.write(f"{script.name}: FAILED after {seconds:.0f} s\n{failure}")
     return failed
 
 

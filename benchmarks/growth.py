@@ -46,25 +46,25 @@ def measure(axis: str, value: int, shape: dict, seconds: float, install: bool, o
     with tempfile.TemporaryDirectory() as folder:
         case = cases.simulated(Path(folder), "growth", **shape)
         for peer in (peer for peer in PEERS if peer.name in NAMES and peer.name not in over):
-            told, _ = run(peer, case, seconds, tests=False, install=install)
+            record, _ = run(peer, case, seconds, tests=False, install=install)
             row = {"axis": axis, "value": value, "peer": peer.name}
-            if "left_out" in told:
-                yield row | {"left_out": told["left_out"]}
+            if "left_out" in record:
+                yield row | {"left_out": record["left_out"]}
                 over.add(peer.name)
-            elif axis == "genes" and told["genes"] < value:
-                yield row | {"left_out": f"{told['genes']} genes in {seconds:g} s"}
+            elif axis == "genes" and record["genes"] < value:
+                yield row | {"left_out": f"{record['genes']} genes in {seconds:g} s"}
                 over.add(peer.name)
             else:
-                yield row | {"genes": told["genes"], "ms_per_gene": _per_gene(axis, value, told)}
+                yield row | {"genes": record["genes"], "ms_per_gene": _per_gene(axis, value, record)}
 
 
-def _per_gene(axis: str, genes: int, told: dict) -> float:
+def _per_gene(axis: str, genes: int, record: dict) -> float:
     """Milliseconds per gene; on the genes axis including the start-up time."""
     if axis != "genes":
-        return told["ms_per_gene_fit"]
+        return record["ms_per_gene_fit"]
     if genes == 1:
-        return 1e3 * told["seconds_to_first_gene"]
-    return told["ms_per_gene_fit"] + 1e3 * told["seconds_once"] / genes
+        return 1e3 * record["seconds_to_first_gene"]
+    return record["ms_per_gene_fit"] + 1e3 * record["seconds_once"] / genes
 
 
 def main() -> None:
@@ -72,10 +72,10 @@ def main() -> None:
     parser.add_argument("--axis", action="append", choices=list(AXES), help="only this; the others stay as they were")
     parser.add_argument("--seconds", type=float, help=f"for the genes of each peer, by default {SECONDS}")
     parser.add_argument("--no-install", action="store_true", help="leave out peers that are not installed")
-    parser.add_argument("--picture", action="store_true", help="only draw the picture anew")
+    parser.add_argument("--plot", action="store_true", help="only redraw the plot")
     options = parser.parse_args()
     path = options.output or machine.RESULTS / ("growth_quick.json" if options.quick else "growth.json")
-    if not options.picture:
+    if not options.plot:
         rows = list(_all(options))
         if options.axis and path.exists():
             rows = [row for row in _read(path) if row["axis"] not in options.axis] + rows

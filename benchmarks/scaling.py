@@ -46,7 +46,7 @@ ASSUMED = [
     "places, cells lie in random order",
     "a process reads and decompresses on one thread while another thread adds up; several are `lmm-gpu summarize` "
     "of as many files, each with its share of the cells, which are merged; merging takes no time",
-    "sparse cells are summed up on the host, whatever the device",
+    "sparse cells are accumulated on the host, with any device",
     "cores are as fast as one here while all are busy; calls hold Python's lock and gain nothing from cores",
     "genes are divided evenly between GPUs; what they share is computed on each",
     *ASSUMPTIONS,
@@ -318,7 +318,7 @@ def _time(seconds_: float) -> str:
     return f"{seconds_ / 86_400:.1f} d"
 
 
-def picture(record: dict[str, Any], path: Path) -> None:
+def draw(record: dict[str, Any], path: Path) -> None:
     """Plot stacked stage times against cells with the measured totals, and the error of the model."""
     import matplotlib
 
@@ -429,7 +429,7 @@ def main() -> None:
     print("predicted/measured, smallest, median, largest:", json.dumps(record["model_error"]))
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    picture(record, options.output.with_suffix(".png"))
+    draw(record, options.output.with_suffix(".png"))
     print(f"wrote {options.output} and {options.output.with_suffix('.png').name}")
 
 

@@ -164,7 +164,7 @@ def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
     with h5py.File(path) as file:
         stored = int(file["X/data"].shape[0])
     read, ours, written = (min(column) for column in zip(*times, strict=True))
-    say(f"  read {read:.2f} s, summed up {ours:.2f} s: {ours / read:.2f} times")
+    say(f"  read {read:.2f} s, accumulated {ours:.2f} s: {ours / read:.2f} times")
     return {
         "cells": cells,
         "compression": path.stem.partition("_")[2],

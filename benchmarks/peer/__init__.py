@@ -1,1 +1,1 @@
-"""What `peers.py` is made of: the data, where each peer is installed, how it is run, how answers differ."""
+"""Parts of `peers.py`: data sets, environments of the peers, runs, and comparison of answers."""

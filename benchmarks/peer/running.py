@@ -46,15 +46,15 @@ def run(
     peer: Peer, case: Case, seconds: float, *, threads: int = 1, tests: bool = True, install: bool = True
 ) -> tuple[dict[str, Any], Answers | None]:
     """Run `peer` on `threads` processors; return its record and answers, or the reason for leaving it out and None."""
-    told: dict[str, Any] = {"peer": peer.name, "threads": threads}
+    about: dict[str, Any] = {"peer": peer.name, "threads": threads}
     if case.statistics and not peer.sums:
-        return told | {"left_out": "needs the cells"}, None
+        return about | {"left_out": "needs the cells"}, None
     if len(case.levels) > peer.components:
-        return told | {"left_out": "one grouping factor only"}, None
+        return about | {"left_out": "one grouping factor only"}, None
     try:
         command = peer.command(install)
     except MissingPeer as missing:
-        return told | {"left_out": str(missing)}, None
+        return about | {"left_out": str(missing)}, None
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         failure = _process(
@@ -63,10 +63,10 @@ def run(
             seconds + PATIENCE,
         )
         if failure:
-            return told | {"left_out": failure}, None
+            return about | {"left_out": failure}, None
         result = json.loads(output.with_suffix(".json").read_text(encoding="utf-8"))
         answers = Answers.read(output.with_suffix(".f64"), case)
-    return told | _told(result, answers), answers
+    return about | _described(result, answers), answers
 
 
 def _process(command: list[str], threads: int, limit: float) -> str | None:
@@ -86,7 +86,7 @@ def _process(command: list[str], threads: int, limit: float) -> str | None:
     return (lines or [f"exit code {done.returncode}"])[-1].strip()[:200] if done.returncode else None
 
 
-def _told(result: dict, answers: Answers) -> dict:
+def _described(result: dict, answers: Answers) -> dict:
     genes = result["genes"]
     fit, tests = result["seconds_fit"], result["seconds_tests"]
     more = {name: result[name] for name in ("version", "df", "peak_bytes", "errors")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,11 +41,10 @@ def voom(data: Any, *, ax: Axes | None = None) -> Axes:
     >>> ax.get_xlabel()
     'mean log2(count + 0.5)'
     """
-    trend = getattr(data, "uns", {}).get("voom")
-    missing = trend is None or any(name not in trend for name in ("x", "y", "line_x", "line_y"))
-    if missing:
+    trend: Mapping[str, Any] = getattr(data, "uns", {}).get("voom") or {}
+    if any(name not in trend for name in ("x", "y", "line_x", "line_y")):
         raise ValueError("the data have no uns['voom']: pass what lmm_gpu.voom(...) returned")
-    x, y = np.asarray(trend["x"], float), np.asarray(trend["y"], float)
+    x, y = np.asarray(trend["x"], dtype=float), np.asarray(trend["y"], dtype=float)
     ax = axes(ax)
     ax.scatter(x, y, s=point_size(x.size), color=GREY, lw=0, rasterized=x.size > DENSE, label=f"genes ({x.size:,})")
     ax.plot(trend["line_x"], trend["line_y"], color=VERMILLION, lw=1.8, label="trend")

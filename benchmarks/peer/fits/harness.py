@@ -136,7 +136,7 @@ def one_by_one(peer: Peer, case: Case, seconds: float, output: str) -> dict:
             text = f"{type(error).__name__}: {error}"[:200]
             errors[text] = errors.get(text, 0) + 1
         rows.append(values)
-    return told(np.array(rows), *spent, output) | {"errors": errors}
+    return summary_of(np.array(rows), *spent, output) | {"errors": errors}
 
 
 def at_once(peer: Peer, case: Case, seconds: float, output: str) -> dict:
@@ -149,7 +149,7 @@ def at_once(peer: Peer, case: Case, seconds: float, output: str) -> dict:
     while len(times) < 3 and sum(map(sum, times)) <= seconds / 3:
         spent, rows = call(peer, case, genes)
         times.append(spent)
-    return told(rows, *sorted(times, key=sum)[len(times) // 2], output) | {"errors": {}}
+    return summary_of(rows, *sorted(times, key=sum)[len(times) // 2], output) | {"errors": {}}
 
 
 def call(peer: Peer, case: Case, genes: int) -> tuple[tuple[float, float], np.ndarray]:
@@ -164,7 +164,7 @@ def call(peer: Peer, case: Case, genes: int) -> tuple[tuple[float, float], np.nd
     )
 
 
-def told(rows: np.ndarray, fitting: float, testing: float, output: str) -> dict:
+def summary_of(rows: np.ndarray, fitting: float, testing: float, output: str) -> dict:
     rows.astype("<f8").tofile(output + ".f64")
     return {"genes": len(rows), "seconds_fit": fitting, "seconds_tests": testing}
 
