@@ -1,4 +1,4 @@
-"""Which version this is, and of what it stands on."""
+"""Version of the package and of its dependencies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Versions that a result depends on.
+    """Return the versions that a result depends on.
 
     >>> versions()["lmm_gpu"] == __version__
     True

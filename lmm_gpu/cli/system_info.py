@@ -1,4 +1,4 @@
-"""What is there to compute with: versions, processors, memory, CUDA devices, and which of them a fit would take."""
+"""Versions, processors, memory and CUDA devices of this machine, and the device that a fit uses by default."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..backend.devices import describe_cuda, resolve
 from ..backend.memory import free_memory
 from ..backend.threads import workers
 
-#: What a fit computes with, and how each is called where it is installed.
+#: Libraries that a fit may use, and the distributions that provide them.
 LIBRARIES = {
     "numpy": ("numpy",),
     "scipy": ("scipy",),
@@ -25,14 +25,14 @@ LIBRARIES = {
 
 
 def system_info() -> dict[str, Any]:
-    """Describe what a fit would run on; never fails, and imports no library of arrays but CuPy.
+    """Describe the machine; never fail, and import no array library but CuPy.
 
     Returns
     -------
     dict
         versions {library: version or None}; platform; processors; free_memory (bytes or None); blas, a list of
-        {library, version, threads}; cuda, as `devices.describe_cuda`; device, the one that a fit takes, and why_not,
-        what keeps it from the other kind.
+        {library, version, threads}; cuda, as `devices.describe_cuda`; device, the default of a fit, and why_not, the
+        reason why it is not a device of the other kind.
 
     Examples
     --------
@@ -59,11 +59,11 @@ def system_info() -> dict[str, Any]:
 def _taken(cuda: dict[str, Any]) -> tuple[str, str]:
     try:
         device = resolve("auto")[0].name
-    except Exception as error:  # a device that is counted and cannot be entered
-        return "none", f"{type(error).__name__}: {error}; device='cpu' can be asked for"
+    except Exception as error:  # a device that exists but cannot be used
+        return "none", f"{type(error).__name__}: {error}; use device='cpu' to override"
     if device == "cpu":
         return device, f"not cuda: {cuda['reason']}"
-    return device, "not cpu: a usable CUDA device is preferred; device='cpu' can be asked for"
+    return device, "not cpu: a usable CUDA device is preferred; use device='cpu' to override"
 
 
 def _version(*distributions: str) -> str | None:

@@ -137,8 +137,8 @@ class SummaryStats:
         dtype('float32')
         """
         centred = self.centred and replace(self.centred.map(put), constant=put(self.centred.constant))
-        genes = self._replaced(self.gene_products.map(put), centred)
-        return replace(genes, XX=put(self.XX), ZX=put(self.ZX), ZZ=put(self.ZZ))
+        design = {"XX": put(self.XX), "ZX": put(self.ZX), "ZZ": put(self.ZZ)}
+        return self._replaced(self.gene_products.map(put), centred, **design)
 
     def _replaced(self, genes: GeneProducts, centred: Centred | None, **labels: Any) -> SummaryStats:
         # the same design with other products of genes

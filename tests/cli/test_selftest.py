@@ -119,10 +119,10 @@ def test_waiting_is_found(monkeypatch):
     assert found["status"] == "failed" and "SynchronisationError: float makes the host wait" in found["reason"]
 
 
-def test_a_cupy_that_does_not_notice_waiting(monkeypatch):
+def test_a_cupy_that_does_not_report_waiting(monkeypatch):
     monkeypatch.setattr(Cuda, "no_waiting", lambda self: nullcontext())
     found = runner.check("no hidden synchronisation", cuda())
-    assert found["status"] == "failed" and "this check tells nothing" in found["reason"]
+    assert found["status"] == "failed" and "this check cannot fail" in found["reason"]
 
 
 @pytest.mark.parametrize("name", ["cholesky", "solve", "inverse_small"])
@@ -147,7 +147,7 @@ def test_indefinite_genes_that_are_not_flagged(monkeypatch):
         return replace(found, ok=found.ok | True)
 
     monkeypatch.setattr(checks, "_evaluate", careless)
-    assert "indefinite matrices are not told" in runner.check("indefinite genes", cuda())["reason"]
+    assert "indefinite matrices are not flagged" in runner.check("indefinite genes", cuda())["reason"]
 
 
 @pytest.mark.parametrize(("gene", "told"), [(1, "a gene of NaN is converged"), (6, "a constant gene is converged")])
@@ -185,10 +185,10 @@ def test_a_batch_that_is_cut(monkeypatch):
     assert runner.check("more than 65,535 genes at once", on(Device()))["status"] == "failed"
 
 
-def test_a_limit_that_is_not_heeded(monkeypatch):
+def test_a_limit_without_effect(monkeypatch):
     monkeypatch.setattr(Cuda, "limited", lambda self, size: nullcontext())
     found = runner.check("out of memory", cuda())
-    assert found["status"] == "failed" and "the limit is not heeded" in found["reason"]
+    assert found["status"] == "failed" and "the limit has no effect" in found["reason"]
 
 
 def test_another_allocator(monkeypatch):
@@ -257,7 +257,7 @@ def test_an_error_is_a_failure(monkeypatch):
 def test_which_device_is_checked():
     assert runner.subject_of("cuda:1", True).other.name == "cuda:0"
     assert runner.subject_of("cpu", True).other is None
-    with pytest.raises(ValueError, match="one device is checked at a time"):
+    with pytest.raises(ValueError, match="devices are checked one at a time"):
         runner.subject_of("cuda:0,cuda:1", True)
     with pytest.raises(ValueError, match="cannot be used"):
         runner.subject_of("cuda:7", True)

@@ -1,4 +1,4 @@
-"""Checks that a device returns the numbers of the host, and how fast it is.
+"""The self-test of a device: checks against the host, and timings.
 
 One function per check; `lmm-gpu selftest` runs all of them.
 """

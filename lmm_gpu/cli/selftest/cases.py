@@ -1,4 +1,4 @@
-"""What devices are checked with: simulated cells, and how far the numbers of two devices lie apart."""
+"""Simulated cells for the checks of devices, and deviations between the numbers of two devices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def statistics(effects: int, genes: int, seed: int = 0) -> SummaryStats:
 
 
 def repeated(summary: SummaryStats, times: int) -> SummaryStats:
-    """Return the statistics of the same genes again and again."""
+    """Return the statistics with all genes repeated."""
     many: dict[str, Any] = {name: np.tile(getattr(summary, name), times) for name in ("XY", "ZY", "Ynorm", "Ysum")}
     return replace(summary, **many, features=default_names("Gene", summary.m * times), centred=None)
 
@@ -51,16 +51,16 @@ def repeated(summary: SummaryStats, times: int) -> SummaryStats:
 
 
 def largest(found: Any, wanted: Any, scale: Any = 1.0) -> float:
-    """Largest deviation in units of `scale`; numbers that are missing must be so in both."""
+    """Largest deviation in units of `scale`; both must have NaN in the same places."""
     found, wanted = to_numpy(found), to_numpy(wanted)
     missing = np.isnan(wanted)
-    assert np.array_equal(np.isnan(found), missing), "numbers are NaN on one device and not on the other"
+    assert np.array_equal(np.isnan(found), missing), "numbers are NaN on one device only"
     known = (np.abs(found - wanted) / scale)[~missing]
     return float(known.max()) if known.size else 0.0
 
 
 def fit_deviation(found: Estimates, wanted: Estimates) -> float:
-    """Largest deviation of the estimates of genes that have an optimum; all must have ended alike."""
+    """Largest deviation of the estimates of genes that have an optimum; all must have the same status."""
     ended = [np.where(one.status == Status.CONVERGED_AT_ROUNDING, 1, one.status) for one in (found, wanted)]
     differ = np.flatnonzero(ended[0] != ended[1])
     assert not differ.size, f"{differ.size} of {ended[0].size} genes have another status, such as gene {differ[:1]}"

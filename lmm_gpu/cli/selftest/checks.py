@@ -1,7 +1,7 @@
-"""Checks of a device: the same numbers as on the host, whatever is wrong with single genes, and however it is used.
+"""Checks of a device: the numbers of the host, with defective genes, and in every mode of use.
 
 Each takes a `Subject` and returns its largest deviation from the host's numbers on each quantity's own scale, which
-`LIMIT` bounds. It raises AssertionError where something other than a number is wrong, and `Skip` where it says nothing.
+`LIMIT` bounds. It raises AssertionError if something other than a number is wrong, and `Skip` if it does not apply.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from ...sumstats.assembly import cross_products
 from ...sumstats.summary_stats import SummaryStats
 from .cases import LEVELS, cells, fit_deviation, inference_deviation, largest, repeated, statistics
 
-#: Numbers of a device may differ by so much from those of the host.
+#: Largest allowed deviation of a device from the host.
 LIMIT = 1e-8
-#: So many genes are worth tables of what depends on the variance ratios alone.
+#: Number of genes from which functions of the variance ratios are tabulated.
 TABULATED = 4000
-#: Shares of the memory that a fit took, to which it is then limited until memory runs out.
+#: Fractions of the memory of a fit to which it is limited, until memory runs out.
 SHARES = (0.7, 0.5, 0.3, 0.2, 0.1)
 
 
 class Skip(Exception):
-    """A check that says nothing about this device, with the reason."""
+    """A check does not apply to this device, for the given reason."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is checked, and how thoroughly."""
+    """The device to check and the thoroughness of the checks."""
 
     device: Device
-    other: Device | None = None  #: a second one beside it
+    other: Device | None = None  #: a second device
     quick: bool = False
 
     @property
@@ -74,7 +74,7 @@ def parity(subject: Subject, effects: int) -> float:
 
 
 def tables(subject: Subject) -> float:
-    """Check a fit of so many genes that functions of the variance ratios are tabulated."""
+    """Check a fit of enough genes that functions of the variance ratios are tabulated."""
     summary = statistics(2, TABULATED)
     wanted = fit_summary(summary, FitOptions(device="cpu"))
     found = fit_summary(summary, FitOptions(device=subject.device))
@@ -102,7 +102,7 @@ def fusion(subject: Subject) -> float:
     for effects, rules in product((1, 2, 3), RULES):
         likelihood, state = _begun(subject, effects)
         if not fuses(state.length):
-            raise Skip("this library makes no kernels of several operations")
+            raise Skip("this library does not fuse operations into kernels")
         with subject.device.entered():
             fused = advance(advance(state, likelihood, rules), likelihood, rules)
             with without_fusion():
@@ -113,16 +113,16 @@ def fusion(subject: Subject) -> float:
     return worst
 
 
-# --- what is wrong with one gene is no other gene's matter ---------------------------------------------
+# --- defective genes ------------------------------------------------------------------------------
 
 
 def bad_genes(subject: Subject) -> float:
-    """Check that genes that are constant or not numbers leave the others alone, and have a status."""
+    """Check that constant and NaN genes get a status and do not affect the others."""
     worst, m = 0.0, subject.genes
     for effects in (1, 2, 3):
         X, Z, Y = cells(effects, m)
         spoilt = np.insert(Y, [1, 5], np.array([[np.nan, 1.0]]), axis=1)  # (n, m + 2)
-        bad = [1, 6]  # where they are now
+        bad = [1, 6]  # their positions
         fit = fit_summary(
             cross_products(X, Z, spoilt, d=LEVELS[:effects]), FitOptions(device=subject.device, block=m + 2)
         )
@@ -145,7 +145,7 @@ def indefinite(subject: Subject) -> float:
         summary = statistics(effects, m)
         with subject.device.entered():
             found = _evaluate(summary, theta, subject.device.put)
-        assert np.array_equal(to_numpy(found.ok), good), "indefinite matrices are not told from the others"
+        assert np.array_equal(to_numpy(found.ok), good), "indefinite matrices are not flagged"
         wanted = _evaluate(summary, theta, Device().put)
         for name in ("value", "score", "information"):
             ours, theirs = (to_numpy(getattr(one, name))[..., good] for one in (found, wanted))
@@ -154,7 +154,7 @@ def indefinite(subject: Subject) -> float:
 
 
 def bad_matrices(subject: Subject) -> float:
-    """Check that factorisations flag what they cannot factorise in a stack, whatever they leave there."""
+    """Check that factorisations flag the matrices of a stack that they cannot factorise."""
     good, indefinite = np.array([[2.0, 1.0], [1.0, 2.0]]), np.array([[1.0, 2.0], [2.0, 1.0]])
     nothing, singular = np.full((2, 2), np.nan), np.ones((2, 2))
     cases: list[tuple[Any, Any, np.ndarray]] = [
@@ -173,18 +173,18 @@ def bad_matrices(subject: Subject) -> float:
     return worst
 
 
-# --- however it is used ---------------------------------------------------------------------------
+# --- modes of use ---------------------------------------------------------------------------------
 
 
 def waiting(subject: Subject) -> float:
     """Check that the host never waits for the device within a step of all genes."""
     device = subject.device
     if not isinstance(device, Cuda):
-        raise Skip("only CuPy tells when the host waits for a device")
+        raise Skip("only CuPy reports that the host waits for a device")
     for effects, rules in product((1, 2, 3), RULES):
         likelihood, state = _begun(subject, effects)
         with device.entered():
-            state = advance(state, likelihood, rules)  # compiles what is compiled once
+            state = advance(state, likelihood, rules)  # compiles kernels
             device.synchronise()
             with device.no_waiting():
                 advance(state, likelihood, rules)
@@ -193,7 +193,7 @@ def waiting(subject: Subject) -> float:
 
 
 def large_batch(subject: Subject) -> float:
-    """Check more genes in one batch than batched solvers are known to take, and in one fit."""
+    """Check batches and fits of more genes than batched solvers accept."""
     drawn, worst = 70, 0.0
     times = MOST_GENES_ON_DEVICE // drawn + 2
     for effects in (1,) if subject.quick else (1, 2):
@@ -212,7 +212,7 @@ def large_batch(subject: Subject) -> float:
 
 
 def two_streams(subject: Subject) -> float:
-    """Check two threads at once, on a stream each of the same device."""
+    """Check two concurrent threads, each on its own stream of the device."""
     summaries = [statistics(2, subject.genes, seed) for seed in (0, 1)]
     together = threading.Barrier(2, timeout=600)
 
@@ -232,7 +232,7 @@ def two_streams(subject: Subject) -> float:
 
 
 def two_devices(subject: Subject) -> float:
-    """Check a fit whose genes two devices share."""
+    """Check a fit on two devices."""
     if subject.other is None:
         raise Skip("there is no second CUDA device")
     summary = statistics(2, subject.genes)
@@ -242,7 +242,7 @@ def two_devices(subject: Subject) -> float:
 
 
 def out_of_memory(subject: Subject) -> float:
-    """Check a fit in a memory pool that is too small for it: the same numbers, block by smaller block."""
+    """Check a fit in a memory pool that is too small for it: smaller blocks, the same numbers."""
     if not isinstance(subject.device, Cuda):
         raise Skip("only CuPy's memory pool can be limited")
     m = 4_000 if subject.quick else 40_000
@@ -262,10 +262,12 @@ def out_of_memory(subject: Subject) -> float:
         deviation = fit_deviation(found, wanted)
         if device.released:
             return deviation
-    raise AssertionError(f"memory did not run out in {SHARES[-1]:.0%} of what the fit took: the limit is not heeded")
+    raise AssertionError(
+        f"memory did not run out in {SHARES[-1]:.0%} of the memory of the fit: the limit has no effect"
+    )
 
 
-#: Rules of the steps that are looked at one by one.
+#: Rules of the steps that are checked one by one.
 RULES = (Rules(), Rules(nonnegative=True), Rules(relaxed=True))
 #: All checks, in order.
 CHECKS: dict[str, Callable[[Subject], float]] = {
@@ -287,7 +289,7 @@ CHECKS: dict[str, Callable[[Subject], float]] = {
 
 
 class _Watched(Cuda):
-    """A CUDA device that counts how often memory ran out."""
+    """A CUDA device that counts failed allocations."""
 
     released = 0
 
@@ -324,10 +326,10 @@ def _inverse_small(A: Array) -> tuple[Array, Array]:
 
 
 def _assert_refused(device: Cuda, x: Array) -> None:
-    # that waiting is noticed at all
+    # otherwise the check could not fail
     try:
         with device.no_waiting():
             to_numpy(x)
     except Exception:
         return
-    raise AssertionError("CuPy did not notice that the host waited: this check tells nothing")
+    raise AssertionError("CuPy did not report that the host waited: this check cannot fail")

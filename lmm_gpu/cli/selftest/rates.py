@@ -1,4 +1,4 @@
-"""How fast a device copies, multiplies and fits, beside its own rates of copies and matrix products."""
+"""Timings of copies, products and fits on a device, relative to its own rates of copies and matrix products."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from ...results.fitting import fit_summary
 from ...sumstats.products import gene_products
 from .cases import LEVELS, repeated, statistics
 
-#: Runs of which the fastest counts.
+#: Number of runs; the fastest counts.
 REPEATS = 3
-#: Genes that are drawn; the others repeat them.
+#: Number of simulated genes; the others repeat them.
 DRAWN = 500
-#: A device's own rates, which others are compared with.
+#: A device's own rates, to which others are compared.
 WITHIN, FROM_HOST, MATMUL = "copy within the device", "copy from the host", "matrix product"
 
 
 def rates(device: Device, *, quick: bool = False) -> Iterator[dict[str, Any]]:
-    """Time what a fit consists of.
+    """Time the parts of a fit.
 
     Parameters
     ----------
     device : Device
     quick : bool
-        Small sizes, which say little about a device but that all of it runs.
+        Small sizes, which only show that everything runs.
 
     Yields
     ------
     dict
-        what, size, seconds; gb_per_s and gflop_per_s where they apply, else None; share, of this device's own rate of
-        copies within its memory, of copies from the host, or of matrix products, whichever `compared_with` names. The
-        bytes of a fit are the least there could be: its statistics, read once per iteration.
+        what, size, seconds; gb_per_s and gflop_per_s where they apply, else None; share, the fraction of the rate
+        that `compared_with` names: copies within the memory of this device, copies from the host, or matrix products.
+        The bytes of a fit are a lower bound: its statistics, read once per iteration.
     """
     own: dict[str, float] = {}
     for row in _own(device, quick):
@@ -48,7 +48,7 @@ def rates(device: Device, *, quick: bool = False) -> Iterator[dict[str, Any]]:
 
 
 def _own(device: Device, quick: bool) -> Iterator[dict[str, Any]]:
-    # the most that can be asked for: 64-bit numbers, large arrays
+    # peak rates: 64-bit numbers, large arrays
     count, rows = (2**20, 512) if quick else (2**26, 4096)
     host = np.ones(count)
     x, A = device.put(host), device.put(np.ones((rows, rows)))  # (count,), (rows, rows)
@@ -82,7 +82,7 @@ def _fit(device: Device, effects: int, genes: int) -> dict[str, Any]:
 
 
 def _seconds(device: Device, function: Callable[[], Any]) -> float:
-    """Return the least of some runs, the first one not counted; with what the device still had to do."""
+    """Return the shortest time of several runs after a first one, until the device has finished."""
     times = []
     with device.entered():
         function()
@@ -96,7 +96,7 @@ def _seconds(device: Device, function: Callable[[], Any]) -> float:
 
 
 def _copied(device: Device, x: np.ndarray) -> Any:
-    # the host takes an array as it is: there, copying is asked for
+    # the host uses an array without a copy
     return x.copy() if device.threaded else device.put(x)
 
 

@@ -1,4 +1,4 @@
-"""What the owner of a GPU runs once: whether its numbers are those of the host, and how fast it is."""
+"""The self-test of a device: its numbers compared with those of the host, and its speed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def selftest(
     timing: bool = True,
     report: Callable[[dict[str, Any]], object] | None = None,
 ) -> dict[str, Any]:
-    """Check a device, and time it.
+    """Check and time a device.
 
     Parameters
     ----------
@@ -33,11 +33,11 @@ def selftest(
     quick : bool
         Fewer genes.
     checks : iterable of str, optional
-        Names out of `device_checks.CHECKS`; by default all of them.
+        Names from `checks.CHECKS`; by default all of them.
     timing : bool
-        Whether to measure rates too.
+        Measure rates, too.
     report : callable, optional
-        Called with every check when it is finished.
+        Called with every finished check.
 
     Returns
     -------
@@ -77,11 +77,11 @@ def selftest(
 
 
 def check(name: str, subject: Subject) -> dict[str, Any]:
-    """Run one check: whatever goes wrong in it is its result."""
+    """Run one check; an exception is a failure."""
     started, reason = time.perf_counter(), ""
     deviation: float | None = None
     try:
-        with warnings.catch_warnings():  # of genes that were made to be bad, and of interfaces that will go
+        with warnings.catch_warnings():  # about defective genes, and deprecations
             warnings.simplefilter("ignore")
             deviation = CHECKS[name](subject)
         status = "passed" if deviation <= LIMIT else "failed"
@@ -101,15 +101,15 @@ def check(name: str, subject: Subject) -> dict[str, Any]:
 
 
 def subject_of(device: Any, quick: bool) -> Subject:
-    """Return the device to check, and another one beside it if there is."""
+    """Return the device to check, and a second one if there is one."""
     chosen = resolve(device)
     if len(chosen) > 1:
-        raise ValueError(f"device={device!r}: one device is checked at a time, and a second one beside it if there is")
+        raise ValueError(f"device={device!r}: expected one device, as devices are checked one at a time")
     return Subject(chosen[0], _beside(chosen[0]), quick)
 
 
 def _beside(device: Device) -> Device | None:
-    # another CUDA device, if there is one
+    # a second CUDA device, if there is one
     if not isinstance(device, Cuda):
         return None
     others = [number for number in range(cuda_count()[0]) if number != device.number]
