@@ -501,7 +501,7 @@ def test_other_degrees_of_freedom(plain):
         ({"contrast": np.ones((1, 2))}, r"contrast has shape \(1, 2\); expected contrasts in columns and 2 rows"),
         ({"contrast": [1, np.nan]}, "NaN or infinite weights for \\['B'\\]"),
         ({"contrast": [0, 0]}, "all its weights are zero"),
-        ({"contrast": pd.DataFrame({"d": [1, -1]}, ["A", "C"])}, r"rows lack \['B'\] and hold the unknown \['C'\]"),
+        ({"contrast": pd.DataFrame({"d": [1, -1]}, ["A", "C"])}, r"rows lack \['B'\] and include the unknown \['C'\]"),
         ({"alternative": "both"}, "alternative='both' is not known"),
         (
             {"ddf": "n - p"},

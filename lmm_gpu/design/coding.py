@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.parser.types import Factor
 from formulaic.parser.types import Term as ParsedTerm
 
-from .safe_code import OF_ALL_ROWS, UFUNCS, columns_in_code, functions_in_code
+from .safe_code import OF_ALL_ROWS, UFUNCS, columns_in_code, first_line, functions_in_code
 from .terms import Part, Product, Term, Terms
 
 
@@ -76,24 +77,25 @@ class _SpecReader:
         self.spec, self.used, self.centres, self.context = spec, used, centres, context
 
     def products(self, scoped_terms: Sequence[Any], columns: tuple[int, ...]) -> Iterator[Product]:
+        if any(scoped.scale != 1 for scoped in scoped_terms):
+            raise ValueError("a formula may not scale a term by a number: drop the number")
+        parts = [tuple(self.part(item.factor.factor, item.reduced) for item in one.factors) for one in scoped_terms]
+        widths = [math.prod(part.coding.shape[1] for part in one if part.is_factor) for one in parts]
+        covariates = len(columns) // max(sum(widths), 1)  # all pieces of a term have the same covariates
         start = 0
-        for scoped in scoped_terms:
-            if scoped.scale != 1:
-                raise ValueError("a formula may not scale a term by a number: drop the number")
-            parts = tuple(self.part(item.factor.factor, item.reduced) for item in scoped.factors)
-            width = int(np.prod([self.width(part) for part in parts]))
-            yield Product(columns[start : start + width], parts)
-            start += width
-
-    def width(self, part: Part) -> int:
-        return part.coding.shape[1] if part.is_factor else len(self.covariate(part.name))
+        for one, width in zip(parts, widths, strict=True):
+            yield Product(columns[start : start + width * covariates], one)
+            start += width * covariates
 
     def part(self, factor: Factor, reduced: bool) -> Part:
         variables = tuple(self.used[factor.expr])
         kind, state = self.spec.encoder_state[factor.expr]
         if kind.value == "categorical":
             coded = state["contrasts"]
-            matrix = np.asarray(coded.contrasts.get_coding_matrix(coded.levels, reduced_rank=reduced), dtype=float)
+            try:
+                matrix = np.asarray(coded.contrasts.get_coding_matrix(coded.levels, reduced_rank=reduced), dtype=float)
+            except Exception as error:
+                raise ValueError(f"cannot use the contrasts of {factor.expr}: {first_line(error)}") from error
             return _factor_part(factor.expr, variables, [str(level) for level in coded.levels], matrix)
         means = tuple(self.centres.means[name] for name in variables)
         stateful = factor.expr not in variables and not functions_in_code(factor.expr).isdisjoint(OF_ALL_ROWS)
@@ -103,11 +105,14 @@ class _SpecReader:
         )
 
     def covariate(self, code: str) -> list[float]:
-        """Columns of a covariate at the means of its variables."""
+        """Columns of a covariate at the means of its variables; NaN if it cannot be evaluated there."""
         row = {name: [self.centres.means[name]] for name in self.used[code]}
         if any(mean is None for (mean,) in row.values()):
-            return [float("nan")]
-        return evaluate_covariate(code, row, self.context, self.spec.transform_state)
+            return [math.nan]
+        try:
+            return evaluate_covariate(code, row, self.context, self.spec.transform_state)
+        except Exception:  # functions of one row that need several, such as knots of a spline within a spline
+            return [math.nan]
 
 
 def checked_covariate(code: str, row: Mapping[str, Sequence[float | None]]) -> np.ndarray:

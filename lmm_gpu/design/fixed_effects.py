@@ -58,7 +58,7 @@ class FixedColumns:
         return np.bincount(self.codes, minlength=len(self.table))
 
 
-def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
+def fixed_columns(text: str, columns: ObsColumns, *, origins: bool = True) -> FixedColumns:
     """Evaluate the fixed part of a formula.
 
     Parameters
@@ -67,6 +67,8 @@ def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
         Right-hand side without random terms.
     columns
         Columns of obs.
+    origins
+        Record covariates far from zero for their spread from an origin (`covariates.far_origins`).
 
     Returns
     -------
@@ -80,8 +82,8 @@ def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
     parsed, used = parse_fixed(text, columns.names)
     variables = {name: columns.variable(name) for names in used.values() for name in names}
     _check_width(parsed, used, variables, text)
-    origins = far_origins(parsed, used, variables)
-    variables |= {name: variables[name] - origin for name, origin in origins.items()}
+    moved = far_origins(parsed, used, variables) if origins else {}
+    variables |= {name: variables[name] - origin for name, origin in moved.items()}
     tabled, codes, first = _tabulated(parsed, used, variables, len(columns))
     small = pd.DataFrame({name: _take(series, first) for name, series in variables.items()}, index=range(len(first)))
     full = pd.DataFrame(variables, index=range(len(columns)))
@@ -96,7 +98,7 @@ def fixed_columns(text: str, columns: ObsColumns) -> FixedColumns:
         _check_finite(model, [names[i] for i in at], rows, columns)
     means = {name: _mean(series) for name, series in variables.items()}
     specs = [(model.model_spec, at) for (model, _), at in zip(evaluated, places, strict=True)]
-    terms = terms_of(parsed, specs, used, Centres(means, origins), _context(columns))
+    terms = terms_of(parsed, specs, used, Centres(means, moved), _context(columns))
     _refuse_empty_terms(terms)
     table, values = (np.asarray(model, dtype=np.float64) for model, _ in evaluated)
     return FixedColumns(names, terms, codes, table, tuple(places[0]), values, tuple(places[1]))

@@ -6,7 +6,6 @@ formula, so `safe_code` compares every piece with a short list of what is allowe
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -15,39 +14,16 @@ from typing import TYPE_CHECKING, TypeVar
 from formulaic import Formula, SimpleFormula
 from formulaic.parser import DefaultFormulaParser
 from formulaic.parser.algos.tokenize import tokenize
-from formulaic.parser.types import ASTNode, Token
+from formulaic.parser.types import Token
 
+from .formula_limits import check_length, check_size, shortened
+from .r_spelling import without_r_spelling
 from .safe_code import columns_in_code, first_line, functions_in_code, require_column
 
 if TYPE_CHECKING:
     from formulaic.parser.types import Factor
 
 Parsed = TypeVar("Parsed")
-
-#: Limits of a formula: characters, parentheses within each other, and terms that its operators expand to.
-LONGEST_FORMULA, DEEPEST_PARENTHESES, MOST_TERMS = 10_000, 50, 1_000
-#: Products of terms that ``**`` may form while it expands.
-_MOST_PRODUCTS = 20_000
-_QUOTED = re.compile(r"""('[^']*'|"[^"]*"|`[^`]*`)""")
-_R_FACTOR = re.compile(r"(?<![\w.])(?:as\.)?factor\s*\(")
-_R_TRUTH = re.compile(r"(?<![\w.])(TRUE|FALSE)(?![\w.])")
-_R_CALL = re.compile(r"(?<![\w.])(as\.\w+|[A-Za-z]\w*)\s*\(")
-_R_ADVICE = {
-    "as.character": "write C(x) for the levels of x",
-    "as.integer": "numeric columns are numbers already; convert any other column of obs before",
-    "as.numeric": "numeric columns are numbers already; convert any other column of obs before",
-    "c": "write a list, as in C(x, levels=['a', 'b'])",
-    "cut": "compute it as a column of obs first",
-    "droplevels": "unused levels are dropped anyway: write the column alone",
-    "ifelse": "compute it as a column of obs first",
-    "interaction": "join the columns with ':'",
-    "ns": "write cr(x, df=3) for a natural cubic spline, or bs(x, df=4) for a B-spline",
-    "offset": "offsets are not available: subtract them from the values",
-    "ordered": "write C(x, contr.poly) for polynomial contrasts",
-    "rcs": "write cr(x, df=3) for a natural cubic spline",
-    "relevel": "write C(x, contr.treatment(base='level')) for another reference level",
-    "s": "write cr(x, df=3) or bs(x, df=4) for a spline",
-}
 
 
 @dataclass(frozen=True)
@@ -85,14 +61,14 @@ def right_hand_side(formula: str) -> str:
     """
     if not isinstance(formula, str):
         raise ValueError(f"got formula={formula!r}; expected text such as '~ condition + (1 | donor)'")
-    _check_length(formula)
+    check_length(formula)
     left, tilde, right = formula.partition("~")
     if tilde and left.strip():
         raise ValueError(
             f"the formula {formula!r} has a left-hand side: the responses are the genes, so start it with '~', "
-            f"as in '~{right}'"
+            f"as in {'~' + right!r}"
         )
-    return _without_r_spelling(right if tilde else formula)
+    return without_r_spelling(right if tilde else formula)
 
 
 def split_formula(formula: str) -> tuple[str, tuple[TermText, ...]]:
@@ -153,7 +129,7 @@ def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, dic
             raise ValueError(f"cannot use '|' in {text.strip()!r}: write a random term in parentheses, as (1 | donor)")
         if token.token == ".":
             raise ValueError(f"cannot use '.' in {text.strip()!r}: name the columns of obs that the model needs")
-    _check_size(_parsed_tree(text), text)
+    check_size(_read(lambda: DefaultFormulaParser().get_ast(text), text), text)
     parsed = _read(lambda: Formula(text), text)
     if not isinstance(parsed, SimpleFormula):
         raise ValueError(f"cannot read the formula {text.strip()!r}: it has several parts; write one")
@@ -213,95 +189,19 @@ def _refuse_hidden_functions(used: dict[str, tuple[str, ...]]) -> None:
             )
 
 
-def _check_length(formula: str) -> None:
-    if len(formula) > LONGEST_FORMULA:
-        raise ValueError(
-            f"the formula has {len(formula):,} characters, and at most {LONGEST_FORMULA:,} are read: compute columns "
-            "of obs first, and name them in a shorter formula"
-        )
-    depth = deepest = 0
-    for character in formula:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST_PARENTHESES:
-        raise ValueError(
-            f"the formula nests {deepest:,} parentheses, and at most {DEEPEST_PARENTHESES} are read: write it without "
-            "the redundant ones"
-        )
-
-
-def _without_r_spelling(text: str) -> str:
-    """Text with ``factor(x)`` as ``C(x)`` and ``TRUE`` as ``True``; R's other functions are refused with advice."""
-    pieces = _QUOTED.split(text)  # quoted pieces stand at the odd places
-    for place in range(0, len(pieces), 2):
-        piece = _R_FACTOR.sub("C(", pieces[place])
-        for call in _R_CALL.finditer(piece):
-            if call[1] in _R_ADVICE or call[1].startswith("as."):
-                advice = _R_ADVICE.get(call[1], "compute it as a column of obs first")
-                raise ValueError(f"cannot use R's function {call[1]}() in a formula: {advice}")
-        pieces[place] = _R_TRUTH.sub(lambda match: match[1].title(), piece)
-    return "".join(pieces)
-
-
-def _check_size(tree: ASTNode | Token | None, text: str) -> None:
-    """Refuse operators that expand to too many terms, before formulaic expands them."""
-    sizes: dict[int, int] = {}
-    stack: list[tuple[ASTNode | Token | None, bool]] = [(tree, False)]
-    while stack:
-        node, ready = stack.pop()
-        if not isinstance(node, ASTNode):
-            continue
-        arguments = tuple(node.args)
-        if not ready:
-            stack.append((node, True))
-            stack.extend((argument, False) for argument in arguments)
-            continue
-        counts = [sizes.get(id(argument), 1) for argument in arguments]
-        sizes[id(node)], work = _expanded(str(node.operator.symbol), counts, arguments)
-        if sizes[id(node)] > MOST_TERMS or work > _MOST_PRODUCTS:
-            raise ValueError(
-                f"the formula {_shortened(text)!r} expands to more than {MOST_TERMS:,} terms: name the interactions "
-                "that the model needs"
-            )
-
-
-def _expanded(symbol: str, counts: list[int], arguments: tuple[object, ...]) -> tuple[int, int]:
-    """Return the number of terms that an operator makes of its arguments at most, and of products that it forms."""
-    if symbol in ("**", "^") and len(counts) == 2:
-        power = str(arguments[1])
-        degree = int(power) if power.isdecimal() and len(power) < 4 else _MOST_PRODUCTS
-        if counts[0] > 1 and degree * math.log(counts[0]) > math.log(_MOST_PRODUCTS):
-            return MOST_TERMS, _MOST_PRODUCTS + 1
-        return min(counts[0] ** degree, sum(math.comb(counts[0], i + 1) for i in range(degree))), counts[0] ** degree
-    total = sum(counts) or 1
-    product = math.prod(counts)
-    if symbol == "*":
-        return total + product, product
-    return (product if symbol == ":" else total), product if symbol in (":", "/") else total
-
-
 def _read(parse: Callable[[], Parsed], text: str) -> Parsed:
     try:
         return parse()
     except Exception as error:  # syntax errors of formulaic and of Python, and whatever odd text makes them stumble on
-        raise ValueError(f"cannot read the formula {_shortened(text)!r}: {first_line(error)}") from error
-
-
-def _parsed_tree(text: str) -> ASTNode | Token | None:
-    return _read(lambda: DefaultFormulaParser().get_ast(text), text)
+        raise ValueError(f"cannot read the formula {shortened(text)!r}: {first_line(error)}") from error
 
 
 def _tokens(text: str) -> list[Token]:
     tokens = _read(lambda: list(tokenize(text)), text)
     if any(_is_operator(token, "~") for token in tokens):
         # formulaic evaluates what stands left of a ~ while it parses, before anything could be checked
-        raise ValueError(f"cannot read the formula {_shortened(text)!r}: it may have one '~', at its start")
+        raise ValueError(f"cannot read the formula {shortened(text)!r}: it may have one '~', at its start")
     return tokens
-
-
-def _shortened(text: str) -> str:
-    text = text.strip()
-    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def _is_operator(token: Token, mark: str) -> bool:

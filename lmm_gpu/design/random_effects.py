@@ -94,7 +94,7 @@ def _effects(text: TermText, columns: ObsColumns) -> tuple[np.ndarray, tuple[str
     """Evaluate the effects left of the bar: values (n, k) and names."""
     if text.effects.replace(" ", "") in ("0", "-1", "1-1", "0+0"):
         raise ValueError(f"{text} has no random effect: write (1 | {text.group}) or (0 + x | {text.group})")
-    fixed = fixed_columns(text.effects, columns)
+    fixed = fixed_columns(text.effects, columns, origins=False)
     if len(fixed.names) > MOST_EFFECTS:
         raise ValueError(
             f"{text} has {len(fixed.names)} random effects per group, and at most {MOST_EFFECTS} are fitted: for a "

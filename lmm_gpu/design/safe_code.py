@@ -6,8 +6,6 @@ import ast
 import difflib
 from collections.abc import Collection
 
-from formulaic.utils.code import sanitize_variable_names
-
 #: NumPy's functions of one argument that a formula may call, by these names or as ``np.log``.
 UFUNCS = ("abs", "exp", "expm1", "log", "log10", "log1p", "log2", "sqrt")
 #: Functions that see one row at a time.
@@ -43,6 +41,8 @@ def columns_in_code(code: str, columns: Collection[str]) -> set[str]:
     Traceback (most recent call last):
     ValueError: cannot use "open('file')" in the formula's "open('file')": a formula may contain columns of obs, ...
     """
+    from formulaic.utils.code import sanitize_variable_names
+
     aliases: dict[str, str] = {}
     # formulaic's own replacement of `quoted names` by Python names: what is checked is what it will run
     clean = sanitize_variable_names(code, dict.fromkeys(columns), aliases)
@@ -60,6 +60,8 @@ def functions_in_code(code: str) -> set[str]:
     >>> functions_in_code("np.log(scale(age))") == {"np", "scale"}, functions_in_code("`scale(age)`")
     (True, set())
     """
+    from formulaic.utils.code import sanitize_variable_names
+
     tree = ast.parse(sanitize_variable_names(code, {}, {}), mode="eval")
     calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {ast.unparse(function).partition(".")[0] for function in calls}
@@ -70,10 +72,10 @@ def require_column(name: str, columns: Collection[str]) -> str:
     if name in columns:
         return name
     known = [str(column) for column in columns]
-    close = difflib.get_close_matches(name, known)
+    close = difflib.get_close_matches(name[:200], known)
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     hint = f"did you mean {' or '.join(close)}?" if close else f"it has {shown or 'no columns at all'}"
-    raise ValueError(f"obs has no column {name!r}: {hint}")
+    raise ValueError(f"obs has no column {name[:200]!r}: {hint}")
 
 
 def first_line(error: BaseException) -> str:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.arrays import Array, indices, namespace, zeros
+from ..design.safe_code import OF_ALL_ROWS
 from ..design.terms import check_same_terms
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
 
 #: Functions of a formula whose columns depend on all the cells that they are evaluated on.
-_OF_ALL_CELLS = re.compile(r"\b(bs|cc|center|cr|cs|poly|scale|standardize)\s*\(")
+_OF_ALL_CELLS = re.compile(rf"\b({'|'.join(OF_ALL_ROWS)})\s*\(")
 #: Number of labels listed in a message.
 _SHOWN = 3
 #: Designs are of the same cells if their products agree to this: they may have been accumulated in another order.

@@ -1,4 +1,4 @@
-"""Contrasts against Python's own arithmetic on unit vectors, and against R's contrast.matrix."""
+"""Contrasts compared with Python's arithmetic on unit vectors and with R's contrast.matrix."""
 
 from __future__ import annotations
 
@@ -127,20 +127,20 @@ def test_reads_what_r_reads():
         ("  \n", "it is empty"),
         ("A*B", "not linear: a column cannot be multiplied"),
         ("A*(2 + B)", "not linear: a column cannot be multiplied"),
-        ("1/A", "not linear: nothing can be divided by a column"),
-        ("A/(B - C)", "not linear: nothing can be divided by a column"),
+        ("1/A", "not linear: division by a column"),
+        ("A/(B - C)", "not linear: division by a column"),
         ("A - 1", "not linear: remove the constant term -1"),
         ("2", "not linear: remove the constant term 2"),
         ("A/0", "division by zero"),
         ("A/(1 - 1)", "division by zero"),
         ("A - A", "all its weights are zero"),
         ("0*A", "all its weights are zero"),
-        ("(A", r"wanted '\)' before the end"),
+        ("(A", r"expected '\)' before the end"),
         ("A)", r"before '\)'"),
-        ("A B", "wanted an operator or the end before 'B'"),
-        ("(A)(B)", r"wanted an operator or the end before '\(B\)'"),
-        ("A +", r"wanted a column name, a number or '\(' before the end"),
-        ("A ** 2", r"wanted a column name, a number or '\(' before '\* 2'"),
+        ("A B", "expected an operator or the end before 'B'"),
+        ("(A)(B)", r"expected an operator or the end before '\(B\)'"),
+        ("A +", r"expected a column name, a number or '\(' before the end"),
+        ("A ** 2", r"expected a column name, a number or '\(' before '\* 2'"),
         ("A - D", "no column is called 'D'; the columns are"),
         ("2A", "no column is called '2A'"),
         ("`A", "no column is called '`A'"),
@@ -186,7 +186,7 @@ def test_matrix_from_a_list_or_one_expression_is_named_by_the_expressions():
         ("A", ["A", "B", "A"], r"column names that repeat \['A'\]"),
         ({}, NAMES, "got no contrast"),
         ([], NAMES, "got no contrast"),
-        ({"x": 1}, NAMES, r"contrast 'x': got weights of shape \(\), wanted \(3,\)"),
+        ({"x": 1}, NAMES, r"contrast 'x': got weights of shape \(\), expected \(3,\)"),
     ],
 )
 def test_matrix_refuses(contrast, names, message):
@@ -234,20 +234,20 @@ def test_the_label_of_weights_reads_back_as_the_weights(weights):
 @pytest.mark.parametrize(
     ("contrast", "message"),
     [
-        ([1, 2], r"got weights of shape \(2,\), wanted \(3,\)"),
-        (np.ones((2, 4)), r"contrast 'contrast1': got weights of shape \(4,\), wanted \(3,\)"),
-        (np.ones((1, 1, 3)), r"shape \(1, 3\), wanted \(3,\)"),
-        (np.zeros((0, 3)), r"shape \(0, 3\), wanted \(3,\)"),
+        ([1, 2], r"got weights of shape \(2,\), expected \(3,\)"),
+        (np.ones((2, 4)), r"contrast 'contrast1': got weights of shape \(4,\), expected \(3,\)"),
+        (np.ones((1, 1, 3)), r"shape \(1, 3\), expected \(3,\)"),
+        (np.zeros((0, 3)), r"shape \(0, 3\), expected \(3,\)"),
         ([1, np.nan, 0], r"NaN or infinite weights for \['B'\]"),
         ({"A": np.inf}, r"NaN or infinite weights for \['A'\]"),
         ([0, 0, 0], "all its weights are zero"),
         (np.array([[1, 0, 0], [0, 0, 0]]), "contrast 'contrast2': all its weights are zero"),
         ({"A": 1, "D": -1}, "no column is called 'D'"),
         ({"A": 1, "x": "A - B"}, r"contrast 'A': got weights of shape \(\)"),
-        ({"x": ["u", "v", "w"]}, "contrast 'x': got .*, wanted 3 numbers"),
+        ({"x": ["u", "v", "w"]}, "contrast 'x': got .*, expected 3 numbers"),
         ([[1, 0, 0], [1, 2]], r"contrast 'contrast2': got weights of shape \(2,\)"),
         ({}, "all its weights are zero"),
-        (pd.DataFrame({"u": [1.0, 2]}, ["A", "D"]), r"rows lack \['B', 'C'\] and hold the unknown \['D'\]"),
+        (pd.DataFrame({"u": [1.0, 2]}, ["A", "D"]), r"rows lack \['B', 'C'\] and include the unknown \['D'\]"),
         (pd.DataFrame({"u": [1.0, 2, 3, 4]}, ["A", "B", "C", "A"]), r"rows of the contrast that repeat \['A'\]"),
     ],
 )
@@ -257,5 +257,7 @@ def test_rows_refuse(contrast, message):
 
 
 def test_levels_of_a_number_are_asked_for_in_the_formula():
-    with pytest.raises(ValueError, match=r"no column is called 'sex\[T.2\]'; sex is a number there: write C\(sex\)"):
+    with pytest.raises(
+        ValueError, match=r"no column is called 'sex\[T.2\]'; sex is a number in this model: write C\(sex\)"
+    ):
         contrast_matrix({"sex": "sex[T.2]"}, ["Intercept", "sex"])

@@ -9,7 +9,7 @@ import pytest
 
 from lmm_gpu.design.design import fixed_design
 from lmm_gpu.design.fixed_effects import MOST_COLUMNS, combined_codes, fixed_columns
-from lmm_gpu.design.formula import DEEPEST_PARENTHESES, LONGEST_FORMULA, MOST_TERMS
+from lmm_gpu.design.formula_limits import DEEPEST_PARENTHESES, LONGEST_FORMULA, MOST_TERMS
 from lmm_gpu.design.obs_columns import ObsColumns
 
 N = 400
