@@ -80,6 +80,11 @@ def marginal_means(
     DataFrame (p, L)
         One mean per column.
 
+    Raises
+    ------
+    ValueError
+        For unknown variables or levels, and for means that are not estimable.
+
     Examples
     --------
     >>> import numpy as np, pandas as pd, lmm_gpu
