@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .arrays import Array, indices, is_array, is_sparse_on_device, namespace, on_host
+from .arrays import Array, indices, is_array, is_sparse_on_device, like, namespace, on_host
 
 
 def is_sparse(Y: Any) -> bool:
@@ -40,3 +40,23 @@ def some_rows(Y: Any, kept: np.ndarray) -> Any:
         return Y[kept]
     rows = indices(np.flatnonzero(kept), stored_values(Y))
     return Y[rows] if is_sparse_on_device(Y) else namespace(Y).take(Y, rows, axis=0)
+
+
+def range_of(A: Any, rows: tuple[int, int], columns: tuple[int, int], reference: Array) -> Array:
+    """A range of rows and columns of a matrix as an array like `reference`; the matrix may be sparse."""
+    part = A[rows[0] : rows[1], columns[0] : columns[1]]
+    return like(part.toarray(), reference) if scipy.sparse.issparse(A) else part
+
+
+def diagonal_of(A: Any, rows: tuple[int, int], columns: tuple[int, int], reference: Array) -> Array:
+    """Diagonal of such a range."""
+    part = A[rows[0] : rows[1], columns[0] : columns[1]]
+    return like(part.diagonal(), reference) if scipy.sparse.issparse(A) else namespace(A).linalg.diagonal(part)
+
+
+def spread_square(A: Any, rows: list[int]) -> Any:
+    """A sparse square matrix with row and column `rows[i]` at place i; zeros where it is -1."""
+    place = np.array([i for i, row in enumerate(rows) if row >= 0])
+    old = np.array([row for row in rows if row >= 0])
+    move = scipy.sparse.csr_array((np.ones(len(old)), (place, old)), shape=(len(rows), A.shape[0]))
+    return (move @ A @ move.T).tocsr()

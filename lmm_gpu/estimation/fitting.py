@@ -57,7 +57,7 @@ def fit_genes(
         If one gene does not fit the memory of a device, with the numbers.
     """
     memory = options.memory_for(len(summary.d))
-    devices = resolve(options.device, summary.ZZ, summary.ZY)
+    devices = resolve(options.device, summary.ZX, summary.ZY)
     with quiet_blas(summary.ZZ.shape[0]):
         fitter = BlockFitter.build(summary, options, devices, memory)
         estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], summary.n_variances + 1)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backend.arrays import Array, like, namespace, zeros
+from ..backend.sparse import diagonal_of, range_of
 from .covariance_terms import Term, by_pairs, orders
 from .fisher_scoring import Outcome, Rules
 from .group_elimination import Elimination, GroupedDesign, eliminate, rotated, times_vectors, transposed_times
@@ -54,16 +55,19 @@ class GroupedEffects(GroupedForms):
         lo, hi = term.first, term.first + term.size
         ZZ, ZX = projection.ZZ, projection.ZX @ T  # (q, q), (q, p)
         within = xp.matmul(T.T, xp.matmul(projection.XX, T))
-        Z_e = xp.concat([ZZ[lo:hi, :lo], ZZ[lo:hi, hi:]], axis=1)  # (k G, q_R)
-        rest = _without(_without(ZZ, lo, hi, 0), lo, hi, 1)  # (q_R, q_R)
-        ZX_R = _without(ZX, lo, hi, 0)
+        q = ZZ.shape[0]
+        outside = ((0, lo), (hi, q))
+        Z_e = xp.concat([range_of(ZZ, (lo, hi), columns, ZX) for columns in outside], axis=1)  # (k G, q_R)
+        rows = [xp.concat([range_of(ZZ, rows, columns, ZX) for columns in outside], axis=1) for rows in outside]
+        rest = xp.concat(rows, axis=0)  # (q_R, q_R)
+        ZX_R = xp.concat([ZX[:lo, :], ZX[hi:, :]], axis=0)
         XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, rest], axis=1)], axis=0)
-        blocks_of = [
-            [_diagonal(ZZ, term.rows(a), term.rows(b)) for b in range(term.effects)] for a in range(term.effects)
-        ]
-        ZZ_g = xp.stack([xp.stack(row, axis=0) for row in blocks_of], axis=0)[:, :, None, :]  # (k, k, 1, G)
+        effects = [term.rows(a) for a in range(term.effects)]
+        ZZ_g = xp.stack([xp.stack([diagonal_of(ZZ, a, b, ZX) for b in effects], axis=0) for a in effects], axis=0)
+        ZZ_g = ZZ_g[:, :, None, :]  # (k, k, 1, G)
         design = GroupedDesign.build(ZZ_g, xp.concat([ZX[lo:hi, :], Z_e], axis=1)[None, ...], XX[None, ...], p)
-        squares = [xp.sum(_diagonal(ZZ, t.rows(a), t.rows(a))) / projection.n for t in terms for a in range(t.effects)]
+        own = [term.rows(a) for term in terms for a in range(term.effects)]
+        squares = [xp.sum(diagonal_of(ZZ, at, at, ZX)) / projection.n for at in own]
         return cls(
             terms=tuple(terms),
             widest=widest,
@@ -249,18 +253,6 @@ def _unpacked(rows: Array, L: int, p: int) -> Traces:
         ok=rows[at + L + 3, :] > 0.5,
         v=rows[at + L + 4 :, :],
     )
-
-
-def _without(A: Array, lo: int, hi: int, axis: int) -> Array:
-    # the rows (axis 0) or columns (axis 1) outside of a range
-    xp = namespace(A)
-    if axis == 0:
-        return xp.concat([A[:lo, :], A[hi:, :]], axis=0)
-    return xp.concat([A[:, :lo], A[:, hi:]], axis=1)
-
-
-def _diagonal(A: Array, rows: tuple[int, int], columns: tuple[int, int]) -> Array:
-    return namespace(A).linalg.diagonal(A[rows[0] : rows[1], columns[0] : columns[1]])
 
 
 def _bases(terms: Sequence[Term], widest: int, reference: Array) -> Array:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from ..backend.arrays import Array, namespace
 from ..backend.blocks import blocks, ranges
 from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
+from ..backend.sparse import is_sparse
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
@@ -64,7 +65,7 @@ class MixedModel:
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
         """
-        if max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats):
+        if max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ):
             return cls.by_blocks(summary, method)
         projection, count = Projection.build(summary), summary.m if genes is None else genes
         likelihood = cls._likelihood(projection, summary.d, method, memory, count)

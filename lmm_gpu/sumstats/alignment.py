@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ..backend.arrays import Array, indices, namespace, zeros
+from ..backend.sparse import is_sparse, spread_square
 from ..design.safe_code import OF_ALL_ROWS
 from ..design.terms import check_same_terms
 
@@ -71,8 +72,9 @@ def check_same_cells(a: SummaryStats, b: SummaryStats) -> None:
         check_same(name, getattr(a, name), getattr(b, name))
     for name in ("XX", "ZX", "ZZ"):
         ours, theirs = getattr(a, name), getattr(b, name)
-        xp = namespace(ours)
-        if float(xp.max(xp.abs(ours - theirs))) > _SAME * float(xp.max(xp.abs(ours))):
+        xp = namespace(a.XX)
+        different, largest = (abs(A).max() if is_sparse(A) else float(xp.max(xp.abs(A))) for A in (ours - theirs, ours))
+        if different > _SAME * largest:
             raise ValueError(
                 f"{name} differ: wanted other genes of the same cells; other cells of the same genes add, a + b"
             )
@@ -172,7 +174,7 @@ def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummarySt
         d=levels.d,
         ZX=_take_or_zero(ss.ZX, rows, 0),
         ZY=_take_or_zero(ss.ZY, rows, 0),
-        ZZ=_take_or_zero(_take_or_zero(ss.ZZ, rows, 0), rows, 1),
+        ZZ=spread_square(ss.ZZ, rows) if is_sparse(ss.ZZ) else _take_or_zero(_take_or_zero(ss.ZZ, rows, 0), rows, 1),
         centred=centred,
     )
 

@@ -31,6 +31,8 @@ from .host_products import dense_products
 _SPARSE_DENSITY = 0.2
 #: A matrix with at most this many columns is multiplied as dense in any case.
 _NARROW = 64
+#: Z'Z of more random effects than this stays sparse: they are eliminated level by level.
+LARGEST_DENSE = 10_000
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class DesignProducts:
     n: int
     XX: Array  #: (p, p)
     ZX: Array  #: (q, p)
-    ZZ: Array  #: (q, q)
+    ZZ: Array  #: (q, q); a SciPy sparse matrix where q is large
     total_weight: float | None = None  #: sum of the weights of the cells; None for n
 
 
@@ -124,7 +126,10 @@ def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProdu
     if weights is not None:
         root = namespace(weights).sqrt(weights)
         X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
-    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), dense_array(Z.T @ Z), total)
+    ZZ = Z.T @ Z
+    if not (scipy.sparse.issparse(ZZ) and ZZ.shape[0] > LARGEST_DENSE):
+        ZZ = dense_array(ZZ)
+    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), ZZ, total)
 
 
 def _row_scaled(A: Any, factors: Array) -> Any:

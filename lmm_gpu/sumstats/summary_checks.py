@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backend.arrays import namespace, to_numpy
+from ..backend.sparse import is_sparse
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -70,7 +71,8 @@ def check_invariants(ss: SummaryStats) -> None:
     """
     if ss.n < 0:
         raise ValueError(f"n is {ss.n}; wanted a number of cells, 0 or more")
-    arrays = {name: to_numpy(getattr(ss, name)) for name in ("XX", "ZX", "ZZ", "XY", "ZY", "Ynorm")}
+    arrays = {name: to_numpy(getattr(ss, name)) for name in ("XX", "ZX", "XY", "ZY", "Ynorm")}
+    arrays["ZZ"] = ss.ZZ.tocoo().data if is_sparse(ss.ZZ) else to_numpy(ss.ZZ)
     if ss.Ysum is not None:
         arrays["Ysum"] = to_numpy(ss.Ysum)
     for name, A in arrays.items():
@@ -78,12 +80,17 @@ def check_invariants(ss: SummaryStats) -> None:
             raise ValueError(f"{name} holds values of type {A.dtype}; wanted real numbers in floating point")
         if not np.isfinite(A.sum(dtype=float)) and not np.isfinite(A).all():
             raise ValueError(f"{name} holds {np.count_nonzero(~np.isfinite(A))} values that are NaN or infinite")
-    squares = {"X": np.diagonal(arrays["XX"]), "Z": np.diagonal(arrays["ZZ"]), "Y": arrays["Ynorm"]}
+    squares = {
+        "X": np.diagonal(arrays["XX"]),
+        "Z": ss.ZZ.diagonal() if is_sparse(ss.ZZ) else np.diagonal(arrays["ZZ"]),
+        "Y": arrays["Ynorm"],
+    }
     for name, values in squares.items():
         if (values < 0).any():
             raise ValueError(f"sums of squares of {name} are negative in {np.count_nonzero(values < 0)} columns")
     for name, left, right in (("XX", "X", "X"), ("ZZ", "Z", "Z"), ("ZX", "Z", "X"), ("XY", "X", "Y"), ("ZY", "Z", "Y")):
-        _check_product(name, arrays[name], squares[left], squares[right])
+        if not (name == "ZZ" and is_sparse(ss.ZZ)):
+            _check_product(name, arrays[name], squares[left], squares[right])
     if "Ysum" in arrays:
         _check_product(
             "Ysum",

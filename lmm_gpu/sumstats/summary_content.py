@@ -7,8 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import scipy.sparse
 
 from ..backend.arrays import indices, to_numpy
+from ..backend.sparse import is_sparse
 from ..design.terms import terms_from_json, terms_to_json
 from ..io.archive import Content
 from .centring import Centred
@@ -20,12 +22,16 @@ _ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
 _LABELS = ("features", "fixed_names", "random_names", "component_names")
 _ATTRIBUTES = ("n", "formula", "transform")
 _CENTRED = "centred/"
+_SPARSE, _COMPRESSED = "sparse_ZZ/", ("data", "indices", "indptr")
 _ABOUT_CENTRE = ("centre", "constant", "XY", "ZY", "Ynorm", "Ysum")
 
 
 def to_content(ss: SummaryStats) -> Content:
     """Arrays, labels and attributes of statistics."""
-    arrays = {name: to_numpy(getattr(ss, name)) for name in _ARRAYS}
+    arrays = {name: to_numpy(getattr(ss, name)) for name in _ARRAYS if not is_sparse(getattr(ss, name))}
+    if is_sparse(ss.ZZ):
+        ZZ = ss.ZZ.tocsr()
+        arrays |= {f"{_SPARSE}{name}": getattr(ZZ, name).astype(float) for name in _COMPRESSED}
     arrays["d"] = to_numpy(indices(ss.d, arrays["XX"]))
     if ss.Ysum is not None:
         arrays["Ysum"] = to_numpy(ss.Ysum)
@@ -44,7 +50,11 @@ def to_content(ss: SummaryStats) -> Content:
 def fields_of(content: Content) -> dict[str, Any]:
     """Fields of `SummaryStats` from the content of a file, which may hold more."""
     arrays, labels, attributes = content
-    fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
+    fields: dict[str, Any] = {name: arrays[name] for name in _ARRAYS if name in arrays or name != "ZZ"}
+    if "ZZ" not in fields and f"{_SPARSE}data" in arrays:
+        data, places, starts = (arrays[f"{_SPARSE}{name}"] for name in _COMPRESSED)
+        shape = (len(labels["random_names"]),) * 2
+        fields["ZZ"] = scipy.sparse.csr_array((data, places.astype(np.int64), starts.astype(np.int64)), shape=shape)
     fields |= {name: tuple(labels[name]) for name in _LABELS}
     fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
     about = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}

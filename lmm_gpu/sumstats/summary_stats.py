@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backend.arrays import Array, indices, namespace
+from ..backend.sparse import is_sparse
 from ..design.terms import Terms, merged_terms
 from ..io.archive import Content, consistent, read_archive, write_archive
 from .alignment import aligned, check_same_cells, check_unique
@@ -36,6 +37,7 @@ class SummaryStats:
     n : int
         Number of cells.
     XX, ZX, ZZ : array (p, p), (q, p), (q, q)
+        ZZ is a SciPy sparse matrix where q is large.
         Cross-products of the design.
     XY, ZY, Ynorm : array (p, m), (q, m), (m,)
         Cross-products with the genes, and y'y.
@@ -137,8 +139,8 @@ class SummaryStats:
         dtype('float32')
         """
         centred = self.centred and replace(self.centred.map(put), constant=put(self.centred.constant))
-        design = {"XX": put(self.XX), "ZX": put(self.ZX), "ZZ": put(self.ZZ)}
-        return self._replaced(self.gene_products.map(put), centred, **design)
+        ZZ = self.ZZ if is_sparse(self.ZZ) else put(self.ZZ)
+        return self._replaced(self.gene_products.map(put), centred, XX=put(self.XX), ZX=put(self.ZX), ZZ=ZZ)
 
     def _replaced(self, genes: GeneProducts, centred: Centred | None, **labels: Any) -> SummaryStats:
         # the same design with other products of genes
@@ -424,17 +426,17 @@ class SummaryStats:
         >>> cross_products(np.ones((4, 1)), Z, np.ones((4, 3)), d=(2, 2)).without(0).d
         (2,)
         """
-        xp, ends = namespace(self.ZZ), [sum(self.d[: i + 1]) for i in range(len(self.d))]
+        xp, ends = namespace(self.ZX), [sum(self.d[: i + 1]) for i in range(len(self.d))]
         lo, hi = ends[component] - self.d[component], ends[component]
         kept = [i for i in range(ends[-1]) if not lo <= i < hi]
-        rows = indices(kept, self.ZZ)
+        rows = indices(kept, self.ZX)
         others = [i for i in range(len(self.d)) if i != component]
         centred = self.centred and replace(self.centred, ZY=xp.take(self.centred.ZY, rows, axis=0))
         return replace(
             self,
             ZX=xp.take(self.ZX, rows, axis=0),
             ZY=xp.take(self.ZY, rows, axis=0),
-            ZZ=xp.take(xp.take(self.ZZ, rows, axis=0), rows, axis=1),
+            ZZ=self.ZZ[kept][:, kept] if is_sparse(self.ZZ) else xp.take(xp.take(self.ZZ, rows, axis=0), rows, axis=1),
             d=tuple(self.d[i] for i in others),
             random_names=tuple(self.random_names[i] for i in kept),
             component_names=tuple(self.component_names[i] for i in others),
