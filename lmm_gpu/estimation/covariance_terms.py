@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..backend.arrays import Array, namespace
+from ..backend.sparse import diagonal_of
+from ..sumstats.summary_stats import SummaryStats
 
 Entries = list[list[Array]]  #: a small matrix whose entries are arrays of the same shape
 
@@ -72,6 +74,16 @@ def terms_of(d: Sequence[int], effects: Sequence[int]) -> tuple[Term, ...]:
         terms.append(Term(first, d[at], count, tuple(range(row, row + parameters))))
         first, at, row = first + count * d[at], at + count, row + parameters
     return tuple(terms)
+
+
+def mean_variances(summary: SummaryStats) -> list[float]:
+    """Mean over the cells of what one unit of each variance or covariance adds to the variance of a cell (L,)."""
+    found = []
+    for term in terms_of(summary.d, summary.term_sizes):
+        for a, b in term.pairs:
+            products = diagonal_of(summary.ZZ, term.rows(a), term.rows(b), summary.ZX)
+            found.append((1 if a == b else 2) * float(namespace(products).sum(products)) / summary.n)
+    return found
 
 
 def orders(a: int, b: int) -> tuple[tuple[int, int], ...]:

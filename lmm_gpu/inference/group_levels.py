@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..backend.arrays import to_numpy
+from ..backend.sparse import is_sparse
 from ..sumstats.summary_stats import SummaryStats
 from .strata import strata
 
@@ -37,9 +38,10 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
     found, lo = [], 0
     for name, width, stratum in zip(summary.component_names, summary.d, strata(summary), strict=True):
         rows = slice(lo, lo + width)
-        block = to_numpy(summary.ZZ)[rows, rows]
-        counts = np.diagonal(block)
-        diagonal = np.count_nonzero(block) == np.count_nonzero(counts)
+        block = summary.ZZ[rows, rows] if is_sparse(summary.ZZ) else to_numpy(summary.ZZ)[rows, rows]
+        counts = block.diagonal()
+        entries = block.count_nonzero() if is_sparse(block) else np.count_nonzero(block)
+        diagonal = entries == np.count_nonzero(counts)
         if diagonal and np.isclose(counts.sum(), summary.n) and np.allclose(counts, np.rint(counts), atol=1e-6):
             found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.within_gram))
         lo += width

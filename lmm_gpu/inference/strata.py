@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend.arrays import to_numpy
+from ..backend.arrays import Array, to_numpy
+from ..backend.sparse import is_sparse
 from ..sumstats.summary_stats import SummaryStats
 
 #: Relative (squared) size below which a vector lies in a span, or an efficiency is zero. Sums over 10^6 cells are
@@ -22,6 +23,7 @@ from ..sumstats.summary_stats import SummaryStats
 IN_SPAN = 1e-10
 #: Rows whose Gram matrix in units of their own lengths has smaller eigenvalues are linear combinations of others.
 _DEPENDENT = 1e-10
+_MANY_LEVELS = 2000
 
 
 @dataclass(frozen=True)
@@ -57,20 +59,22 @@ def strata(summary: SummaryStats) -> list[Stratum]:
     """Return the stratum of each random effect, in the order of the model.
 
     The df are the rank of Z_j less the directions of its span that belong to X or to random effects of lower rank, in
-    which it may be nested: those say nothing about how much the levels of Z_j differ.
+    which it may be nested: those say nothing about how much the levels of Z_j differ. Of a sparse Z'Z, random effects
+    of more than 2,000 levels are not looked for among those of lower rank.
     """
-    return list(_strata(to_numpy(summary.XX), to_numpy(summary.ZX), to_numpy(summary.ZZ), summary.d))
+    ZZ = summary.ZZ if is_sparse(summary.ZZ) else to_numpy(summary.ZZ)
+    return list(_strata(to_numpy(summary.XX), to_numpy(summary.ZX), ZZ, summary.d))
 
 
-def _strata(XX: np.ndarray, ZX: np.ndarray, ZZ: np.ndarray, d: Sequence[int]) -> Iterator[Stratum]:
+def _strata(XX: np.ndarray, ZX: np.ndarray, ZZ: Array, d: Sequence[int]) -> Iterator[Stratum]:
     rows = [slice(hi - width, hi) for width, hi in zip(d, np.cumsum(d), strict=True)]
     ranks = [explained(ZX[at], ZZ[at, at])[1] for at in rows]
     whiten, p = _whitening(XX), XX.shape[0]
     for j, (at, rank) in enumerate(zip(rows, ranks, strict=True)):
-        coarser = [i for i, less in enumerate(ranks) if less < rank]
+        coarser = [i for i, less in enumerate(ranks) if less < rank and not (is_sparse(ZZ) and d[i] > _MANY_LEVELS)]
         A = np.r_[(*(rows[i] for i in coarser), slice(0, 0))]  # their columns of Z
-        gram = np.block([[XX, ZX[A].T], [ZX[A], ZZ[np.ix_(A, A)]]])
-        within = gram - explained(np.hstack([ZX[at], ZZ[at][:, A]]), ZZ[at, at])[0]
+        gram = np.block([[XX, ZX[A].T], [ZX[A], _dense(ZZ[A][:, A])]])
+        within = gram - explained(np.hstack([ZX[at], _dense(ZZ[at][:, A])]), ZZ[at, at])[0]
         df = float(rank - _null_directions(within, gram) + _null_directions(gram, gram))
         gram_within = within[:p, :p]
         values, vectors = np.linalg.eigh(whiten @ gram_within @ whiten.T)
@@ -143,7 +147,12 @@ def orthonormal_rows(C: np.ndarray, metric: np.ndarray) -> np.ndarray:
     return Q
 
 
-def explained(ZX: np.ndarray, ZZ: np.ndarray) -> tuple[np.ndarray, int]:
+def _dense(A: Array) -> np.ndarray:
+    result: np.ndarray = A.toarray() if is_sparse(A) else A
+    return result
+
+
+def explained(ZX: np.ndarray, ZZ: Array) -> tuple[np.ndarray, int]:
     """X'P X (p, p) for the projection P on one random effect, and its rank."""
     root = inverse_root(ZZ)
     if root.ndim == 1:  # one-hot columns
@@ -153,13 +162,13 @@ def explained(ZX: np.ndarray, ZZ: np.ndarray) -> tuple[np.ndarray, int]:
     return loads.T @ loads, root.shape[0]
 
 
-def inverse_root(ZZ: np.ndarray) -> np.ndarray:
-    """Rows A (rank, d) with A'A = (Z'Z)^+; the diagonal alone (d,) where Z'Z is diagonal."""
-    diagonal = np.diagonal(ZZ)
-    if np.count_nonzero(ZZ) == np.count_nonzero(diagonal):
+def inverse_root(ZZ: Array) -> np.ndarray:
+    """Rows A (rank, d) with A'A = (Z'Z)^+; the diagonal alone (d,) where Z'Z is diagonal. Z'Z may be sparse."""
+    diagonal = ZZ.diagonal()
+    if (ZZ.count_nonzero() if is_sparse(ZZ) else np.count_nonzero(ZZ)) == np.count_nonzero(diagonal):
         result: np.ndarray = np.sqrt(np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0))
         return result
-    values, vectors = np.linalg.eigh(ZZ)
+    values, vectors = np.linalg.eigh(_dense(ZZ))
     kept = values > values[-1] * len(values) * np.finfo(float).eps
     result = (vectors[:, kept] / np.sqrt(values[kept])).T
     return result

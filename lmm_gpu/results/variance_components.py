@@ -7,7 +7,7 @@ import pandas as pd
 from scipy import special
 
 from ..backend.arrays import to_numpy
-from ..estimation.covariance_terms import terms_of
+from ..estimation.covariance_terms import mean_variances, terms_of
 from ..estimation.fitting import fit_genes
 from ..estimation.mixed_model import MixedModel
 from ..estimation.one_component import SingleComponent
@@ -166,12 +166,7 @@ def variance_fractions(fit: Fitted) -> pd.DataFrame:
     >>> shares.index.tolist(), shares.sum().round(12).tolist()
     (['donor', 'residual'], [1.0, 1.0])
     """
-    ZZ, mean = to_numpy(fit.summary.ZZ), []
-    for term in terms_of(fit.summary.d, fit.summary.term_sizes):
-        for a, b in term.pairs:
-            products = np.diagonal(ZZ[slice(*term.rows(a)), slice(*term.rows(b))])
-            mean.append((1 if a == b else 2) * products.sum() / fit.summary.n)
-    parts = fit.estimates.theta * np.array([*mean, 1.0])[:, None]  # (k+1, m)
+    parts = fit.estimates.theta * np.array([*mean_variances(fit.summary), 1.0])[:, None]  # (k+1, m)
     shares = parts / parts.sum(axis=0)
     return pd.DataFrame(shares, list(fit.summary.variance_names), list(fit.summary.features))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import numpy as np
 import pandas as pd
 
 from ..backend.arrays import to_numpy
 from ..design.terms import Term
+from ..estimation.covariance_terms import mean_variances
 from ..inference.group_levels import groupings
 from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted
@@ -55,9 +54,7 @@ def variance_partition(fit: Fitted) -> pd.DataFrame:
 
 def _random_variances(summary: SummaryStats, theta: np.ndarray) -> np.ndarray:
     """Variance of every component in the average sample ((k+1), m), residual last."""
-    squares, ends = np.diagonal(to_numpy(summary.ZZ)), np.cumsum([0, *summary.d])
-    mean = [squares[lo:hi].sum() / summary.n for lo, hi in pairwise(ends)]
-    return np.asarray(theta * np.array([*mean, 1.0])[:, None])
+    return np.asarray(theta * np.array([*mean_variances(summary), 1.0])[:, None])
 
 
 def _fixed_variances(summary: SummaryStats, coef: np.ndarray) -> dict[str, np.ndarray]:
