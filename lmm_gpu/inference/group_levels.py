@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backend.arrays import to_numpy
+from ..backend.arrays import Array, to_numpy
 from ..backend.sparse import is_sparse
 from ..sumstats.summary_stats import SummaryStats
 from .strata import strata
@@ -38,7 +38,8 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
     found, lo = [], 0
     for name, width, stratum in zip(summary.component_names, summary.d, strata(summary), strict=True):
         rows = slice(lo, lo + width)
-        block = summary.ZZ[rows, rows] if is_sparse(summary.ZZ) else to_numpy(summary.ZZ)[rows, rows]
+        ZZ: Array = summary.ZZ if is_sparse(summary.ZZ) else to_numpy(summary.ZZ)
+        block = ZZ[rows, rows]
         counts = block.diagonal()
         entries = block.count_nonzero() if is_sparse(block) else np.count_nonzero(block)
         diagonal = entries == np.count_nonzero(counts)
