@@ -27,6 +27,7 @@ def _data():
 def _pair(request, data, monkeypatch):
     dense = lmm_gpu.summarize(data, request.param, progress=False)
     monkeypatch.setattr("lmm_gpu.sumstats.products.LARGEST_DENSE", 10)
+    monkeypatch.setattr("lmm_gpu.sumstats.design_sums._MOST_GROUPS", 10)
     sparse = lmm_gpu.summarize(data, request.param, progress=False)
     assert scipy.sparse.issparse(sparse.ZZ) and not scipy.sparse.issparse(dense.ZZ)
     return dense, sparse
