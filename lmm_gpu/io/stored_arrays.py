@@ -20,9 +20,12 @@ import numpy as np
 
 from ..backend.threads import workers
 from .broken_files import check_size
-from .chunk_codecs import Decoder, hdf5_decoders, zarr_decoders
+from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, zarr_decoders
+from .chunk_extents import Extent, InflatedExtent, OpenFile
 from .zarr_files import chunk_files
 
+#: Bytes from which on a chunk is read in parts if that is possible.
+_LARGE = 2**25
 #: Position of a chunk in the grid of chunks.
 Place = tuple[int, ...]
 
@@ -32,14 +35,15 @@ class StoredArray:
     """An array in a file; ``array[lo:hi]`` reads rows.
 
     Chunks that only a part of the rows is taken of are kept until the next read, so that reading all rows in order
-    decodes each chunk once, whatever its size.
+    decodes each chunk once, whatever its size. Very large chunks of one axis are decompressed in parts instead, if they
+    are plain or only compressed with gzip.
 
     Attributes
     ----------
     shape, dtype, chunks
         Of the array.
-    content
-        Returns the stored bytes of a chunk; None for one that is not there.
+    extent
+        Returns the place of a chunk in a file; None for one that is not there.
     decoders
         Applied to the bytes one after the other.
     fallback
@@ -49,10 +53,11 @@ class StoredArray:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunks: tuple[int, ...]
-    content: Callable[[Place], Any]
+    extent: Callable[[Place], Extent | None]
     decoders: Sequence[Decoder]
     fallback: Any = field(repr=False)
     _kept: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
+    _open: dict[Place, Extent | InflatedExtent] = field(default_factory=dict, repr=False)
 
     def __getattr__(self, name: str) -> Any:
         """Return what h5py or zarr know of the array, such as its attributes and its file."""
@@ -75,20 +80,37 @@ class StoredArray:
     def _fill(self, place: Place, lo: int, hi: int, out: np.ndarray, chunk: np.ndarray | None) -> None:
         starts = [at * size for at, size in zip(place, self.chunks, strict=True)]
         ends = [min(start + size, full) for start, size, full in zip(starts, self.chunks, self.shape, strict=True)]
-        chunk = self._decoded(place, starts, ends) if chunk is None else chunk
         begin, end = max(lo, starts[0]), min(hi, ends[0])
+        if chunk is None and (large := self._large(place)) is not None:
+            item = self.dtype.itemsize
+            content = large.part((begin - starts[0]) * item, (end - starts[0]) * item)
+            out[begin - lo : end - lo] = np.frombuffer(content, self.dtype)
+            return
+        chunk = self._decoded(place, starts, ends) if chunk is None else chunk
         inner = [slice(0, end - start) for start, end in zip(starts[1:], ends[1:], strict=True)]
         outer = [slice(start, end) for start, end in zip(starts[1:], ends[1:], strict=True)]
         out[(slice(begin - lo, end - lo), *outer)] = chunk[(slice(begin - starts[0], end - starts[0]), *inner)]
         if end < ends[0]:
             self._kept[place] = chunk
 
+    def _large(self, place: Place) -> Extent | InflatedExtent | None:
+        """Return the content of a chunk that is too large to be decoded as a whole, if it can be read in parts."""
+        size = prod(self.chunks) * self.dtype.itemsize
+        if size < _LARGE or len(self.shape) != 1 or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
+            return None
+        if place not in self._open:
+            extent = self.extent(place)
+            if extent is None:
+                return None
+            self._open = {place: InflatedExtent(extent) if self.decoders else extent}
+        return self._open[place]
+
     def _decoded(self, place: Place, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
-        content = self.content(place)
-        if content is None:  # the values of chunks that are not there, and of those that lack a filter
+        extent = self.extent(place)
+        if extent is None:  # the values of chunks that are not there, and of those that lack a filter
             part = self.fallback[tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))]
             return np.asarray(part)
-        size = prod(self.chunks) * self.dtype.itemsize
+        size, content = prod(self.chunks) * self.dtype.itemsize, extent.content()
         for decode in self.decoders:
             content = decode(content, size)
         values = np.frombuffer(content, self.dtype)
@@ -125,7 +147,7 @@ def stored_array(array: Any) -> Any:
     reason = why_not(array)
     if reason is not None:
         return array
-    places = _hdf5_contents(array) if hasattr(array, "id") else _zarr_contents(array)
+    places = _hdf5_extents(array) if hasattr(array, "id") else _zarr_extents(array)
     decoders = _decoders(array)
     assert not isinstance(decoders, str)
     return StoredArray(tuple(array.shape), np.dtype(array.dtype), tuple(array.chunks), places, decoders, array)
@@ -134,6 +156,8 @@ def stored_array(array: Any) -> Any:
 def why_not(array: Any) -> str | None:
     """Return the reason why the chunks of an array cannot be decoded here; None if they can."""
     dtype = array.dtype
+    if not hasattr(os, "pread"):
+        return "platform"
     if not isinstance(dtype, np.dtype) or dtype.kind not in "iuf":
         return f"type {dtype}"
     if not dtype.isnative:
@@ -161,54 +185,30 @@ def _decoders(array: Any) -> list[Decoder] | str:
     return hdf5_decoders([(code, tuple(values)) for code, _, values, _ in filters], array.dtype.itemsize)
 
 
-def _hdf5_contents(dataset: Any) -> Callable[[Place], Any]:
-    places: dict[Place, tuple[int, int]] = {}
+def _hdf5_extents(dataset: Any) -> Callable[[Place], Extent | None]:
+    extents: dict[Place, Extent] = {}
+    file = OpenFile(dataset.file.filename)
 
     def note(info: Any) -> None:
         if not info.filter_mask:
             place = tuple(at // size for at, size in zip(info.chunk_offset, dataset.chunks, strict=True))
-            places[place] = info.byte_offset, info.size
+            extents[place] = Extent(file, info.byte_offset, info.size)
 
     dataset.id.chunk_iter(note)
-    file = _File(dataset.file.filename)
-
-    def content(place: Place) -> Any:
-        return file.read(*places[place]) if place in places else None
-
-    return content
+    return extents.get
 
 
-class _File:
-    """A file that threads read at any position; closed with its last user."""
-
-    def __init__(self, name: str):
-        self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-        self._size = os.fstat(self._descriptor).st_size
-
-    def read(self, start: int, size: int) -> bytes:
-        if not 0 <= start <= start + size <= self._size:
-            raise ValueError("a chunk lies outside the file")
-        content = os.pread(self._descriptor, size, start)
-        if len(content) != size:
-            raise ValueError("the file ends before a chunk does")
-        return content
-
-    def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
-
-
-def _zarr_contents(array: Any) -> Callable[[Place], Any]:
+def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
     path = chunk_files(array)
 
-    def content(place: Place) -> Any:
+    def extent(place: Place) -> Extent | None:
         try:
-            with open(path(place), "rb", buffering=0) as file:
-                return file.readall()
+            file = OpenFile(path(place))
         except FileNotFoundError:
             return None
+        return Extent(file, 0, file.size)
 
-    return content
+    return extent
 
 
 def _run(tasks: Sequence[Callable[[], None]]) -> None:

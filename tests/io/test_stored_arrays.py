@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
-from lmm_gpu.io import chunk_codecs, stored_arrays
+from lmm_gpu.io import chunk_codecs, chunk_extents, stored_arrays
+from lmm_gpu.io.chunk_extents import Extent, InflatedExtent
 from lmm_gpu.io.stored_arrays import StoredArray, read_rows, stored_array, why_not
 
 h5py = pytest.importorskip("h5py")
@@ -192,6 +193,47 @@ def test_each_chunk_is_decoded_once(tmp_path, monkeypatch, chunk):
         parts = [found[lo : lo + 50] for lo in range(0, 1003, 50)]
     np.testing.assert_array_equal(np.concatenate(parts), VALUES)
     assert len(counted) == -(-1003 // chunk)
+
+
+@pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}])
+@pytest.mark.parametrize("chunk", [1003, 400])
+def test_very_large_chunks_are_read_in_parts(tmp_path, monkeypatch, options, chunk):
+    monkeypatch.setattr(stored_arrays, "_LARGE", 0)
+    monkeypatch.setattr(chunk_extents, "_STEP", 40)
+    made(tmp_path, chunks=(chunk,), **options)
+    with h5py.File(tmp_path / "a.h5") as file:
+        found = stored_array(file["x"])
+        monkeypatch.setattr(Extent, "content", lambda extent: pytest.fail("read as a whole"))
+        if options.get("shuffle"):
+            with pytest.raises(pytest.fail.Exception):
+                found[0:5]
+            return
+        assert_read_alike(found, VALUES)
+        starts = []
+        real = InflatedExtent._restart
+        monkeypatch.setattr(InflatedExtent, "_restart", lambda extent: starts.append(1) or real(extent))
+        found = stored_array(file["x"])
+        parts = [found[lo : lo + 50] for lo in range(0, 1003, 50)]
+    np.testing.assert_array_equal(np.concatenate(parts), VALUES)
+    assert len(starts) == (-(-1003 // chunk) if options else 0)  # none is decompressed twice
+
+
+def test_damage_of_a_chunk_that_is_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_arrays, "_LARGE", 0)
+    made(tmp_path, chunks=(1003,), compression="gzip").file.close()
+    content = (tmp_path / "a.h5").read_bytes()
+    with h5py.File(tmp_path / "a.h5") as file:
+        found = stored_array(file["x"])
+        extent = found.extent((0,))
+        for damage in (bytes(20), b"\xff" * 20, zlib.compress(b"short")):
+            at = extent.start + (0 if len(damage) < 20 else extent.size // 2)
+            (tmp_path / "a.h5").write_bytes(content[:at] + damage + content[at + len(damage) :])
+            try:
+                assert found[0:1003].shape == (1003,)
+            except ValueError as error:
+                assert "a compressed chunk is damaged" in str(error)
+            else:
+                assert len(damage) == 20
 
 
 @pytest.mark.parametrize("options", range(7))

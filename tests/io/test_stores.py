@@ -242,3 +242,32 @@ def test_links_out_of_a_folder_are_refused(folder, tmp_path):
     shutil.copy(tmp_path / "secret", chunk)
     os.symlink(folder, tmp_path / "link.zarr")  # the folder itself may be one
     assert_whole(tmp_path / "link.zarr")
+
+
+# --- metadata that stop the HDF5 library ----------------------------------------------------------
+
+LOOP = "import sys\nfor line in sys.stdin:\n    while True: pass"
+CRASH = "import os, signal, sys\nfor line in sys.stdin: os.kill(os.getpid(), signal.SIGSEGV)"
+
+
+@pytest.mark.parametrize(("walk", "says"), [(LOOP, "did not read them in"), (CRASH, "crashes on them")])
+def test_metadata_that_stop_the_library(tmp_path, monkeypatch, walk, says):
+    from lmm_gpu.io import hdf5_files
+
+    make().write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr(hdf5_files, "_LIMIT", 0.5)
+    monkeypatch.setattr(hdf5_files, "_walker", hdf5_files._Walker())
+    monkeypatch.setattr(hdf5_files, "_WALK", walk)
+    with pytest.raises(ValueError, match=f"cannot read .*a.h5ad: its metadata are damaged: the HDF5 library {says}"):
+        open_source(tmp_path / "a.h5ad")
+    monkeypatch.undo()
+    assert_whole(tmp_path / "a.h5ad")  # the next file gets a new process
+
+
+def test_where_no_process_can_be_started(tmp_path, monkeypatch):
+    from lmm_gpu.io import hdf5_files
+
+    make().write_h5ad(tmp_path / "a.h5ad")
+    monkeypatch.setattr(hdf5_files, "_walker", hdf5_files._Walker())
+    monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
+    assert_whole(tmp_path / "a.h5ad")

@@ -1,0 +1,113 @@
+"""Stored chunks as extents of files: read as a whole, or in order and in parts where a chunk is very large."""
+
+from __future__ import annotations
+
+import os
+import threading
+import zlib
+from dataclasses import dataclass
+
+#: Bytes of a compressed chunk that are read, and of the result that are skipped, at a time.
+_STEP = 2**18
+
+
+class OpenFile:
+    """A file that threads read at any position; closed with its last user."""
+
+    def __init__(self, name: str | os.PathLike[str]):
+        self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._descriptor).st_size
+
+    def read(self, start: int, size: int) -> bytes:
+        """Read `size` bytes from `start`.
+
+        Raises
+        ------
+        ValueError
+            If the file does not have them.
+        """
+        if not 0 <= start <= start + size <= self.size:
+            raise ValueError("a chunk lies outside the file")
+        content = os.pread(self._descriptor, size, start)
+        while 0 < len(content) < size and (
+            more := os.pread(self._descriptor, size - len(content), start + len(content))
+        ):
+            content += more  # no call reads more than 2 GB
+        if len(content) != size:
+            raise ValueError("the file ends before a chunk does")
+        return content
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A part of a file."""
+
+    file: OpenFile
+    start: int
+    size: int
+
+    def content(self) -> bytes:
+        """Read all of it."""
+        return self.file.read(self.start, self.size)
+
+    def part(self, start: int, stop: int) -> bytes:
+        """Read the bytes from `start` to `stop` of it."""
+        if stop > self.size:
+            raise ValueError(f"a chunk has {self.size} bytes, expected {stop} or more")
+        return self.file.read(self.start + start, stop - start)
+
+
+class InflatedExtent:
+    """A zlib or gzip stream in a file, decompressed in order: only what is asked for is in memory.
+
+    Parameters
+    ----------
+    extent
+        Of the compressed bytes.
+    """
+
+    def __init__(self, extent: Extent):
+        self._extent, self._lock = extent, threading.Lock()
+        self._restart()
+
+    def part(self, start: int, stop: int) -> bytes:
+        """Return the decompressed bytes from `start` to `stop`; going back starts again.
+
+        Raises
+        ------
+        ValueError
+            If the stream is damaged or ends before.
+        """
+        found = bytearray()
+        with self._lock:
+            if start < self._at:
+                self._restart()
+            while self._at < stop:
+                part = self._next(min((start if self._at < start else stop) - self._at, _STEP))
+                found += part if self._at >= start else b""
+                self._at += len(part)
+        return bytes(found)
+
+    def _restart(self) -> None:
+        self._at, self._read, self._rest = 0, 0, b""
+        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
+
+    def _next(self, most: int) -> bytes:
+        while True:
+            if not self._rest and self._read < self._extent.size:
+                end = min(self._read + _STEP, self._extent.size)
+                self._rest, self._read = self._extent.part(self._read, end), end
+            is_last = self._read == self._extent.size
+            try:
+                part = self._stream.decompress(self._rest, most)
+            except zlib.error as error:
+                raise ValueError(f"a compressed chunk is damaged ({error})") from error
+            self._rest = self._stream.unconsumed_tail
+            if part:
+                return part
+            if self._stream.eof or (is_last and not self._rest):
+                raise ValueError("a compressed chunk is damaged: it ends too early")
