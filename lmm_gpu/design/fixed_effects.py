@@ -181,9 +181,21 @@ def combined_codes(parts: Sequence[tuple[np.ndarray, int] | None], n: int) -> tu
     codes, first = np.zeros(n, dtype=np.intp), np.zeros(min(n, 1), dtype=np.intp)
     for part in parts:
         if part is not None:
-            mixed = codes.astype(np.int64) * part[1] + part[0]
-            _, first, codes = np.unique(mixed, return_index=True, return_inverse=True)
+            first, codes = _distinct(codes.astype(np.int64) * part[1] + part[0], len(first) * part[1])
     return codes, first
+
+
+def _distinct(codes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """First place of each distinct code, in ascending order of the codes, and the rank of each code (n,)."""
+    if limit > max(4 * len(codes), 1_000):
+        _, first, ranks = np.unique(codes, return_index=True, return_inverse=True)
+        return first, ranks
+    first = np.full(limit, -1)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equal places the last assignment, the first cell, stays
+    present = np.flatnonzero(first >= 0)
+    ranks = np.zeros(limit, dtype=np.intp)
+    ranks[present] = np.arange(len(present))
+    return first[present], ranks[codes]
 
 
 def _codes(series: pd.Series) -> tuple[np.ndarray, int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import numbers
 from collections.abc import Collection
 
 import numpy as np
@@ -168,26 +167,24 @@ def complete_rows(names: Collection[str], obs: pd.DataFrame) -> np.ndarray:
 
 def _numbers_of_objects(name: str, column: pd.Series) -> pd.Series:
     """Numbers or truth values in a column of objects as such; other columns as they are."""
-    values = column.tolist()
-    if all(isinstance(value, (bool, np.bool_)) for value in values):
+    kind = pd.api.types.infer_dtype(column, skipna=False)
+    if kind in ("string", "date", "datetime", "datetime64", "timedelta", "timedelta64", "period", "interval"):
+        return column if kind in ("string", "interval") else pd.Series(pd.array(column.tolist()), name=name)
+    if kind == "boolean":
         return column.astype(bool)
-    numeric = [isinstance(value, numbers.Number) and not isinstance(value, (bool, np.bool_)) for value in values]
-    if all(numeric) and not any(isinstance(value, complex) for value in values):
+    if kind in ("integer", "floating", "mixed-integer-float", "decimal"):
         logger.info("obs column %r of type object has only numbers and is used as a number", name)
-        return pd.Series([float(value) for value in values])
-    texts = [isinstance(value, str) for value in values]
-    if not all(texts):
-        kinds = sorted({type(value).__name__ for value in values})
-        raise ValueError(
-            f"obs column {name!r} mixes values of the types {', '.join(kinds)}: make them all numbers, or all text "
-            f"with obs[{name!r}].astype(str)"
-        )
-    return column
+        return column.astype(np.float64)
+    kinds = sorted({type(value).__name__ for value in column})
+    raise ValueError(
+        f"obs column {name!r} mixes values of the types {', '.join(kinds)}: make them all numbers, or all text with "
+        f"obs[{name!r}].astype(str)"
+    )
 
 
 def _is_mixed(column: pd.Series) -> bool:
     # values of several types have no order
-    return column.dtype == np.dtype(object) and len({type(value) for value in column}) > 1
+    return column.dtype == np.dtype(object) and pd.api.types.infer_dtype(column, skipna=False).startswith("mixed")
 
 
 def _is_date(column: pd.Series) -> bool:
