@@ -12,6 +12,7 @@ import numpy as np
 from ..backend.arrays import indices, like, namespace, to_numpy
 from ..design.rank import Dependence, columns_to_keep
 from ..design.reference_grid import terms_with_missing_cells
+from .gene_weights import WeightedStats
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -50,6 +51,10 @@ def _with_columns(summary: SummaryStats, kept: Sequence[int], dropped: Sequence[
             constant += constant[one.column] * one.weights
         constant = like(constant[list(kept)], centred.constant)
         centred = replace(centred, XY=xp.take(centred.XY, places, axis=0), constant=constant)
+    own: dict[str, Any] = {}
+    if isinstance(summary, WeightedStats):
+        XX = xp.take(xp.take(summary.own.XX, places, axis=0), places, axis=1)  # (p, p, m)
+        own["weights"] = replace(summary.own, XX=XX, ZX=xp.take(summary.own.ZX, places, axis=1))
     null = [np.eye(len(one.weights))[one.column] - one.weights for one in dropped]  # (p,) each, X null = 0
     terms = terms_with_missing_cells(summary.terms or (), len(summary.fixed_names), null)
     return replace(
@@ -60,4 +65,5 @@ def _with_columns(summary: SummaryStats, kept: Sequence[int], dropped: Sequence[
         fixed_names=tuple(summary.fixed_names[column] for column in kept),
         terms=tuple(term.keeping(kept) for term in terms),
         centred=centred,
+        **own,
     )

@@ -33,10 +33,24 @@ def test_a_fit_without_empty_cells(absent, mean, caplog):
     assert fit.anova().contrast.nunique() == 3
 
 
+@pytest.mark.parametrize("shape", [(slice(None), 0), (slice(None), slice(None))])
+def test_weights_without_empty_cells(shape):
+    """As without weights, of rows scaled by the square root of the weight."""
+    keep = ((OBS["cond"] != "b") | (OBS["kind"] != "z")).to_numpy()
+    obs, weights = OBS[keep].reset_index(drop=True), RNG.uniform(0.5, 2, (keep.sum(), 3))[shape]
+    Y = RNG.normal(size=(len(obs), 3)) + RNG.normal(size=(8, 3))[obs["donor"].str[1:].astype(int)]
+    fit = lmm_gpu.fit((Y, obs), "~ cond * kind + (1 | donor)", weights=weights, progress=False)
+    design = build_design("~ cond * kind + (1 | donor)", obs)
+    root = np.sqrt(weights if weights.ndim == 2 else weights[:, None] * np.ones(3))
+    for gene in range(3):
+        scale = root[:, [gene]]
+        wanted = lmm_gpu.lmmfit((scale * Y[:, [gene]]).T, scale * design.X[:, :-1], scale * design.Z.toarray())
+        np.testing.assert_allclose(fit.coef.iloc[:, gene], wanted.coef.iloc[:, 0], rtol=1e-5, atol=1e-7)
+
+
 def test_sites_of_which_each_lacks_other_cells():
     """Columns are dropped when all sites are added, not before."""
     Y = RNG.normal(size=(N, 3)) + RNG.normal(size=(8, 3))[DONOR]
-    sites = [(OBS["kind"] != absent) & (DONOR % 2 == DONOR // 4) for absent in "yz"]
     sites = [(DONOR < 4) & ((OBS["cond"] == "a") | (OBS["kind"] != "z")), DONOR >= 4]
     formula = "~ cond * kind + (1 | donor)"
     parts = [lmm_gpu.summarize((Y[rows], OBS[rows]), formula, progress=False) for rows in map(np.asarray, sites)]
