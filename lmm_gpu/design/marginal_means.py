@@ -48,7 +48,7 @@ def contrasts_by_name(
     contrasts
         For each variable a pair: ``{"condition": ("stim", "ctrl")}`` is stim - ctrl. A side may be a list of levels,
         which are averaged; "pairwise" is every pair of levels. Two variables give contrasts of contrasts. For a
-        covariate the pair holds two of its values.
+        covariate the pair is two of its values.
     by
         Variables whose levels each have contrasts of their own.
     at

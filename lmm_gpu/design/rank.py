@@ -38,7 +38,7 @@ def dependences(XX: np.ndarray) -> list[Dependence]:
     --------
     >>> X = np.array([[1.0, 0, 1], [1, 1, 0], [1, 0, 1], [1, 1, 0]])
     >>> found = dependences(X.T @ X)
-    >>> found[0].column, found[0].others, found[0].weights.tolist()
+    >>> found[0].column, found[0].others, found[0].weights.round(12).tolist()
     (2, (0, 1), [1.0, -1.0, 0.0])
     """
     p = len(XX)
@@ -60,8 +60,8 @@ def dependences(XX: np.ndarray) -> list[Dependence]:
         weights = np.zeros(p)
         if scale[j] and kept:
             weights[kept] = np.linalg.solve(S[np.ix_(kept, kept)], S[kept, j])
-        others = tuple(np.flatnonzero(np.abs(weights) > _NO_PART).tolist())
-        found.append(Dependence(j, others, np.round(weights * scale * lengths[j], 12)))
+        weights = np.where(np.abs(weights) > _NO_PART, weights, 0.0)
+        found.append(Dependence(j, tuple(np.flatnonzero(weights).tolist()), weights * scale * lengths[j]))
     return found
 
 

@@ -181,7 +181,7 @@ def covariate_values(part: Part, at: Mapping[str, Any]) -> np.ndarray:
     row = dict(zip(part.variables, part.means, strict=True)) | held
     missing = [name for name, value in row.items() if value is None]
     if missing:
-        raise ValueError(f"{part.name} uses the text of {missing[0]}: marginal means need it as a factor of its own")
+        raise ValueError(f"{part.name} uses the text of {missing[0]}: marginal means need it as a factor")
     if part.values and held:
         raise ValueError(
             f"{part.name} depends on all cells, so that its columns at {next(iter(held))}={at[next(iter(held))]} are "
@@ -237,7 +237,7 @@ def terms_with_missing_cells(terms: Terms, p: int, null: Sequence[np.ndarray]) -
         for places in product(*map(range, sizes)):
             one = {name: np.eye(size)[place] for name, size, place in zip(names, sizes, places, strict=True)}
             row = grid._product_row(first | one, {})
-            if any(abs(row @ vector) > 1e-6 for vector in null):
+            if any(abs(row @ vector) > 1e-6 * (abs(row) @ abs(vector)) for vector in null):
                 missing.append(tuple(zip(names, places, strict=True)))
         found.append(Term(term.name, term.columns, term.products, tuple(missing)))
     return tuple(found)

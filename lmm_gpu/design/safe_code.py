@@ -92,7 +92,7 @@ class _Checker:
         self.code, self.columns, self.aliases = code, columns, aliases
 
     def columns_of(self, node: ast.AST, outer: str = "") -> set[str]:
-        piece = ast.unparse(node) or outer  # an operator has no text of its own
+        piece = ast.unparse(node) or outer  # an operator has no text
         children = list(ast.iter_child_nodes(node))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLABLE:
             children.remove(node.func)

@@ -91,7 +91,7 @@ def test_any_nesting(query):
         ("g != 'a'", [False, False, True], 1),
     ],
 )
-def test_what_is_missing_is_unknown(query, wanted, unknown):
+def test_missing_values_are_unknown(query, wanted, unknown):
     obs = pd.DataFrame({"x": [1.0, 2.0, np.nan], "g": ["a", None, "b"]})
     for table in (obs, obs.astype({"g": "category"}), obs.convert_dtypes()):
         found, count = matching_cells(query, table)

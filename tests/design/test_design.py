@@ -21,7 +21,7 @@ from lmm_gpu.design.design import Design, build_design, fixed_design, random_col
 
 @pytest.fixture
 def obs() -> pd.DataFrame:
-    """Twelve cells of three donors, with every kind of column that people have."""
+    """Twelve cells of three donors, with columns of every kind."""
     table = pd.DataFrame(
         {
             "donor": ["D2", "D1", "D3"] * 4,
@@ -103,7 +103,7 @@ def test_names_in_backquotes_and_with_dots(obs):
     assert design.component_names == ("cell type:donor",)
 
 
-def test_order_of_rows_does_not_hang_on_labels(obs):
+def test_order_of_rows_does_not_depend_on_labels(obs):
     obs.index = ["same"] * 12
     np.testing.assert_array_equal(fixed_design("~ 0 + C(donor)", obs)[0], dummies(obs["donor"]))
 
@@ -135,7 +135,7 @@ def test_any_kind_of_column_groups(obs, column):
     assert design.random_names == tuple(f"{column}[{level}]" for level in expected.columns)
 
 
-def test_interaction_holds_only_combinations_that_have_cells(obs):
+def test_interactions_have_only_combinations_with_cells(obs):
     design = build_design("~ 1 + (1 | donor:male)", obs)
     pairs = obs["donor"] + ":" + obs["male"].astype(str)
     expected = pd.get_dummies(pairs, dtype=float)
@@ -194,7 +194,7 @@ def test_intercept_is_left_out_where_asked(obs):
 
 
 @given(st.lists(st.integers(0, 4), min_size=6, max_size=40), st.randoms(use_true_random=False))
-def test_every_row_holds_one_value_per_component(codes, random):
+def test_every_row_has_one_value_per_component(codes, random):
     table = pd.DataFrame({"g": codes, "h": random.choices("abc", k=len(codes)), "x": range(len(codes))})
     groups = table["g"].astype(str) + table["h"]
     if min(table["g"].nunique(), table["h"].nunique()) < 2 or groups.nunique() == len(codes):
@@ -334,7 +334,7 @@ def test_numbers_in_obs(obs):
     refused("~ whole + (1 | donor)", obs, "'whole' is missing in 4 of 12 rows")
 
 
-def test_columns_that_are_not_used_may_have_holes(obs):
+def test_unused_columns_may_have_missing_values(obs):
     obs["hole"] = np.nan
     assert build_design("~ 1 + (1 | donor)", obs).n == 12
 
@@ -350,7 +350,7 @@ def test_odd_tables(obs):
 
 @pytest.fixture
 def mark(tmp_path, monkeypatch) -> Path:
-    """Where code that runs leaves its mark: a file named ran in the working folder."""
+    """Path of a file in the working folder that executed code would create."""
     monkeypatch.chdir(tmp_path)
     return tmp_path / "ran"
 

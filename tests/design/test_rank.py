@@ -86,7 +86,7 @@ def test_covariates_far_from_zero_are_recorded_from_an_origin(text, origin, capl
 
 @pytest.mark.parametrize("text", ["0 + day", "cond:day", "log(day)", "day + I(day**2)"])
 def test_origins_change_no_fitted_values(text, caplog):
-    """Where a term without the covariate is not in the model, another origin would be another model."""
+    """Another origin would be another model if a term without the covariate is not in it."""
     obs = OBS.assign(day=20_240_100.0 + RNG.integers(1, 29, N))
     assert not any(part.origin for term in fixed_columns(text, ObsColumns(obs)).terms for part in term.parts.values())
 
