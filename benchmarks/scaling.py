@@ -318,7 +318,7 @@ def _time(seconds_: float) -> str:
     return f"{seconds_ / 86_400:.1f} d"
 
 
-def draw(record: dict[str, Any], path: Path) -> None:
+def draw_plot(record: dict[str, Any], path: Path) -> None:
     """Plot stacked stage times against cells with the measured totals, and the error of the model."""
     import matplotlib
 
@@ -429,7 +429,7 @@ def main() -> None:
     print("predicted/measured, smallest, median, largest:", json.dumps(record["model_error"]))
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draw(record, options.output.with_suffix(".png"))
+    draw_plot(record, options.output.with_suffix(".png"))
     print(f"wrote {options.output} and {options.output.with_suffix('.png').name}")
 
 
