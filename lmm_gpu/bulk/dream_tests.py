@@ -96,7 +96,8 @@ def dream(
             logger.warning("%s = %s is left out: %s", by, value, error)
     if not tables:
         raise ValueError(f"none of the values of {by!r} can be fitted; the log says why")
-    return pd.concat(tables, names=[by]).reset_index(level=0).reset_index(drop=True)
+    together: pd.DataFrame = pd.concat(tables, names=[by]).reset_index(level=0).reset_index(drop=True)
+    return together
 
 
 def _tested(

@@ -42,7 +42,7 @@ class Trend:
 
     def weights(self, log_counts: np.ndarray) -> np.ndarray:
         """Precision weights of observations with these fitted log2 counts."""
-        return np.interp(log_counts, self.line_x, self.line_y) ** -4
+        return np.asarray(np.interp(log_counts, self.line_x, self.line_y) ** -4)
 
 
 def voom(

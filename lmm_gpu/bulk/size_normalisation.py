@@ -46,7 +46,7 @@ def tmm_factors(counts: Any) -> np.ndarray:
     counts = counts[:, (counts > 0).any(axis=0)]
     reference = _reference_sample(counts, sizes)
     factors = [_factor(row, counts[reference], size, sizes[reference]) for row, size in zip(counts, sizes, strict=True)]
-    return np.asarray(factors) / np.exp(np.mean(np.log(factors)))
+    return np.asarray(np.asarray(factors) / np.exp(np.mean(np.log(factors))))
 
 
 def check_counts(counts: Any) -> np.ndarray:
@@ -59,7 +59,7 @@ def check_counts(counts: Any) -> np.ndarray:
     empty = np.flatnonzero(counts.sum(axis=1) == 0)
     if empty.size:
         raise ValueError(f"{empty.size} of {len(counts)} samples have no counts (first: row {empty[0]}): drop them")
-    return counts
+    return np.asarray(counts)
 
 
 def _reference_sample(counts: np.ndarray, sizes: np.ndarray) -> int:
@@ -88,4 +88,4 @@ def _within(values: np.ndarray, trim: float) -> np.ndarray:
     # values whose rank is not among the trimmed ones at either end
     lowest = np.floor(values.size * trim) + 1
     ranks = rankdata(values)
-    return (ranks >= lowest) & (ranks <= values.size + 1 - lowest)
+    return np.asarray((ranks >= lowest) & (ranks <= values.size + 1 - lowest))

@@ -61,7 +61,7 @@ class GroupedDesign:
     @property
     def per_gene(self) -> bool:
         """Whether genes have designs of their own."""
-        return self.loads.shape[0] > 1
+        return bool(self.loads.shape[0] > 1)
 
     def without_fixed(self) -> GroupedDesign:
         """Return the design of the random effects alone."""

@@ -240,7 +240,7 @@ def _of_genes(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, pairs: Any) -
 
 def _genes_at_once(X: np.ndarray, Z: Any) -> int:
     p, (n, q) = X.shape[1], Z.shape
-    return max(1, _BLOCK_BYTES // (8 * (4 * n + p * p + 2 * q * p)))
+    return int(max(1, _BLOCK_BYTES // (8 * (4 * n + p * p + 2 * q * p))))
 
 
 def weighted_statistics(
