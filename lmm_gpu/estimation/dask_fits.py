@@ -65,7 +65,7 @@ def fit_block(design: SummaryStats, genes: Mapping[str, Any], options: FitOption
 
 def _genes(summary: SummaryStats) -> dict[str, Any]:
     # what does not belong to the design
-    return {name: getattr(summary, name) for name in ("XY", "ZY", "Ynorm", "Ysum", "features", "centred")}
+    return {name: getattr(summary, name) for name in ("XY", "ZY", "Ynorm", "Ysum", "features", "centred", "within")}
 
 
 def _ranges(summary: SummaryStats, memory: int | None, threads: int) -> list[tuple[int, int]]:

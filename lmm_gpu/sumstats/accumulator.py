@@ -29,6 +29,8 @@ from .transform import (
     squares_fit,
     warn_not_counts,
 )
+from .within import Within
+from .within_sums import WithinSums, nearly_constant, widest_grouping
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
@@ -104,6 +106,7 @@ class Accumulator:
         self.dense: dict[str, np.ndarray] = {}
         self.counts = {name: np.zeros(m) for name in ("cells", "total")} if counting else {}
         self.centre = np.zeros(m)
+        self.within: WithinSums | None = None
         self.begun = False
 
     def add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
@@ -178,6 +181,8 @@ class Accumulator:
         """Add dense values about the centre; return the sums of squares (genes,) so far."""
         if not on_device(Y):
             tables = self.expect_sparse()
+            if isinstance(genes, slice):
+                self._add_within(rows, Y)
             if tables.fused and isinstance(genes, slice) and genes == slice(0, self.m):
                 tables.add_values(rows, Y, self.centre)
             else:
@@ -190,6 +195,18 @@ class Accumulator:
         for name, A in self.dense.items():
             A[..., genes] += getattr(found, name)
         return self.dense["Ynorm"][genes]
+
+    def _add_within(self, rows: slice, Y: np.ndarray) -> None:
+        if Y.shape[1] == self.m and not self.begun and (grouping := widest_grouping(self.grouped)) is not None:
+            genes = nearly_constant(grouping, rows, Y)
+            if genes.size:
+                self.within = WithinSums(self.grouped, grouping, genes, self.weights)
+        if self.within is not None:
+            self.within.add(rows, Y)
+
+    def within_groups(self) -> Within | None:
+        """Products of the genes about their groups, if some are nearly constant within groups."""
+        return None if self.within is None else self.within.products(self.finished()[1])
 
     def _zeros(self) -> dict[str, np.ndarray]:
         p, q, m = self.design.p, self.design.q, self.m
@@ -220,6 +237,8 @@ class Accumulator:
         flags = {"decided": self.values.decided, "begun": self.begun, "warned": self.values.warned}
         arrays: dict[str, np.ndarray | None] = {"centre": self.centre, **self.counts}
         arrays |= {f"dense/{name}": A for name, A in self.dense.items()}
+        if self.within is not None:
+            arrays |= self.within.state()
         if self.tables is not None:
             arrays |= {"tables/sums": self.tables.sums, "tables/moments": self.tables.moments}
         values: dict[str, int | str | None] = {"transform": self.values.transform.name, "most": self.passes.most}
@@ -236,6 +255,9 @@ class Accumulator:
             tables = self.expect_sparse()
             tables.most = self.passes.most
             tables.sums, tables.moments = arrays["tables/sums"], arrays["tables/moments"]
+        if "within/genes" in arrays and (grouping := widest_grouping(self.grouped)) is not None:
+            self.within = WithinSums(self.grouped, grouping, arrays["within/genes"], self.weights)
+            self.within.restore(arrays)
         if not self.values.decided and values["decided"]:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 

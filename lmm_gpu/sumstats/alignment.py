@@ -168,6 +168,9 @@ def join_levels(left: Sequence[str], left_d: Sequence[int], right: Sequence[str]
 def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummaryStats:
     """Give statistics the levels of both sides, those at the positions `rows`: zeros where they are -1."""
     centred = ss.centred and replace(ss.centred, ZY=_take_or_zero(ss.centred.ZY, rows, 0))
+    within = ss.within and replace(
+        ss.within, ZY=_take_or_zero(ss.within.ZY, rows, 0), centre=_take_or_zero(ss.within.centre, rows, 0)
+    )
     return replace(
         ss,
         random_names=levels.names,
@@ -176,6 +179,7 @@ def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummarySt
         ZY=_take_or_zero(ss.ZY, rows, 0),
         ZZ=spread_square(ss.ZZ, rows) if is_sparse(ss.ZZ) else _take_or_zero(_take_or_zero(ss.ZZ, rows, 0), rows, 1),
         centred=centred,
+        within=within,
     )
 
 

@@ -44,7 +44,7 @@ class GeneFilter:
 
     @property
     def counts(self) -> bool:
-        """Whether cells and totals have to be counted."""
+        """True if cells and totals have to be counted."""
         return self.min_cells != 0 or self.min_mean is not None
 
     def check(self, features: Sequence[str]) -> None:

@@ -201,7 +201,7 @@ class _FusedInputs:
         self.covariates = design.covariates
 
     def arguments(self, transform: Transform) -> tuple[Any, ...]:
-        """How values are transformed, and the design."""
+        """Arguments of the compiled pass: the transform of the values, and the design."""
         kernels, factors, scale = self.kernels, _NONE, 1.0
         if transform.name == "normalize":
             assert transform.size_factors is not None

@@ -214,8 +214,8 @@ class _Columns:
         first[group[::-1]] = row[::-1]
         cell[codes[::-1]] = np.arange(len(codes))[::-1]
         tabled = [column for column in columns if column in self.tabled]
-        same = (self.table[row][:, tabled] == self.table[first[group]][:, tabled]).all(axis=0)
-        found = [column for column, one in zip(tabled, same, strict=True) if one]
+        same = first[group]  # column by column: all at once would take more memory than the chunks of cells
+        found = [column for column in tabled if (self.table[row, column] == self.table[same, column]).all()]
         numbers = {column: self.fixed.values[:, self.valued[column]] for column in columns if column in self.valued}
         constant = [column for column, x in numbers.items() if (x[cell][codes] == x).all()]
         values = np.column_stack([self.table[first][:, found], *(numbers[column][cell] for column in constant)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def accumulate(
     summary = summary_of(
         design, of_design, of_genes, sums.constant, source.features, sums.values.transform.label, weights
     )
+    summary = replace(summary, within=sums.within_groups())
     return genes.apply(summary, sums.counts.get("cells"), sums.counts.get("total"))
 
 

@@ -14,6 +14,7 @@ from ..backend.sparse import is_sparse
 from ..design.terms import terms_from_json, terms_to_json
 from ..io.archive import Content
 from .centring import Centred
+from .within import Within
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _ARRAYS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm")
 _LABELS = ("features", "fixed_names", "random_names", "component_names")
 _ATTRIBUTES = ("n", "formula", "transform")
-_CENTRED = "centred/"
+_CENTRED, _WITHIN = "centred/", "within/"
 _SPARSE, _COMPRESSED = "sparse_ZZ/", ("data", "indices", "indptr")
 _ABOUT_CENTRE = ("centre", "constant", "XY", "ZY", "Ynorm", "Ysum")
 
@@ -37,6 +38,8 @@ def to_content(ss: SummaryStats) -> Content:
         arrays["Ysum"] = to_numpy(ss.Ysum)
     if ss.centred is not None:
         arrays |= {f"{_CENTRED}{name}": to_numpy(getattr(ss.centred, name)) for name in _ABOUT_CENTRE}
+    if ss.within is not None:
+        arrays |= {f"{_WITHIN}{name}": to_numpy(getattr(ss.within, name)) for name in ("centre", "XY", "ZY", "Ynorm")}
     labels = {name: list(getattr(ss, name)) for name in _LABELS}
     attributes: dict[str, Any] = {name: getattr(ss, name) for name in (*_ATTRIBUTES, "fingerprint")}
     attributes["terms"] = ss.terms and terms_to_json(ss.terms)
@@ -57,12 +60,14 @@ def fields_of(content: Content) -> dict[str, Any]:
         fields["ZZ"] = scipy.sparse.csr_array((data, places.astype(np.int64), starts.astype(np.int64)), shape=shape)
     fields |= {name: tuple(labels[name]) for name in _LABELS}
     fields |= {name: attributes.get(name) for name in _ATTRIBUTES}
+    inside = {name.removeprefix(_WITHIN): A for name, A in arrays.items() if name.startswith(_WITHIN)}
     about = {name.removeprefix(_CENTRED): A for name, A in arrays.items() if name.startswith(_CENTRED)}
     random_terms = json.loads(attributes.get("random_terms") or "[]")
     return fields | {
         "d": tuple(arrays["d"].tolist()),
         "Ysum": arrays.get("Ysum"),
         "centred": Centred(**about) if about else None,
+        "within": Within(**inside, Ysum=None) if inside else None,
         "terms": terms_from_json(attributes.get("terms") or "[]") or None,
         "random_terms": tuple((name, tuple(effects)) for name, effects in random_terms) or None,
         "parts": tuple(json.loads(attributes.get("parts") or "[]")),

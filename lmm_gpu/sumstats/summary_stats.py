@@ -20,6 +20,7 @@ from .centring import Centred, add_centred, join_centred
 from .products import DesignProducts, GeneProducts
 from .summary_checks import check_centred, check_invariants, check_shapes
 from .summary_content import fields_of, fingerprint, joined_parts, to_content
+from .within import Within, add_within, join_within, without_levels
 
 #: What a file with statistics names as its content.
 STATISTICS = "lmm_gpu summary statistics"
@@ -52,6 +53,9 @@ class SummaryStats:
     centred : Centred, optional
         XY, ZY, Ynorm and Ysum of y - centre, where the mean of a gene is far from zero for its standard deviation:
         these keep the digits that products about zero lose.
+    within : Within, optional
+        XY, ZY and Ynorm of y - Z c, where c are near the means of the groups: these keep the digits of the residual of
+        genes that are nearly constant within groups.
     terms : tuple of Term, optional
         Terms of the fixed part of the formula, with their columns of X, factors and levels; "1" is the intercept.
     random_terms : tuple of (str, tuple of str), optional
@@ -91,6 +95,7 @@ class SummaryStats:
     formula: str | None = field(default=None)
     transform: str | None = field(default=None)
     centred: Centred | None = field(default=None, repr=False)
+    within: Within | None = field(default=None, repr=False)
     terms: Terms | None = None
     random_terms: tuple[tuple[str, tuple[str, ...]], ...] | None = None
     parts: tuple[str, ...] = field(default=(), repr=False)
@@ -139,8 +144,9 @@ class SummaryStats:
         dtype('float32')
         """
         centred = self.centred and replace(self.centred.map(put), constant=put(self.centred.constant))
-        ZZ = self.ZZ if is_sparse(self.ZZ) else put(self.ZZ)
-        return self._replaced(self.gene_products.map(put), centred, XX=put(self.XX), ZX=put(self.ZX), ZZ=ZZ)
+        within = self.within and self.within.map(put)
+        design = {"XX": put(self.XX), "ZX": put(self.ZX), "ZZ": self.ZZ if is_sparse(self.ZZ) else put(self.ZZ)}
+        return self._replaced(self.gene_products.map(put), centred, within=within, **design)
 
     def _replaced(self, genes: GeneProducts, centred: Centred | None, **labels: Any) -> SummaryStats:
         # the same design with other products of genes
@@ -193,7 +199,7 @@ class SummaryStats:
         logs = a.log_weights + b.log_weights
         terms = a.terms and merged_terms(a.terms, a.n, b.terms or a.terms, b.n)
         labels: dict[str, Any] = {"terms": terms, "parts": parts, "total_weight": weights, "log_weights": logs}
-        return replace(a, **total, Ysum=sums, centred=add_centred(a, b), **labels)
+        return replace(a, **total, Ysum=sums, centred=add_centred(a, b), within=add_within(a, b), **labels)
 
     def with_genes(self, places: Sequence[int]) -> SummaryStats:
         """Select genes by position.
@@ -217,7 +223,8 @@ class SummaryStats:
         """
         features = tuple(self.features[place] for place in places)
         centred = self.centred and self.centred.take(places)
-        return self._replaced(self.gene_products.take(places), centred, features=features)
+        within = self.within and self.within.take(places)
+        return self._replaced(self.gene_products.take(places), centred, within=within, features=features)
 
     @classmethod
     def concat(cls, parts: Sequence[SummaryStats]) -> SummaryStats:
@@ -256,7 +263,7 @@ class SummaryStats:
         except ValueError as error:
             raise ValueError(f"cannot concatenate summary statistics: {error}") from None
         genes = GeneProducts.join([part.gene_products for part in parts])
-        return parts[0]._replaced(genes, join_centred(parts), features=features)
+        return parts[0]._replaced(genes, join_centred(parts), within=join_within(parts), features=features)
 
     def save(self, path: str | Path) -> None:
         """Write to one HDF5 file; a file at `path` is replaced once the new one is complete.
@@ -404,7 +411,8 @@ class SummaryStats:
         ('Gene2',)
         """
         centred = self.centred and self.centred.select(genes)
-        return self._replaced(self.gene_products.select(genes), centred, features=self.features[genes])
+        within = self.within and self.within.select(genes)
+        return self._replaced(self.gene_products.select(genes), centred, within=within, features=self.features[genes])
 
     def without(self, component: int) -> SummaryStats:
         """Drop a random effect from the model.
@@ -432,6 +440,7 @@ class SummaryStats:
         rows = indices(kept, self.ZX)
         others = [i for i in range(len(self.d)) if i != component]
         centred = self.centred and replace(self.centred, ZY=xp.take(self.centred.ZY, rows, axis=0))
+        dropped = indices(list(range(lo, hi)), self.ZX)
         return replace(
             self,
             ZX=xp.take(self.ZX, rows, axis=0),
@@ -443,6 +452,7 @@ class SummaryStats:
             formula=None,
             random_terms=self._terms_without(component),
             centred=centred,
+            within=without_levels(self.within, rows, dropped),
         )
 
     def _terms_without(self, component: int) -> tuple[tuple[str, tuple[str, ...]], ...] | None:
