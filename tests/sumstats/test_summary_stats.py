@@ -221,7 +221,7 @@ def in_order(ss):
     labels = [ss.features[i] for i in genes], [(owner[j], ss.random_names[j]) for j in rows]
     arrays = {"XX": ss.XX, "XY": ss.XY[:, genes], "ZX": ss.ZX[rows], "ZY": ss.ZY[rows][:, genes]}
     arrays |= {"ZZ": ss.ZZ[np.ix_(rows, rows)], "Ynorm": ss.Ynorm[genes], "Ysum": ss.Ysum[genes]}
-    return labels, arrays | {"yry": project(ss).sums.yry[genes]}
+    return labels, arrays | {"yry": project(ss).yry[genes]}
 
 
 def assert_same_statistics(found, wanted, scale):
@@ -327,7 +327,7 @@ def test_genes_concatenate(cuts, mean):
     for name in (*STATISTICS, "Ysum"):
         np.testing.assert_allclose(getattr(found, name), getattr(whole, name), rtol=1e-12, atol=1e-6)
     Q = DESIGN.error_contrasts()
-    np.testing.assert_allclose(project(found).sums.yry, ((Q.T @ (Y - mean)) ** 2).sum(axis=0), rtol=1e-8)
+    np.testing.assert_allclose(project(found).yry, ((Q.T @ (Y - mean)) ** 2).sum(axis=0), rtol=1e-8)
 
 
 def test_cells_and_genes_commute():
