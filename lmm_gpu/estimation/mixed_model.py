@@ -17,6 +17,7 @@ from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from ..backend.sparse import is_sparse
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
+from .block_size import Shape, blocks_pay
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
 from .covariance_terms import terms_of
 from .grouped_effects import GroupedEffects
@@ -28,6 +29,12 @@ from .weighted_genes import weighted_genes
 
 #: Bytes of the vectors of contrasts that are formed together.
 LARGEST_PIECE = 2**26
+#: Algorithms by the names of their likelihoods.
+ENGINES = {
+    "SingleComponent": "spectral",
+    "MultiComponent": "spectral, widest effect eliminated",
+    "GroupedEffects": "elimination by levels",
+}
 
 
 @dataclass(frozen=True)
@@ -65,15 +72,28 @@ class MixedModel:
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
         """
-        if max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ):
+        shape, count = Shape(summary.XX.shape[0], summary.d), summary.m if genes is None else genes
+        needed = max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ)
+        if needed or (blocks_pay(shape, count) and levels_are_disjoint(summary)):
             return cls.by_blocks(summary, method)
-        projection, count = Projection.build(summary), summary.m if genes is None else genes
+        projection = Projection.build(summary)
         likelihood = cls._likelihood(projection, summary.d, method, memory, count)
         return cls._without_genes(summary, projection, likelihood, _largest_eigenvalues(summary))
 
     @classmethod
     def by_blocks(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
-        """Return the design for an elimination level by level: correlated effects, and groupings of any size."""
+        """Return the design for an elimination level by level: correlated effects, and groupings of any size.
+
+        Raises
+        ------
+        ValueError
+            If levels of the widest term share cells, as columns of Z that are not of one grouping do.
+        """
+        if not levels_are_disjoint(summary):
+            raise ValueError(
+                "the columns of Z of the widest random effect share cells; with correlated effects, weights per gene, "
+                "or more than 10,000 columns they must be the levels of one grouping"
+            )
         projection = Projection.build(summary, by_blocks=True)
         terms = terms_of(summary.d, summary.term_sizes)
         likelihood = GroupedEffects.decompose(projection, terms, method)
@@ -110,6 +130,11 @@ class MixedModel:
             beta_ols=genes.beta_ols,
             has_residual_variance=genes.has_residual_variance,
         )
+
+    @property
+    def engine(self) -> str:
+        """Name of the algorithm that evaluates the likelihood."""
+        return ENGINES[type(self.likelihood).__name__]
 
     def select(self, index: Array) -> MixedModel:
         """Return the model of the genes at `index`."""
@@ -240,6 +265,19 @@ def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
     if g.shape[1] <= size:
         return form(g)
     return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)
+
+
+def levels_are_disjoint(summary: SummaryStats) -> bool:
+    """Whether no two levels of the widest term share a cell, as far as Z'Z tells."""
+    terms = terms_of(summary.d, summary.term_sizes)
+    term = max(terms, key=lambda term: term.size)
+    effects = [term.rows(a) for a in range(term.effects)]
+    if is_sparse(summary.ZZ):
+        blocks_of = [summary.ZZ[slice(*a), slice(*b)] for a in effects for b in effects]
+        return all(block.count_nonzero() == (block.diagonal() != 0).sum() for block in blocks_of)
+    xp = namespace(summary.ZZ)
+    parts = [summary.ZZ[a[0] : a[1], b[0] : b[1]] for a in effects for b in effects]
+    return all(int(xp.count_nonzero(part)) == int(xp.count_nonzero(xp.linalg.diagonal(part))) for part in parts)
 
 
 def _largest_eigenvalues(summary: SummaryStats) -> Array:

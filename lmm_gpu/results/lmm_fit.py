@@ -92,6 +92,15 @@ class LMMFit:
         """Scoring iterations at most, as `fit` was asked for."""
         return self.options.max_iter
 
+    @property
+    def engine(self) -> str:
+        """Algorithm that evaluated the likelihoods, chosen by the model and by cost.
+
+        "spectral" for one random effect, "spectral, widest effect eliminated" for several, "elimination by levels" for
+        correlated effects, weights per gene, and thousands of levels.
+        """
+        return self.model.engine
+
     # --- tests, variance components and random effects ---
 
     test = fixed_effect_tests.test

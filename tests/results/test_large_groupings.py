@@ -8,6 +8,8 @@ import pytest
 import scipy.sparse
 
 import lmm_gpu
+from lmm_gpu.estimation.mixed_model import MixedModel, levels_are_disjoint
+from lmm_gpu.sumstats.assembly import cross_products
 
 FORMULAS = ["~ x + (1 | clone)", "~ x + arm + (1 | clone) + (1 | batch)", "~ x + (x | clone)"]
 FIT = {"progress": False, "bounds": "nonnegative"}
@@ -70,3 +72,27 @@ def test_partition_of_variance_with_covariances(pair):
     for ss in pair:
         shares = lmm_gpu.fit(ss, **FIT).variance_partition()
         np.testing.assert_allclose(shares.sum(axis=1), 1.0)
+
+
+def test_engine_follows_from_the_model_and_its_cost(data, monkeypatch):
+    names = {formula: lmm_gpu.fit(data, formula, **FIT) for formula in FORMULAS}
+    assert [fit.engine for fit in names.values()] == [
+        "spectral",
+        "spectral, widest effect eliminated",
+        "elimination by levels",
+    ]
+    monkeypatch.setattr("lmm_gpu.estimation.block_size.FEW_EFFECTS", 10)
+    monkeypatch.setattr("lmm_gpu.estimation.block_size.EVALUATIONS", 0.1)
+    for formula, wanted in names.items():
+        found = lmm_gpu.fit(data, formula, **FIT)
+        assert found.engine == "elimination by levels"
+        np.testing.assert_allclose(found.theta, wanted.theta, rtol=1e-5, atol=1e-7)
+
+
+def test_columns_that_are_not_levels_of_a_grouping_are_refused_where_they_cannot_be_eliminated():
+    rng = np.random.default_rng(1)
+    Z = scipy.sparse.random_array((300, 40), density=0.2, rng=rng).tocsr()
+    summary = cross_products(np.ones((300, 1)), Z, rng.normal(size=(300, 2)))
+    assert not levels_are_disjoint(summary)
+    with pytest.raises(ValueError, match="share cells"):
+        MixedModel.by_blocks(summary)
