@@ -26,6 +26,7 @@ from lmm_gpu.estimation.status import Status
 from lmm_gpu.inference.empirical_bayes import Prior
 from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.sumstats.assembly import cross_products
+from lmm_gpu.sumstats.gene_weights import weighted_products
 from lmm_gpu.sumstats.summary_stats import SummaryStats
 
 ENGINE = [
@@ -49,6 +50,7 @@ ENGINE = [
     "estimation/grouped_forms",
     "estimation/grouped_traces",
     "estimation/semidefinite",
+    "estimation/weighted_genes",
 ]
 STATISTICS = ("XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum")
 NAMES = ["one_nested", "two", "three_widest_inside"]
@@ -265,6 +267,23 @@ def test_whole_fit_of_correlated_effects(bounds, method):
         np.testing.assert_allclose(theirs.t, ours.t, rtol=1e-7)
         np.testing.assert_allclose(theirs.df, ours.df, rtol=1e-6)
     np.testing.assert_allclose(found.RE, wanted.RE, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_whole_fit_of_genes_with_weights(bounds, method):
+    rng, design = np.random.default_rng(4), dense.DESIGNS["two"]
+    Y, W = dense.draw_genes(design, 4), rng.uniform(0.3, 3.0, size=(design.n, 4))
+    ss = weighted_products(design.X, design.Z, Y, W, d=design.d)
+    own = {key: on_device(getattr(ss.own, key)) for key in ("XX", "ZX", "ZZ", "mean", "log_weights")}
+    arrays = {key: on_device(getattr(ss, key)) for key in STATISTICS}
+    strict = replace(ss, **arrays, weights=replace(ss.own, **own))
+    options = FitOptions(method=method, bounds=bounds)
+    wanted, found = fit_summary(ss, options), fit_summary(strict, options)
+    a, b = found.estimates, wanted.estimates
+    np.testing.assert_array_equal(a.status, b.status)
+    for key, scale in {"theta": b.theta[-1], "coef": b.se, "se": b.se}.items():
+        assert (np.abs(getattr(a, key) - getattr(b, key)) / scale).max() < 1e-7, key
+    np.testing.assert_allclose(*(fit.test("X1", moderate=True)["df"] for fit in (found, wanted)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
