@@ -19,6 +19,7 @@ from scipy import sparse
 
 from .coding import Centres, terms_of
 from .covariates import far_origins
+from .distinct_rows import combined_codes, variable_codes
 from .formula import parse_fixed
 from .obs_columns import ObsColumns
 from .safe_code import OF_ALL_ROWS, UFUNCS, first_line, functions_in_code
@@ -26,8 +27,8 @@ from .terms import Terms, advice_for_levels
 
 #: Columns of X that a formula may make.
 MOST_COLUMNS = 5_000
-#: A variable with more distinct values is not tabulated.
-_MOST_VALUES = 256
+#: Terms of covariates that are evaluated together.
+_TERMS_AT_ONCE = 16
 #: Distinct rows are tabulated if they are at most this share of the cells.
 _SMALL_TABLE = 0.5
 
@@ -84,24 +85,23 @@ def fixed_columns(text: str, columns: ObsColumns, *, origins: bool = True) -> Fi
     _check_width(parsed, used, variables, text)
     moved = far_origins(parsed, used, variables) if origins else {}
     variables |= {name: variables[name] - origin for name, origin in moved.items()}
-    tabled, codes, first = _tabulated(parsed, used, variables, len(columns))
+    tabled, others, codes, first = _tabulated(parsed, used, variables, len(columns))
     small = pd.DataFrame({name: _take(series, first) for name, series in variables.items()}, index=range(len(first)))
-    full = pd.DataFrame(variables, index=range(len(columns)))
-    evaluated = [
-        (_evaluate([term for term in parsed if term in tabled], small, columns, text), codes),
-        (_evaluate([term for term in parsed if term not in tabled], full, columns, text), None),
-    ]
-    places, names = _places(parsed, [model for model, _ in evaluated])
+    full = pd.DataFrame(variables, index=range(len(columns)), copy=False)
+    models = [_evaluate(tabled, small, columns, text)]
+    models += [_evaluate(batch, full, columns, text) for batch in others]
+    places, names = _places(parsed, models)
     if not names:
         raise ValueError(f"the fixed part {text.strip()!r} has no columns: keep the intercept by writing '~ 1'")
-    for (model, rows), at in zip(evaluated, places, strict=True):
-        _check_finite(model, [names[i] for i in at], rows, columns)
+    for i, (model, at) in enumerate(zip(models, places, strict=True)):
+        _check_finite(model, [names[column] for column in at], None if i else codes, columns)
     means = {name: _mean(series) for name, series in variables.items()}
-    specs = [(model.model_spec, at) for (model, _), at in zip(evaluated, places, strict=True)]
+    specs = [(model.model_spec, at) for model, at in zip(models, places, strict=True)]
     terms = terms_of(parsed, specs, used, Centres(means, moved), _context(columns))
     _refuse_empty_terms(terms)
-    table, values = (np.asarray(model, dtype=np.float64) for model, _ in evaluated)
-    return FixedColumns(names, terms, codes, table, tuple(places[0]), values, tuple(places[1]))
+    valued = tuple(column for at in places[1:] for column in at)
+    table = np.asarray(models.pop(0), dtype=np.float64)
+    return FixedColumns(names, terms, codes, table, tuple(places[0]), _joined(models, len(columns)), valued)
 
 
 def sparse_columns(text: str, columns: ObsColumns) -> tuple[sparse.csr_array, tuple[str, ...]]:
@@ -140,13 +140,24 @@ def _is_factor(code: str, names: Sequence[str], variables: Mapping[str, pd.Serie
 
 def _tabulated(
     parsed: SimpleFormula, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series], n: int
-) -> tuple[set[ParsedTerm], np.ndarray, np.ndarray]:
-    """Terms whose columns have few distinct rows, the distinct row of each cell (n,), and the first cell of each row.
+) -> tuple[list[ParsedTerm], list[list[ParsedTerm]], np.ndarray, np.ndarray]:
+    """Find the terms whose columns have few distinct rows.
 
     formulaic drops a level of a factor if other terms with the same covariates span it, so terms with the same
     covariates stay together.
+
+    Returns
+    -------
+    tabled
+        Terms with few distinct rows.
+    others
+        The other terms, in batches that are evaluated one after the other to bound the memory that they take.
+    codes : array (n,)
+        The distinct row of each cell.
+    first : array (r,)
+        The first cell of each distinct row.
     """
-    coded = {name: _codes(series) for name, series in variables.items()}
+    coded = {name: variable_codes(series) for name, series in variables.items()}
     groups: dict[frozenset[str], list[ParsedTerm]] = {}
     for term in parsed:
         covariates = frozenset(
@@ -163,49 +174,32 @@ def _tabulated(
     names = dict.fromkeys(name for term in terms for f in term.factors for name in used[f.expr])
     codes, first = combined_codes([coded[name] for name in names if coded[name] is not None], n)
     if len(first) > max(_SMALL_TABLE * n, 1):
-        return set(), np.zeros(n, dtype=np.intp), np.zeros(1, dtype=np.intp)
-    return terms, codes, first
+        return [], _batches(list(groups.values())), np.zeros(n, dtype=np.intp), np.zeros(1, dtype=np.intp)
+    others = [group for group in groups.values() if not terms.issuperset(group)]
+    return [term for term in parsed if term in terms], _batches(others), codes, first
 
 
-def combined_codes(parts: Sequence[tuple[np.ndarray, int] | None], n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Number the combinations of several codes (n,) that occur, in lexicographic order; and the first cell of each.
-
-    Codes are compressed after every step, so that the product of the numbers of levels may be of any size.
-
-    Examples
-    --------
-    >>> codes, first = combined_codes([(np.array([1, 0, 1]), 2), (np.array([0, 5, 0]), 10**12)], 3)
-    >>> codes.tolist(), first.tolist()
-    ([1, 0, 1], [1, 0])
-    """
-    codes, first = np.zeros(n, dtype=np.intp), np.zeros(min(n, 1), dtype=np.intp)
-    for part in parts:
-        if part is not None:
-            first, codes = _distinct(codes.astype(np.int64) * part[1] + part[0], len(first) * part[1])
-    return codes, first
+def _batches(groups: Sequence[list[ParsedTerm]]) -> list[list[ParsedTerm]]:
+    batches: list[list[ParsedTerm]] = []
+    for group in groups:
+        if batches and len(batches[-1]) + len(group) <= _TERMS_AT_ONCE:
+            batches[-1].extend(group)
+        else:
+            batches.append(list(group))
+    return batches
 
 
-def _distinct(codes: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """First place of each distinct code, in ascending order of the codes, and the rank of each code (n,)."""
-    if limit > max(4 * len(codes), 1_000):
-        _, first, ranks = np.unique(codes, return_index=True, return_inverse=True)
-        return first, ranks
-    first = np.full(limit, -1)
-    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equal places the last assignment, the first cell, stays
-    present = np.flatnonzero(first >= 0)
-    ranks = np.zeros(limit, dtype=np.intp)
-    ranks[present] = np.arange(len(present))
-    return first[present], ranks[codes]
-
-
-def _codes(series: pd.Series) -> tuple[np.ndarray, int] | None:
-    """Codes (n,) and their number for a variable with few distinct values."""
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return series.cat.codes.to_numpy(np.int64), max(len(series.cat.categories), 1)
-    if series.iloc[:4096].nunique() > _MOST_VALUES:
-        return None
-    codes, values = pd.factorize(series)
-    return (codes.astype(np.int64), max(len(values), 1)) if len(values) <= _MOST_VALUES else None
+def _joined(models: list[formulaic.ModelMatrix], n: int) -> np.ndarray:
+    """Columns of several model matrices (n, v), each of which is released once it is copied."""
+    if len(models) == 1:
+        return np.asarray(models.pop(), dtype=np.float64)
+    values = np.empty((n, sum(model.shape[1] for model in models)))
+    start = 0
+    while models:
+        model = models.pop(0)
+        values[:, start : start + model.shape[1]] = model
+        start += model.shape[1]
+    return values
 
 
 def _take(series: pd.Series, rows: np.ndarray) -> pd.Series:

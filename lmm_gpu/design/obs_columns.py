@@ -61,7 +61,8 @@ class ObsColumns:
         column = self.obs[require_column(name, self.names)]
         if column.ndim != 1:
             raise ValueError(f"obs has {column.shape[1]} columns named {name!r}: rename or drop all but one")
-        column = column.reset_index(drop=True)  # cells may share a label, and formulaic aligns by label
+        # cells may share a label, and formulaic aligns by label
+        column = pd.Series(column.array, name=name, copy=False)
         missing = column.isna().to_numpy(bool)
         self.refuse_rows(f"obs column {name!r}", missing, "missing", "fill them in, or drop these cells")
         return column

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from .fixed_effects import combined_codes, fixed_columns
+from .distinct_rows import combined_codes
+from .fixed_effects import fixed_columns
 from .formula import TermText
 from .obs_columns import ObsColumns
 
