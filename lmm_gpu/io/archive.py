@@ -85,7 +85,7 @@ def read_archive(path: str | Path, kind: str, advice: str) -> Content:
             file = open_checked(Path(path), files)
             about = {name: _plain(value) for name, value in file.attrs.items()}
             if about.get("format") != kind:
-                raise ValueError(f"it does not say that it holds {kind}")
+                raise ValueError(f"it is no file of {kind}")
             if about.get("format_version") != VERSION:
                 found = about.get("format_version")
                 raise ValueError(f"it has version {found} of the format, this lmm_gpu knows {VERSION}: update lmm_gpu")

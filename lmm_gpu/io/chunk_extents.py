@@ -18,7 +18,7 @@ class OpenFile:
         self._descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self._descriptor).st_size
 
-    def read(self, start: int, size: int) -> bytes:
+    def read(self, start: int, size: int) -> bytearray:
         """Read `size` bytes from `start`.
 
         Raises
@@ -26,16 +26,22 @@ class OpenFile:
         ValueError
             If the file does not have them.
         """
-        if not 0 <= start <= start + size <= self.size:
+        if size > self.size:
             raise ValueError("a chunk lies outside the file")
-        content = os.pread(self._descriptor, size, start)
-        while 0 < len(content) < size and (
-            more := os.pread(self._descriptor, size - len(content), start + len(content))
-        ):
-            content += more  # no call reads more than 2 GB
-        if len(content) != size:
-            raise ValueError("the file ends before a chunk does")
+        content = bytearray(size)
+        self.read_into(start, memoryview(content))
         return content
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the bytes from `start`; errors as `read`."""
+        if not 0 <= start <= start + len(out) <= self.size:
+            raise ValueError("a chunk lies outside the file")
+        done = 0
+        while done < len(out):  # no call reads more than 2 GB
+            count = os.preadv(self._descriptor, [out[done:]], start + done)
+            if not count:
+                raise ValueError("the file ends before a chunk does")
+            done += count
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):
@@ -50,15 +56,17 @@ class Extent:
     start: int
     size: int
 
-    def content(self) -> bytes:
+    def content(self) -> bytearray:
         """Read all of it."""
         return self.file.read(self.start, self.size)
 
-    def part(self, start: int, stop: int) -> bytes:
+    def part(self, start: int, stop: int) -> bytearray:
         """Read the bytes from `start` to `stop` of it."""
-        if stop > self.size:
-            raise ValueError(f"a chunk has {self.size} bytes, expected {stop} or more")
         return self.file.read(self.start + start, stop - start)
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with its bytes from `start`."""
+        self.file.read_into(self.start + start, out)
 
 
 class InflatedExtent:
@@ -73,6 +81,10 @@ class InflatedExtent:
     def __init__(self, extent: Extent):
         self._extent, self._lock = extent, threading.Lock()
         self._restart()
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with the decompressed bytes from `start`; errors as `part`."""
+        out[:] = self.part(start, start + len(out))
 
     def part(self, start: int, stop: int) -> bytes:
         """Return the decompressed bytes from `start` to `stop`; going back starts again.
@@ -93,7 +105,8 @@ class InflatedExtent:
         return bytes(found)
 
     def _restart(self) -> None:
-        self._at, self._read, self._rest = 0, 0, b""
+        self._at, self._read = 0, 0
+        self._rest: bytes | bytearray = b""
         self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
 
     def _next(self, most: int) -> bytes:

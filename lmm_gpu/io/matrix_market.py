@@ -96,7 +96,7 @@ class MarketMatrix:
 
     @property
     def by_genes(self) -> bool:
-        """Whether entries are sorted by genes."""
+        """True if entries are sorted by genes."""
         return self._order != self._cells
 
     @property

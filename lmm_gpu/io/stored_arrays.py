@@ -57,7 +57,7 @@ class StoredArray:
     decoders: Sequence[Decoder]
     fallback: Any = field(repr=False)
     _kept: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
-    _open: dict[Place, Extent | InflatedExtent] = field(default_factory=dict, repr=False)
+    _open: dict[Place, InflatedExtent] = field(default_factory=dict, repr=False)
 
     def __getattr__(self, name: str) -> Any:
         """Return what h5py or zarr know of the array, such as its attributes and its file."""
@@ -81,10 +81,9 @@ class StoredArray:
         starts = [at * size for at, size in zip(place, self.chunks, strict=True)]
         ends = [min(start + size, full) for start, size, full in zip(starts, self.chunks, self.shape, strict=True)]
         begin, end = max(lo, starts[0]), min(hi, ends[0])
-        if chunk is None and (large := self._large(place)) is not None:
-            item = self.dtype.itemsize
-            content = large.part((begin - starts[0]) * item, (end - starts[0]) * item)
-            out[begin - lo : end - lo] = np.frombuffer(content, self.dtype)
+        if chunk is None and (extent := self._in_parts(place)) is not None:
+            view = out[begin - lo : end - lo].data.cast("B")
+            extent.read_into((begin - starts[0]) * self.dtype.itemsize, view)
             return
         chunk = self._decoded(place, starts, ends) if chunk is None else chunk
         inner = [slice(0, end - start) for start, end in zip(starts[1:], ends[1:], strict=True)]
@@ -93,17 +92,19 @@ class StoredArray:
         if end < ends[0]:
             self._kept[place] = chunk
 
-    def _large(self, place: Place) -> Extent | InflatedExtent | None:
-        """Return the content of a chunk that is too large to be decoded as a whole, if it can be read in parts."""
+    def _in_parts(self, place: Place) -> Extent | InflatedExtent | None:
+        """Return a chunk that is read in parts: one that is not compressed, or too large to be decoded as a whole."""
         size = prod(self.chunks) * self.dtype.itemsize
-        if size < _LARGE or len(self.shape) != 1 or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
+        if len(self.shape) != 1 or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
             return None
-        if place not in self._open:
+        if not self.decoders:
             extent = self.extent(place)
-            if extent is None:
-                return None
-            self._open = {place: InflatedExtent(extent) if self.decoders else extent}
-        return self._open[place]
+            if extent is not None and extent.size != size:
+                raise ValueError(f"a chunk has {extent.size} bytes, expected {size}")
+            return extent
+        if size >= _LARGE and place not in self._open and (extent := self.extent(place)) is not None:
+            self._open = {place: InflatedExtent(extent)}
+        return self._open.get(place)
 
     def _decoded(self, place: Place, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
         extent = self.extent(place)

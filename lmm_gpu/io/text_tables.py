@@ -132,7 +132,7 @@ def with_plain_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     columns = [name for name, values in frame.items() if values.dtype == object and _holds_numbers(values)]
     if not columns:
         return frame
-    logger.info("obs columns %s hold numbers as objects: they are taken as numeric", ", ".join(map(str, columns)))
+    logger.info("obs columns %s contain numbers as objects: they are taken as numeric", ", ".join(map(str, columns)))
     return frame.assign(**{str(name): frame[name].astype(float) for name in columns})
 
 

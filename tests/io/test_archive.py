@@ -1,4 +1,4 @@
-"""One file of arrays and labels: public tools read it, and whatever is not what was written is refused."""
+"""One file of arrays and labels: public tools read it, and any other content is refused."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_no_hdf5(tmp_path, content):
 def test_foreign_hdf5(tmp_path):
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file["X"] = np.zeros((3, 2))
-    with pytest.raises(ValueError, match="it does not say that it holds lmm_gpu summary statistics; take a fresh copy"):
+    with pytest.raises(ValueError, match="it is no file of lmm_gpu summary statistics; take a fresh copy"):
         SummaryStats.load(tmp_path / "a.h5ad")
 
 

@@ -110,7 +110,7 @@ def test_numbers_as_objects_are_numeric(caplog):
         found = with_plain_numbers(frame)
     np.testing.assert_array_equal(found["age"], [20, 21.5, np.nan])
     pd.testing.assert_frame_equal(found.drop(columns="age"), frame.drop(columns="age"))
-    assert "obs columns age hold numbers as objects" in caplog.text
+    assert "obs columns age contain numbers as objects" in caplog.text
     assert with_plain_numbers(found) is found
 
 

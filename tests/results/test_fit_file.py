@@ -172,9 +172,9 @@ def test_altered(saved, change):
 
 def test_other_files(saved, tmp_path):
     fitted(dense.DESIGNS["two"]).summary.save(tmp_path / "s.h5")
-    with pytest.raises(ValueError, match=f"it does not say that it holds lmm_gpu fit; {ADVICE}"):
+    with pytest.raises(ValueError, match=f"it is no file of lmm_gpu fit; {ADVICE}"):
         LMMFit.load(tmp_path / "s.h5")
-    with pytest.raises(ValueError, match="it does not say that it holds lmm_gpu summary statistics"):
+    with pytest.raises(ValueError, match="it is no file of lmm_gpu summary statistics"):
         lmm_gpu.SummaryStats.load(saved)
     with pytest.raises(FileNotFoundError):
         LMMFit.load(tmp_path / "nowhere.h5")

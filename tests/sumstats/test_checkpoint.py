@@ -250,7 +250,7 @@ def test_a_broken_checkpoint_is_refused(killed, damage):
 def test_statistics_are_no_checkpoint(tmp_path):
     path = write(tmp_path / "a.h5ad")
     summed(path).save(tmp_path / "sums.h5")
-    with pytest.raises(ValueError, match="does not say that it holds lmm_gpu checkpoint"):
+    with pytest.raises(ValueError, match="it is no file of lmm_gpu checkpoint"):
         summed(path, checkpoint=tmp_path / "sums.h5")
 
 

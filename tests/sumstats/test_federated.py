@@ -322,7 +322,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
     for arguments, message in [
         (["merge", "oslo.h5", "cut.h5", "-o", "x.h5"], "cannot use cut.h5: "),
         (["merge", "oslo.h5", "oslo.npz", "-o", "x.h5"], "cannot use oslo.npz: "),
-        (["merge", "oslo.h5", "run/fit.h5", "-o", "x.h5"], "it does not say that it holds lmm_gpu summary statistics"),
+        (["merge", "oslo.h5", "run/fit.h5", "-o", "x.h5"], "it is no file of lmm_gpu summary statistics"),
         (["merge", "oslo.h5", "./oslo.h5", "-o", "x.h5"], "oslo.h5 is named twice: its cells would count twice"),
         (["merge", "oslo.h5", "copy.h5", "-o", "x.h5"], "copy.h5 is a copy of oslo.h5: its cells would count twice"),
         (["merge", "oslo.h5", "nowhere.h5", "-o", "x.h5"], "No such file or directory: nowhere.h5"),
@@ -333,7 +333,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["merge", "oslo.h5", "lima.h5", "-o", "oslo.h5/x"], "cannot write oslo.h5/x: oslo.h5 is a file"),
         (["summarize", *of("oslo"), "-o", "run"], "cannot write run: it is a folder"),
         (["fit", "cut.h5", "-o", "x"], "cannot use cut.h5: "),
-        (["fit", "run/fit.h5", "-o", "x"], "it does not say that it holds lmm_gpu summary statistics"),
+        (["fit", "run/fit.h5", "-o", "x"], "it is no file of lmm_gpu summary statistics"),
         (["fit", "oslo.npz", "-o", "x"], "oslo.npz needs a formula"),
         (
             ["fit", "all.h5", "-f", "~ arm + (1 | donor)", "-o", "x"],
@@ -346,7 +346,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["test", "run", "--alternative", "more", "-o", "x.csv"], "--alternative 'more' is not known"),
         (["test", "run", "--level", "95", "-o", "x.csv"], "must lie between 0 and 1"),
         (["test", "run", "-o", "x.xlsx"], "the ending of x.xlsx is not known"),
-        (["test", "all.h5", "-o", "x.csv"], "it does not say that it holds lmm_gpu fit"),
+        (["test", "all.h5", "-o", "x.csv"], "it is no file of lmm_gpu fit"),
         (["test", ".", "-o", "x.csv"], ". has no run.json: expected the folder"),
         (["test", "nowhere", "-o", "x.csv"], "No such file or directory: nowhere"),
     ]:

@@ -37,8 +37,11 @@ def read(reader: str, path: str, folder: str) -> None:
 
 
 def main() -> None:
+    from lmm_gpu.io import hdf5_files
+
     logging.disable()
     warnings.simplefilter("ignore")
+    hdf5_files._LIMIT = 4.0
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for line in sys.stdin:
         reader, path, folder = json.loads(line)
