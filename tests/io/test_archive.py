@@ -98,7 +98,7 @@ def test_every_field_has_its_place():
     """A new field would be lost in the file: it needs a place there, and a case above."""
     kept = {"n", "XX", "XY", "ZX", "ZY", "ZZ", "Ynorm", "Ysum", "d", "formula", "transform", "centred"}
     kept |= {"features", "fixed_names", "random_names", "component_names", "terms", "random_terms"}
-    kept |= {"total_weight", "log_weights", "parts"}
+    kept |= {"total_weight", "log_weights", "parts", "within"}
     assert {field.name for field in dataclasses.fields(SummaryStats)} == kept
 
 
