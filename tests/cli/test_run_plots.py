@@ -62,6 +62,16 @@ def test_every_picture_in_every_format(command, tmp_path, kind, ending):
     assert path.read_bytes().startswith(STARTS[ending])
 
 
+@pytest.mark.parametrize("name", ["q.png", "q.svg", "q.pdf", "q.html"])
+def test_own_plots_and_pages_are_replaced_and_others_are_not(command, tmp_path, name):
+    words = ["report", "run"] if name.endswith("html") else ["plot", "run", "qq", "-c", "depth"]
+    assert command(*words, "-o", tmp_path / name)[0] == command(*words, "-o", tmp_path / name)[0] == 0
+    (tmp_path / name).write_text("mine")
+    code, _, err = command(*words, "-o", tmp_path / name)
+    assert code == 2 and "was not written by lmm-gpu" in err and (tmp_path / name).read_text() == "mine"
+    assert command(*words, "-o", tmp_path / name, "--force")[0] == 0
+
+
 def test_options_reach_the_picture(command, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pl, "volcano", lambda table, **options: drawn.append(options) or plt.subplots()[1])

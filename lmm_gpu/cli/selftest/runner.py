@@ -42,7 +42,7 @@ def selftest(
     Returns
     -------
     dict
-        device, quick, limit, finished, seconds, passed (no check failed), counts, checks, rates and system. A check
+        format, device, quick, limit, finished, seconds, passed (no check failed), counts, checks, rates and system. A check
         has name, status ("passed", "failed", "skipped"), reason, deviation (None if there is no number), seconds.
 
     Raises
@@ -63,6 +63,7 @@ def selftest(
             report(done[-1])
     counts = {status: sum(one["status"] == status for one in done) for status in ("passed", "failed", "skipped")}
     return {
+        "format": "lmm_gpu selftest",
         "device": subject.device.name,
         "quick": quick,
         "limit": LIMIT,
