@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from threadpoolctl import threadpool_limits
-
 from .devices import Device
+from .threads import one_blas_thread
 
 T = TypeVar("T")
 Range = tuple[int, int]
@@ -119,7 +118,7 @@ def _in_parallel(workers: Sequence[_Worker[T]], todo: Ranges) -> Iterator[tuple[
             reports.put(error)
         reports.put(None)  # this worker has finished
 
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(len(workers)) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(len(workers)) as pool:
         for worker in workers:
             pool.submit(report_all, worker)
         working, failure = len(workers), None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -24,13 +25,44 @@ def workers() -> int:
         return os.cpu_count() or 1
 
 
+class _Limit:
+    """Limit of the linear algebra library to one thread, a setting of the whole process.
+
+    Fits on several threads overlap. The number of threads before the first of them is what the last one restores; so
+    does the first one, as threadpoolctl lets only one thread at a time change the setting.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._limits: threadpool_limits | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            first = self._users == 0
+            if first:
+                self._limits = threadpool_limits(limits=1, user_api="blas")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._limits is not None and (first or self._users == 0):
+                    self._limits.restore_original_limits()
+
+
+#: Context in which the linear algebra library uses one thread.
+one_blas_thread = _Limit()
+
+
 def quiet_blas(size: int) -> AbstractContextManager[Any]:
     """Context in which the linear algebra library uses one thread, if matrices have few rows (`size`).
 
     Its threads wait for each other by spinning: on busy processors, an eigen-decomposition of a few hundred rows took
     eight times as long on two threads as on one, and a fit half as long again.
     """
-    return threadpool_limits(limits=1, user_api="blas") if size <= FEW_ROWS else nullcontext()
+    return one_blas_thread() if size <= FEW_ROWS else nullcontext()
 
 
 def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | None = None) -> Iterator[R]:
@@ -45,7 +77,7 @@ def in_threads(function: Callable[[T], R], tasks: Iterable[T], threads: int | No
     if len(tasks) < 2 or threads < 2:
         yield from map(function, tasks)
         return
-    with threadpool_limits(limits=1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads) as pool:
         yield from pool.map(function, tasks)
 
 

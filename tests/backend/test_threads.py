@@ -1,0 +1,77 @@
+"""The linear algebra library gets its threads back, also after fits that overlap on several threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from lmm_gpu.backend.threads import FEW_ROWS, in_threads, quiet_blas
+
+#: Two contexts of which the second is entered after the first and left after it. threadpoolctl lets one thread change
+#: the setting as long as that thread lives, so that each case has a process of its own.
+OVERLAP = """
+import numpy, sys, threading
+from threadpoolctl import threadpool_info
+from lmm_gpu.backend.threads import quiet_blas
+
+numbers = lambda: {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+second_in, first_left, before = threading.Event(), threading.Event(), numbers()
+
+def first():
+    with quiet_blas(10):
+        print(*numbers())
+        second.start()
+        second_in.wait(10)
+
+def hold():
+    with quiet_blas(10):
+        second_in.set()
+        first_left.wait(10)
+
+second, other = threading.Thread(target=hold), threading.Thread(target=first)
+if sys.argv[1] == "here":
+    first()
+else:
+    other.start()
+    other.join()
+first_left.set()
+second.join()
+print(before == numbers(), *before)
+"""
+
+
+def blas_threads() -> set[int]:
+    return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+
+@pytest.fixture
+def two_threads():
+    with threadpool_limits(limits=2, user_api="blas"):
+        if blas_threads() != {2}:
+            pytest.skip("the linear algebra library has no threads")
+        yield
+
+
+@pytest.mark.parametrize("first", ["here", "on a thread"])
+def test_contexts_that_overlap_restore_the_number_before_the_first(first):
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", OVERLAP, first]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    if done.stdout.split()[-1] != "2":
+        pytest.skip("the linear algebra library has no threads")
+    assert done.stdout.split() == ["1", "True", "2"]
+
+
+def test_large_matrices_keep_their_threads(two_threads):
+    with quiet_blas(FEW_ROWS + 1):
+        assert blas_threads() == {2}
+
+
+def test_an_error_in_a_task_restores_them(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda x: 1 / x, [1, 0], 2))
+    assert blas_threads() == {2}
