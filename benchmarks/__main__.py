@@ -44,6 +44,7 @@ SCRIPTS = (
     Script("backends"),
     Script("streaming", ("--repeats", "3")),
     Script("calibration"),
+    Script("calibration_designs"),
     Script("peers", ("--seconds", "3")),
     Script("growth", ("--seconds", "1")),
     Script("scaling"),

@@ -29,6 +29,7 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
         "calibration": ("calibration", calibration_table),
         "calibration-worst": ("calibration", calibration_sentences),
         "calibration-short": ("calibration", calibration_short),
+        "calibration-designs": ("calibration_designs", calibration_designs),
     }
 
 
@@ -347,6 +348,20 @@ def calibration_sentences(results: dict) -> str:
             worst = results["worst"][name][contrast].values()
             lines.append([kind, title, *(f"{rate:.2f}" for rate in worst)])
     return "\n".join(map(_line, lines))
+
+
+def calibration_designs(results: dict) -> str:
+    """Return rates over nominal at 5 %, 1 % and 0.1 %, and power at 5 % and 0.1 %, for each design."""
+    titles = {"generalized": "default", "kenward-roger": "Kenward-Roger", "pseudobulk": "pseudobulk t"}
+    lines = [["design", "variances", *titles.values(), "power of the default"], ["---"] * (3 + len(titles))]
+    for row in results["rows"]:
+        rates = row["rates"]
+        shown = (" / ".join(f"{rate:.2f}" for rate in rates[name]) if name in rates else "" for name in titles)
+        power = row["power"]["generalized"]
+        variances = ", ".join(f"{variance:g}" for variance in row["variances"])
+        lines.append([row["design"], variances, *shown, f"{power[0]:.2f} / {power[2]:.2f}"])
+    genes = results["rows"][0]["genes"]
+    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes per row. {_machine(results)}")])
 
 
 def calibration_short(results: dict) -> str:
