@@ -1,8 +1,8 @@
 """Cells on dask workers: chunks are accumulated where they are.
 
-A chunk of a dask array is multiplied with its own rows of the design, in the task that makes or reads it
-(`dask_tasks`), and its contribution to the sums (p + q + 2 numbers per gene) is added in a tree: no cells travel. The
-placement of tasks, and recovery from the death of a worker, is left to dask.
+A chunk of a dask array is added to the groups of its cells, in the task that makes or reads it (`dask_tasks`), and
+these sums (a row for each group) are added in a tree: no cells travel. The placement of tasks, and recovery from the
+death of a worker, is left to dask.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from ..backend.optional import require
 from ..design.design import Design
 from ..io.source import Source
 from . import dask_tasks
-from .centring import constant_of
 from .chunk_plan import cells_per_chunk
+from .design_sums import constant_of_design, products_of_design
 from .gene_filter import NO_FILTER, GeneFilter
-from .products import GeneProducts, design_products, sparse_if_worth_it
+from .grouped_design import GroupedDesign
+from .products import GeneProducts
 from .streaming import check_size_factors, summary_of
 from .summary_stats import SummaryStats
 from .transform import Transform, recognise, warn_not_counts
@@ -107,7 +108,7 @@ def reduce_chunks(
     grid, given = _Grid(source, client), transform
     if transform is None:
         transform = grid.recognised() if is_counts is None else recognise(None, is_counts)
-    X, constant = sparse_if_worth_it(design.X), constant_of(design.X)
+    grouped, constant = GroupedDesign.of(design), constant_of_design(design)
     flags: dict[str, Any] = {
         "detected": given is None and is_counts is None,
         "sure": given is None and is_counts is True,
@@ -116,18 +117,17 @@ def reduce_chunks(
     rows = [
         replace(
             chunk,
-            X=X[cells],
-            Z=design.Z[cells],
+            design=grouped.of_cells(cells),
             weights=None if weights is None else weights[cells],
             transform=_of_cells(transform, cells),
             **flags,
         )
         for chunk, cells in zip(grid.rows, grid.cells, strict=True)
     ]
-    products, counts = grid.sums(rows, constant)
+    products, counts = grid.sums(rows, grouped, constant)
     if given is not None and given.name is not None and any(part.fractions for part in counts):
         warn_not_counts(given.name, source.name, "the matrix")
-    of_design = design_products(X, design.Z, weights)
+    of_design = products_of_design(design, grouped, weights)
     summary = summary_of(design, of_design, products, constant, source.features, transform.label, weights)
     if not genes.counts:
         return genes.apply(summary, None, None)
@@ -172,7 +172,7 @@ class _Grid:
         return Transform()
 
     def sums(
-        self, rows: Sequence[dask_tasks.Rows], constant: Array | None
+        self, rows: Sequence[dask_tasks.Rows], design: GroupedDesign, constant: Array | None
     ) -> tuple[GeneProducts, list[dask_tasks.ChunkSums]]:
         """Products of all cells and genes, about the centre of the first chunk of cells; and all sums, by genes."""
         first = next(i for i, cells in enumerate(self.cells) if cells.start < cells.stop)
@@ -183,7 +183,7 @@ class _Grid:
             dask_tasks.products, dask_tasks.column(rows), dask_tasks.column(centres).T
         )  # (row chunks, column chunks)
         columns = self.compute([self.tree(list(column)) for column in parts.T])
-        products = [column.products(about) for column, about in zip(columns, centres, strict=True)]
+        products = [column.products(design, about) for column, about in zip(columns, centres, strict=True)]
         return GeneProducts.join(products), columns
 
     def each(self, function: Callable[..., Any], *given: np.ndarray, of: int | None = None) -> np.ndarray:

@@ -17,12 +17,14 @@ import scipy.sparse
 
 from ..backend.arrays import Array, entered, flag_indices, to_numpy
 from ..backend.optional import require
-from ..backend.sparse import some_rows, stored_values
+from ..backend.sparse import on_device, some_rows, stored_values
 from ..io.broken_files import reading
 from ..io.hdf5_sparse import read_part
 from ..io.sparse_checks import canonical
 from .accumulator import gene_counts
 from .centring import centre_of
+from .group_tables import GroupTables
+from .grouped_design import GroupedDesign
 from .products import GeneProducts, products_of_chunk, row_totals
 from .transform import Transform, check_still_counts, check_values, has_fractions, not_counts
 
@@ -37,8 +39,7 @@ class Rows:
     name: str
     start: int  # the first cell, of those that are selected
     kept: np.ndarray | None = None  # (stored cells,), the selected cells; None for all
-    X: Any = None  # (cells, p)
-    Z: Any = None  # (cells, q)
+    design: GroupedDesign | None = None  # of these cells
     weights: np.ndarray | None = None  # (cells,)
     transform: Transform = field(default_factory=Transform)
     detected: bool = False  # the transform was chosen from other cells
@@ -66,28 +67,25 @@ class Rows:
 class ChunkSums:
     """Sums of a chunk, which add."""
 
-    XY: Array
-    ZY: Array
-    Ynorm: Array
-    Ysum: Array
+    sums: np.ndarray  # (groups, m)
+    moments: np.ndarray  # (m, c + 1), products with the covariates and squares
     cells: np.ndarray | None = None  # (m,), cells in which a gene is not zero
     total: np.ndarray | None = None  # (m,), before the transform
     fractions: int = 0  # chunks with values that are not whole numbers
 
     def __add__(self, other: ChunkSums) -> ChunkSums:
         return ChunkSums(
-            self.XY + other.XY,
-            self.ZY + other.ZY,
-            self.Ynorm + other.Ynorm,
-            self.Ysum + other.Ysum,
+            self.sums + other.sums,
+            self.moments + other.moments,
             None if self.cells is None or other.cells is None else self.cells + other.cells,
             None if self.total is None or other.total is None else self.total + other.total,
             self.fractions + other.fractions,
         )
 
-    def products(self, centre: Array) -> GeneProducts:
-        """Products of the genes, about a centre (m,)."""
-        return GeneProducts(self.XY, self.ZY, self.Ynorm, self.Ysum, centre)
+    def products(self, design: GroupedDesign, centre: Array) -> GeneProducts:
+        """Products of the genes with a design, about a centre (m,)."""
+        XY, Ysum = design.products(self.sums, self.moments[:, :-1].T)
+        return GeneProducts(XY, self.sums[: design.q], self.moments[:, -1], Ysum, centre)
 
 
 @dataclass(frozen=True)
@@ -143,9 +141,26 @@ def products(rows: Rows, centre: np.ndarray, Y: Any) -> ChunkSums:
     if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
         Y = Y.toarray()
     counts = gene_counts(stored) if rows.counting else {}
-    found = products_of_chunk(rows.X, rows.Z, Y, centre, rows.weights)
     fractions = int(rows.transform.name is not None and has_fractions(stored))
-    return ChunkSums(found.XY, found.ZY, found.Ynorm, found.Ysum, **counts, fractions=fractions)
+    return ChunkSums(*_group_sums(rows, centre, Y), **counts, fractions=fractions)
+
+
+def _group_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Sums over groups and moments of a chunk of transformed values, less the centre."""
+    assert rows.design is not None
+    design = rows.design
+    if on_device(Y):
+        found = products_of_chunk(design.covariates, design.indicators(), Y, centre, rows.weights)
+        return found.ZY, np.vstack([found.XY, found.Ynorm]).T
+    tables = GroupTables(design, Y.shape[1], rows.weights)
+    everyone, genes = slice(0, Y.shape[0]), slice(0, Y.shape[1])
+    if 0 in Y.shape:
+        return tables.sums, tables.moments
+    if scipy.sparse.issparse(Y):
+        tables.add(everyone, genes, Y)
+    else:
+        tables.add_dense(everyone, genes, np.asarray(Y), centre)
+    return tables.sums, tables.moments
 
 
 def centre(rows: Rows, constant: Array | None, Y: Any) -> np.ndarray:

@@ -8,7 +8,7 @@ of Y, however many they are. Columns that differ from cell to cell remain as cov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,22 @@ class GroupedDesign:
         fixed, more = _packed(columns.table, columns.fixed.codes, few, start)
         rest = sorted([*rest, *more, *(column for column in left if column not in columns.tabled)])
         return cls(columns.p, start, groupings + fixed, [], rest, _covariates(columns.dense(rest), groupings + fixed))
+
+    def of_cells(self, cells: slice) -> GroupedDesign:
+        """Design of some of the cells: views, no copies."""
+        groupings = [
+            replace(one, codes=one.codes[cells], weights=None if one.weights is None else one.weights[cells])
+            for one in self.groupings
+        ]
+        several = [replace(block, Z=block.Z[cells]) for block in self.random_columns]
+        return replace(self, groupings=groupings, random_columns=several, covariates=self.covariates[cells])
+
+    def indicators(self) -> Any:
+        """All columns whose products with the genes are the group sums, csr_array (n, groups)."""
+        everyone = slice(0, self.n)
+        blocks = {block.rows.start: block.Z for block in self.random_columns}
+        blocks |= {one.rows.start: one.indicators(everyone) for one in self.groupings}
+        return scipy.sparse.csr_array(scipy.sparse.hstack([blocks[start] for start in sorted(blocks)], format="csr"))
 
     @property
     def n(self) -> int:
