@@ -189,10 +189,12 @@ def _groups(obs: pd.DataFrame, formula: str, contrast: Any, names: Mapping[str, 
         kept = np.asarray(cells, dtype=bool)
     kept = kept & used_cells(formula, obs)
     design = build_design(formula, obs[kept])
-    C, labels = contrast_rows(contrast, design.fixed_names)
+    columns = list(design.kept_columns)
+    X = design.X[:, columns]
+    C, labels = contrast_rows(contrast, [design.fixed_names[i] for i in columns])
     of_cell = np.full(len(obs), _REFERENCE, dtype=object)
     for row, label in zip(C, labels, strict=True):
         if label in names:
-            of_cell[np.flatnonzero(kept)[design.X @ row > 0]] = names[label]
+            of_cell[np.flatnonzero(kept)[X @ row > 0]] = names[label]
     present = [name for name in (*names.values(), _REFERENCE) if (of_cell == name).any()]
     return pd.Categorical(of_cell, categories=present)

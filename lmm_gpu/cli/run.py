@@ -20,6 +20,7 @@ from ..inference.diagnostics import diagnose
 from ..inference.satterthwaite import check_df_method
 from ..io.files import check_table_path, write_table
 from ..results.lmm_fit import LMMFit
+from ..sumstats.estimable import without_empty_cells
 from ..sumstats.summary_stats import SummaryStats
 from .cell_reading import opened_cells, read_options
 from .contrast_options import contrasts_of
@@ -180,11 +181,13 @@ def _summed(
             surplus = given_names({"formula": formula} | reading)
             if surplus:
                 raise ValueError(f"{data} has its model and values already: leave out {', '.join(surplus)}")
+            summary = without_empty_cells(summary)
             return summary, contrasts_of(contrasts, summary.fixed_names)
         if formula is None:
             raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
         with opened_cells(data, formula, reading, options) as model:
-            matrix = contrasts_of(contrasts, model.design.fixed_names)
+            design = model.design
+            matrix = contrasts_of(contrasts, [design.fixed_names[i] for i in design.kept_columns])
             values = read_options(reading, checkpoint)
             summary = model.summarize(values, progress_bar(True), model.checkpoint(values))
     return summary, matrix

@@ -59,6 +59,19 @@ class Design:
         return self.fixed.names
 
     @property
+    def kept_columns(self) -> tuple[int, ...]:
+        """Positions of the columns of X that a fit of these cells keeps: interactions without cells are dropped.
+
+        Raises
+        ------
+        ValueError
+            If columns are linearly dependent for another reason.
+        """
+        from .rank import columns_to_keep
+
+        return tuple(columns_to_keep(self.fixed.XX, self.fixed_names, self.terms)[0])
+
+    @property
     def random_terms(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Grouping and effects of each random term, in the order of the blocks; effects of one term are correlated."""
         return tuple((term.group, term.effects) for term in self.random)

@@ -54,6 +54,18 @@ class FixedColumns:
         return X
 
     @cached_property
+    def XX(self) -> np.ndarray:
+        """X'X (p, p), from the counts of the distinct rows; X itself is not made."""
+        rows, tabled, valued = len(self.table), list(self.tabled), list(self.valued)
+        sums = np.array([np.bincount(self.codes, x, rows) for x in self.values.T]).reshape(-1, rows)  # (v, r)
+        XX = np.empty((len(self.names), len(self.names)))
+        XX[np.ix_(tabled, tabled)] = (self.table * self.counts[:, None]).T @ self.table
+        XX[np.ix_(valued, tabled)] = sums @ self.table
+        XX[np.ix_(tabled, valued)] = XX[np.ix_(valued, tabled)].T
+        XX[np.ix_(valued, valued)] = self.values.T @ self.values
+        return XX
+
+    @cached_property
     def counts(self) -> np.ndarray:
         """Cells of each row of the table (r,)."""
         return np.bincount(self.codes, minlength=len(self.table))

@@ -43,6 +43,7 @@ def test_columns_are_formulaics(text):
     assert [name.replace(".0]", "]") for name in fixed.names] == names
     np.testing.assert_allclose(fixed.X, np.asarray(wanted, dtype=float), rtol=1e-12, atol=1e-12)
     assert sorted((*fixed.tabled, *fixed.valued)) == list(range(len(names)))
+    np.testing.assert_allclose(fixed.XX, fixed.X.T @ fixed.X, rtol=1e-12, atol=1e-9)
 
 
 @pytest.mark.parametrize("text", FORMULAS[:-1])

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 import lmm_gpu
+from lmm_gpu.cli.app import main
 from lmm_gpu.design.design import build_design
 
 N = 240
@@ -63,3 +64,24 @@ def test_sites_of_which_each_lacks_other_cells():
 def test_other_dependence_is_refused():
     with pytest.raises(ValueError, match=r"rank deficient.*batch\[T.b\] is a linear combination of cond\[T.b\]"):
         lmm_gpu.fit((np.ones((N, 1)), OBS.assign(batch=OBS["cond"])), "~ cond + batch + (1 | donor)", progress=False)
+
+
+def test_contrasts_of_the_shell_are_of_the_columns_that_are_kept(tmp_path, capsys):
+    keep = ((OBS["cond"] != "b") | (OBS["kind"] != "z")).to_numpy()
+    Y = RNG.normal(size=(keep.sum(), 3))
+    pd.DataFrame(Y, columns=list("uvw")).to_csv(tmp_path / "a.csv")
+    OBS[keep].reset_index(drop=True).to_csv(tmp_path / "obs.csv")
+    call = ["fit", str(tmp_path / "a.csv"), "--obs", str(tmp_path / "obs.csv"), "-f", "~ cond * kind + (1 | donor)"]
+    for contrast, code in (("cond[T.b]", 0), ("cond[T.b]:kind[T.z]", 2)):
+        with pytest.raises(SystemExit) as caught:
+            main([*call, "-c", contrast, "-o", str(tmp_path / str(code))])
+        assert (caught.value.code or 0) == code
+    assert "no column is called 'cond[T.b]:kind[T.z]'" in capsys.readouterr().err
+    sums = str(tmp_path / "sums.h5")
+    for arguments in (
+        ["summarize", *call[1:], "-o", sums],
+        ["fit", sums, "-c", "cond[T.b]", "-o", str(tmp_path / "o")],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(arguments)
+        assert not caught.value.code
