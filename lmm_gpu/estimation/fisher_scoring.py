@@ -19,6 +19,9 @@ from .status import Status
 
 #: A gene whose step has been halved this often is stuck.
 SHORTEST_STEP = 2.0**-24
+#: Steps refused in all after which a free gene is taken to have no interior optimum: genes that have one hardly ever need
+#: more, while the others approach the edge of positive definite V by ever shorter steps.
+MOST_REFUSED = 40
 #: Share of a batch that has to be done before these genes are taken out of it.
 WORTH_LEAVING = 0.25
 #: Off the host, whether genes are done is read after so many steps.
@@ -85,6 +88,7 @@ class Rules:
     max_iter: int = 50
     nonnegative: bool = False
     relaxed: bool = False  #: lengthen or shorten steps by the observed rate of convergence
+    most_refused: int | None = None  #: refused steps, in all, after which a gene is taken to have no optimum
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class State:
     yPy: Array  #: (b,), y' P0 y at theta
     decrement: Array  #: (b,), score' information^-1 score at theta
     niter: Array  #: (b,), accepted evaluations
-    step_halved: Array  #: (b,), bool: a step was ever refused
+    refused: Array  #: (b,), steps refused so far
     status: Array  #: (b,), Status; anything but RUNNING allows one last step
     done: Array  #: (b,), bool: the last step has been made
 
@@ -119,7 +123,23 @@ class Outcome:
     yPy: Array  #: (b,), y' P0 y there
     niter: Array  #: (b,)
     status: Array  #: (b,)
-    step_halved: Array  #: (b,), bool
+    refused: Array  #: (b,), steps refused on the way
+
+    @property
+    def step_halved(self) -> Array:
+        """Genes (b,) of which a step was refused and halved."""
+        return self.refused > 0
+
+    def select(self, index: Array) -> Outcome:
+        """Return the outcome of the genes at `index`."""
+        xp = namespace(index)
+        return Outcome(
+            theta=xp.take(self.theta, index, axis=1),
+            yPy=xp.take(self.yPy, index),
+            niter=xp.take(self.niter, index),
+            status=xp.take(self.status, index),
+            refused=xp.take(self.refused, index),
+        )
 
     def replaced(self, positions: Any, part: Outcome) -> Outcome:
         """Return the same with the genes at `positions` (host integers) taken from `part`."""
@@ -137,20 +157,24 @@ class Outcome:
             yPy=merged(self.yPy, part.yPy),
             niter=merged(self.niter, part.niter),
             status=merged(self.status, part.status),
-            step_halved=merged(self.step_halved, part.step_halved),
+            refused=merged(self.refused, part.refused),
         )
 
 
-def maximise(objective: Objective, start: Array | None, rules: Rules) -> Outcome:
+def maximise(objective: Objective, start: Array | None, rules: Rules, interrupted: Outcome | None = None) -> Outcome:
     """Maximise the likelihood of every gene from `start` (k+1, b), by default from the objective's own.
+
+    An `interrupted` maximisation continues at its last accepted point, with its counts of iterations and refusals.
 
     As in FLASHMM, `niter` counts evaluations and a last step follows the one that met the stopping rule.
     Genes that are done keep their theta, and are removed from the batch together once they are many.
     """
     found = None
-    if start is None:
+    if interrupted is not None:
+        start = interrupted.theta
+    elif start is None:
         start, found = objective.begin()
-    state = _begin(start)
+    state = _begin(start) if interrupted is None else _resumed(interrupted)
     every = 1 if on_host(start) else READ_EVERY
     active = list(range(start.shape[1]))  # positions of the batch's genes in `start`
     finished: list[tuple[list[int], State]] = []
@@ -209,7 +233,7 @@ def _step(xp: Any, rules: Rules, trial: Vectors, found: Evaluation, state: State
         yPy=xp.where(accept, found.yPy, state.yPy),
         decrement=xp.where(plan, sum(a * b for a, b in zip(step, score, strict=True)), state.decrement),
         niter=xp.where(plan, state.niter + 1, state.niter),
-        step_halved=state.step_halved | ~(accept | last),
+        refused=xp.where(accept | last, state.refused, state.refused + 1),
         status=state.status,
         done=last,
     )
@@ -244,6 +268,8 @@ def _judge(xp: Any, before: State, after: State, plan: Array, score_size: Array,
     converged = plan & (small | (after.decrement <= TINY_DECREMENT))
     rounding = plan & at_rounding & (after.decrement >= before.decrement)
     stuck = ~plan & (after.length < SHORTEST_STEP)
+    if rules.most_refused is not None:
+        stuck = stuck | (after.refused >= rules.most_refused)
     nothing_to_gain = at_rounding & (~plan | out_of_steps)  # a step that is refused, or the last one
     verdict = xp.where(stuck, int(Status.FAILED), before.status)
     verdict = xp.where(out_of_steps, int(Status.MAX_ITER), verdict)
@@ -268,10 +294,16 @@ def _begin(start: Array) -> State:
         yPy=infinite,
         decrement=infinite,
         niter=count,
-        step_halved=no,
+        refused=count,
         status=count,
         done=no,
     )
+
+
+def _resumed(interrupted: Outcome) -> State:
+    # the last accepted point is evaluated again, which counts as the evaluation that it was
+    xp, niter = namespace(interrupted.niter), interrupted.niter
+    return replace(_begin(interrupted.theta), niter=xp.where(niter > 0, niter - 1, niter), refused=interrupted.refused)
 
 
 def _collect(finished: list[tuple[list[int], State]], start: Array) -> Outcome:
@@ -290,5 +322,5 @@ def _collect(finished: list[tuple[list[int], State]], start: Array) -> Outcome:
         yPy=joined([state.yPy for state in states]),
         niter=joined([state.niter for state in states]),
         status=joined([state.status for state in states]),
-        step_halved=joined([state.step_halved for state in states]),
+        refused=joined([state.refused for state in states]),
     )

@@ -23,7 +23,7 @@ from ..backend.threads import quiet_blas
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_within
 from .estimates import Estimates
-from .fisher_scoring import Outcome, Rules, maximise
+from .fisher_scoring import MOST_REFUSED, Outcome, Rules, maximise
 from .fit_options import FitOptions
 from .grouped_effects import GroupedEffects
 from .mixed_model import Contrasts, MixedModel
@@ -33,7 +33,7 @@ from .status import Status
 LOST_DIGITS = 1e-3
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
-#: A gene that needs more goes on for so many times max_iter.
+#: Iterations with relaxed steps of a gene that needs more, as a multiple of max_iter.
 CONTINUED = 4
 
 
@@ -162,16 +162,17 @@ def _root(variance: np.ndarray) -> np.ndarray:
 
 
 def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonnegative: bool) -> Outcome:
-    """Maximise by plain Fisher scoring; genes that it leaves short of their optimum go on with relaxed steps.
+    """Maximise by plain Fisher scoring, then with relaxed steps for genes that it leaves short of their optimum.
 
-    Fewer iterations than FLASHMM's default ask for an early stop: then nothing goes on.
+    Fewer iterations than FLASHMM's default ask for an early stop: then there are no relaxed steps.
     """
-    rules = Rules(options.epsilon, options.max_iter, nonnegative)
+    with_fallback = options.bounds == "auto" and not nonnegative
+    rules = Rules(options.epsilon, options.max_iter, nonnegative, most_refused=MOST_REFUSED if with_fallback else None)
     outcome = _maximised(model, start, rules)
-    slow = to_numpy(outcome.status) == Status.MAX_ITER
-    if options.bounds == "auto" and not nonnegative:  # where steps had to be halved there is likely no optimum
-        slow = slow & ~to_numpy(outcome.step_halved)
-    slow = np.flatnonzero(slow)
+    unfinished = to_numpy(outcome.status) == Status.MAX_ITER
+    if with_fallback:  # where steps had to be halved there is likely no optimum
+        unfinished = unfinished & ~to_numpy(outcome.step_halved)
+    slow = np.flatnonzero(unfinished)
     if slow.size == 0 or options.max_iter < FLASHMM_ITERATIONS:
         return outcome
     index = indices(slow, outcome.theta)
@@ -181,7 +182,7 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
 
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
-    """Maximise where the likelihood is tabulated; genes that leave there, again without tables."""
+    """Maximise where the likelihood is tabulated, and continue without tables for genes that leave there."""
     if rules.nonnegative and isinstance(model.likelihood, GroupedEffects):
         return model.likelihood.maximise_nonnegative(start, rules)
     outcome = maximise(model.likelihood, start, rules)
@@ -189,8 +190,8 @@ def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
     if left.size == 0:
         return outcome
     index = indices(left, outcome.theta)
-    start = None if start is None else namespace(start).take(start, index, axis=1)
-    return outcome.replaced(left, maximise(model.likelihood.untabulated().select(index), start, rules))
+    untabulated = model.likelihood.untabulated().select(index)
+    return outcome.replaced(left, maximise(untabulated, None, rules, interrupted=outcome.select(index)))
 
 
 def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:

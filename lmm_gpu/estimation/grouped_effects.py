@@ -184,14 +184,15 @@ class GroupedEffects(GroupedForms):
         e, beta = self._residual_effects(at)
         E = [by_pairs(e, e, term, a, b) for term in self.terms for a, b in term.pairs]
         z = [by_pairs(xp.permute_dims(self.zry, (1, 0)), e, term, a, b) for term in self.terms for a, b in term.pairs]
+        gz = g * xp.stack(z, axis=0)  # (L, b)
         return Traces(
             T=T,
             B=B,
             E=xp.stack(E, axis=0),
-            between_ss=self.yry - xp.sum(g * xp.stack(z, axis=0), axis=0),
+            between_ss=self.yry - xp.sum(gz, axis=0),
+            between_error=xp.sum(xp.abs(gz), axis=0),
             logdet=traced.logdet,
             ok=at.ok & traced.ok,
-            condition=xp.ones_like(g[0, :]),
             v=xp.permute_dims(beta, (1, 0)),
         )
 
@@ -235,7 +236,7 @@ def _packed(t: Traces) -> Array:
         t.E,
         t.between_ss[None, :],
         t.logdet[None, :],
-        t.condition[None, :],
+        t.between_error[None, :],
     ]
     ok = xp.astype(t.ok, t.T.dtype)[None, :]
     return xp.concat([*rows, ok, t.v], axis=0)
@@ -249,7 +250,7 @@ def _unpacked(rows: Array, L: int, p: int) -> Traces:
         E=rows[at : at + L, :],
         between_ss=rows[at + L, :],
         logdet=rows[at + L + 1, :],
-        condition=rows[at + L + 2, :],
+        between_error=rows[at + L + 2, :],
         ok=rows[at + L + 3, :] > 0.5,
         v=rows[at + L + 4 :, :],
     )

@@ -45,9 +45,9 @@ class Traces:
     B: Array  #: (k, k, b), sum of squares of the block ZVZ_ij
     E: Array  #: (k, b), |Z_i' P0 y|^2
     between_ss: Array  #: (b,), h'A^-1 h = y'P0 y - rss
+    between_error: Array  #: (b,), its rounding error in units of the rounding of one operation
     logdet: Array  #: (b,), log det(V / s_0) up to the part of X
     ok: Array  #: (b,), bool: the covariance matrix is positive definite
-    condition: Array  #: (b,), condition number of what was solved for E
     outside_table: Array | None = None  #: (b,), bool: not evaluated, as the ratios lie outside of the tables
     v: Array | None = None  #: (r, b), A^-1 h, which the random effects follow from, where it took a solve
 
@@ -57,14 +57,15 @@ class _Point:
     """Traces, ratios and residual variance as vectors (b,), for one kernel."""
 
     s_0: Array
+    unit: Array  #: residual variance without random effects, the scale of s_0
     rss: Array
     g: Vectors  #: k vectors
     T: Vectors  #: k vectors
     B: tuple[Vectors, ...]  #: k rows of k vectors
     E: Vectors  #: k vectors
     between_ss: Array
+    between_error: Array
     logdet: Array
-    condition: Array
     ok: Array
 
 
@@ -237,14 +238,15 @@ class Likelihood(ABC):
         """Log-likelihood, score and information from the traces at s_0 (b,) and the ratios `g` (k, b)."""
         point = _Point(
             s_0=s_0,
+            unit=self.yry / self.residual_df,
             rss=self.rss,
             g=_rows(g),
             T=_rows(t.T),
             B=_square_rows(t.B),
             E=_rows(t.E),
             between_ss=t.between_ss,
+            between_error=t.between_error,
             logdet=t.logdet,
-            condition=t.condition,
             ok=t.ok,
         )
         evaluation = _compose(None, float(self.n_effective), point)
@@ -290,10 +292,10 @@ def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
     gE = [g_i * E_i for g_i, E_i in zip(at.g, at.E, strict=True)]
     yPy = at.rss + at.between_ss
     yR2y = yPy - sum(gE)
-    terms = N * xp.log(2 * math.pi * s_0), at.logdet, yPy / s_0
-    size = 0.5 * (xp.abs(terms[0]) + xp.abs(terms[1]) + xp.abs(terms[2]))  # cancels in the value, not in its error
-    solved = sum(xp.abs(x) for x in gE) / s_0
-    value = -0.5 * (terms[0] + terms[1] + terms[2])
+    # what cancels in the value does not in its error; without the unit of y, on which no decision may depend
+    relative = N * xp.log(s_0 / xp.where(at.unit > 0, at.unit, 1.0))
+    size = 0.5 * (xp.abs(relative) + xp.abs(at.logdet) + xp.abs(yPy / s_0))
+    value = -0.5 * (N * xp.log(2 * math.pi * s_0) + at.logdet + yPy / s_0)
 
     gT, F = _fisher(at.g, at.T, at.B, N)
     score = [0.5 * (E_i / s_0 - T_i) / s_0 for E_i, T_i in zip(at.E, at.T, strict=True)]
@@ -304,7 +306,7 @@ def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
         score_rows=tuple(score),
         information_rows=tuple(tuple(scale * entry for entry in row) for row in F),
         yPy=yPy,
-        rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * at.condition * solved,
+        rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * at.between_error / s_0,
         ok=at.ok & positive & xp.isfinite(value),
     )
 

@@ -140,10 +140,9 @@ class MultiComponent(Likelihood):
         return replace(found, ok=found.ok & covered, outside_table=~covered)
 
     def _with_squares(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array, solution: Solution) -> Traces:
-        E, between_ss = self._squares(g, solution)
-        condition = namespace(g).max(self._scale(g), axis=0)
-        ok = ok & solution.ok
-        return Traces(T, B, E, between_ss, logdet=logdet, ok=ok, condition=condition, v=solution.v)
+        E, between_ss, size = self._squares(g, solution)
+        error = size * namespace(g).max(self._scale(g), axis=0)  # (b,), by the condition number of what was solved
+        return Traces(T, B, E, between_ss, error, logdet=logdet, ok=ok & solution.ok, v=solution.v)
 
     def untabulated(self) -> MultiComponent:
         """Return the same without tables."""
@@ -155,8 +154,8 @@ class MultiComponent(Likelihood):
         T, B = xp.broadcast_to(self.T_0, (k, b)), xp.broadcast_to(self.B_0, (k, k, b))
         zero = xp.zeros_like(self.yry)
         at_zero = Solution(self.h, self.root.K_R @ self.h, zero == 0)
-        E, between_ss = self._squares(xp.zeros_like(T), at_zero)
-        return Traces(T, B, E, between_ss, logdet=zero, ok=at_zero.ok, condition=zero + 1.0)
+        E, between_ss, size = self._squares(xp.zeros_like(T), at_zero)
+        return Traces(T, B, E, between_ss, size, logdet=zero, ok=at_zero.ok)
 
     def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
         """Sum of squares between the levels of effect j at its ratios (T, b), and its slope (T, b): one solve each."""
@@ -164,7 +163,7 @@ class MultiComponent(Likelihood):
         between, slope = [], []
         for node in nodes:
             at = xp.concat([g[:j, :], xp.zeros_like(g[:1, :]) + node, g[j + 1 :, :]], axis=0)
-            E, between_ss = self._squares(at, self._whitened(at))
+            E, between_ss, _ = self._squares(at, self._whitened(at))
             between.append(between_ss)
             slope.append(-E[j, :])
         limit = between[-1] + nodes[-1] * slope[-1]  # g_j E_j is what it still falls by from the last node to infinity
@@ -355,11 +354,20 @@ class MultiComponent(Likelihood):
         packed_F = F_scaled / self._scale(g[e : e + 1, :], e) + self.F_rest
         return self.root.solve(g, self.h, self.root.packed_system(g, packed_F))
 
-    def _squares(self, g: Array, solution: Solution) -> tuple[Array, Array]:
-        """E (k, b), and h'A^-1 h = |v|^2 + sum g_i E_i (b,): v'h would cancel where ratios are large."""
-        v_v, e_e = _square(None, solution.v), _square(None, solution.e_R)  # (r, b), (q_R, b)
-        E = self.root.sums(v_v, e_e)
-        return E, namespace(g).sum(v_v, axis=0) + namespace(g).sum(g * E, axis=0)
+    def _squares(self, g: Array, solution: Solution) -> tuple[Array, Array, Array]:
+        """E (k, b), h'A^-1 h (b,), and the size of the numbers that it is a sum of (b,).
+
+        |v|^2 + sum g_i E_i is accurate where ratios are large, h'v near the edge of positive definite V.
+        """
+        xp = namespace(g)
+        v_v, v_h = _products(None, solution.v, self.h)  # (r, b)
+        E = self.root.sums(v_v, solution.e_R * solution.e_R)  # (k, b)
+        squared, gE = xp.sum(v_v, axis=0), g * E
+        explained = self.yry - self.rss  # (b,), |h|^2
+        between_ss, size = _between_ss(
+            None, xp.sum(v_h, axis=0), squared, explained, xp.sum(gE, axis=0), xp.sum(xp.abs(gE), axis=0)
+        )
+        return E, between_ss, size
 
     def _parts(self, a: Array) -> list[Array]:
         # rows of a (q, c) of each random effect
@@ -380,8 +388,18 @@ def _rows(values: Array, kept: int) -> Array:
 
 
 @fused
-def _square(xp: Any, _: None, a: Array) -> Array:
-    return a * a
+def _products(xp: Any, _: None, a: Array, b: Array) -> tuple[Array, Array]:
+    return a * a, a * b
+
+
+@fused
+def _between_ss(
+    xp: Any, _: None, product: Array, squared: Array, explained: Array, gE: Array, gE_size: Array
+) -> tuple[Array, Array]:
+    # the form with the smaller terms, and their size
+    by_product = xp.sqrt(xp.maximum(explained, 0.0 * explained) * squared)
+    by_squares = squared + gE_size
+    return xp.where(by_product < by_squares, product, squared + gE), xp.minimum(by_product, by_squares)
 
 
 @fused

@@ -88,14 +88,15 @@ class SingleComponent(Likelihood):
             w, w2 = _weights(None, self.lam_trace[:, None], xp.where(ok_trace, g, 0.0))
             ok = ok & ok_trace
         T, B = self._weighted_traces(w, w2)
+        between_ss = self.inverse_lam @ c2w  # (b,), a sum of squares: its error is relative
         return Traces(
             T=T,
             B=B,
             E=xp.sum(c2w2, axis=0)[None, :],
-            between_ss=self.inverse_lam @ c2w,
+            between_ss=between_ss,
+            between_error=between_ss,
             logdet=-log_product(w),
             ok=ok,
-            condition=xp.ones_like(g[0, :]),
         )
 
     def design_traces(self, g: Array) -> tuple[Array, Array]:
@@ -114,14 +115,15 @@ class SingleComponent(Likelihood):
         zero = xp.zeros_like(self.yry)  # (b,)
         squares = self.c * self.c  # (q, b)
         T, B = zero + xp.sum(lam), zero + xp.sum(lam * lam)  # (b,)
+        between_ss = self.inverse_lam @ squares  # (b,)
         return Traces(
             T=T[None, :],
             B=B[None, None, :],
             E=xp.sum(squares, axis=0)[None, :],
-            between_ss=self.inverse_lam @ squares,
+            between_ss=between_ss,
+            between_error=between_ss,
             logdet=zero,
             ok=zero == 0,
-            condition=zero + 1.0,
         )
 
     def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:

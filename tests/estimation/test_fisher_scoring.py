@@ -99,6 +99,42 @@ def test_a_step_that_is_not_valid_is_halved():
     assert 1.5 <= outcome.theta[0, 0] <= 2.0
 
 
+def test_a_gene_that_approaches_the_edge_by_ever_shorter_steps_is_given_up():
+    """Its value rises up to the edge of validity: a limit on refused steps ends it, not the number of iterations."""
+    outcome = run(toy([[3.0], [1.0]], highest=2.0), np.array([[0.0], [1.0]]), max_iter=500, most_refused=24)
+    assert outcome.status[0] == Status.FAILED
+    assert outcome.refused[0] == 24
+    assert 1.99 < outcome.theta[0, 0] <= 2.0
+
+
+def test_an_interrupted_maximisation_continues_with_its_counts():
+    """As in one go: the iterations, and the result."""
+    objective, start = toy([[9.0], [1.0]], trust=2.0), np.array([[0.0], [1.0]])
+    whole = run(objective, start)
+    part = run(objective, start, max_iter=5)
+    rest = maximise(objective, None, Rules(), interrupted=replace(part, niter=part.niter + 1))
+    np.testing.assert_allclose(rest.theta, whole.theta, rtol=1e-12)
+    np.testing.assert_array_equal(rest.niter, whole.niter)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("name", ["one_nested", "two", "slope"])
+def test_the_optimum_does_not_depend_on_the_scale_of_y(name, scale):
+    """Nor do the statuses: where no interior optimum exists, too."""
+    design = dense.DESIGNS[name]
+    rng = np.random.default_rng(31)
+    seen = np.zeros((design.n, 10))
+    for y in seen.T:
+        y[rng.choice(design.n, 3, replace=False)] = rng.integers(1, 4, 3)
+    Y = np.hstack([weak_genes(design, 20, seed=31), seen])
+    plain, scaled = fit_of(design, Y), fit_of(design, scale * Y)
+    np.testing.assert_array_equal(plain.converged, scaled.converged)
+    np.testing.assert_array_equal(plain.status == "boundary", scaled.status == "boundary")
+    unit = np.where(np.isfinite(plain.estimates.se_theta), plain.estimates.se_theta, plain.estimates.theta[-1])
+    found = scaled.estimates.theta / scale**2
+    np.testing.assert_array_less(np.abs(found - plain.estimates.theta) / unit, 2e-4)
+
+
 def test_short_steps_are_not_halved():
     outcome = run(toy([[3.0], [2.0]], trust=2.0), epsilon=1e-6)
     assert outcome.status[0] == Status.CONVERGED
