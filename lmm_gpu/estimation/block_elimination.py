@@ -1,4 +1,4 @@
-"""The roots of several random effects: diagonalise the one with the most columns, solve only the rest per gene.
+"""Root of several random effects: diagonalise the one with the most columns, solve only the rest per gene.
 
 S = K K' with K (q x r) rotated so that K_e'K_e = diag(mu) for the largest effect e. Then, per gene,
 A = I + K'DK = diag(1 + g_e mu) + K_R' D_R K_R, and what is left to factorise is q_R x q_R (q_R = q - d_e):
@@ -60,7 +60,7 @@ class EliminatedFactor:
     identity: Array  #: (q_R, q_R)
     unit: Array  #: (q_R (q_R + 1) / 2, 1), its upper triangle
     unpack: Array  #: (q_R * q_R,), position in that triangle of every entry of a symmetric matrix
-    eliminated: int  #: which effect is eliminated
+    eliminated: int  #: position of the eliminated effect
     effects: Array  #: (q_R,), effect of every row of K_R
     members: Array  #: (k, q_R), 1 where a row of K_R belongs to an effect
     weights: Array  #: (k, r), mu in the row of the eliminated effect, else 0
@@ -70,7 +70,7 @@ class EliminatedFactor:
     def build(cls, S: Array, squares: Array, d: tuple[int, ...]) -> EliminatedFactor:
         """Decompose S (q, q) twice: its root, and the eliminated effect's part of it.
 
-        `squares` (q,) are the squared lengths of the columns of Z: what is small against them is rounding.
+        `squares` (q,) are the squared lengths of the columns of Z; smaller eigenvalues are rounding error.
         """
         xp = namespace(S)
         K, K_inverse = root_psd(S, squares)
@@ -137,12 +137,12 @@ class EliminatedFactor:
         return self.packed(F)
 
     def delta(self, g_e: Array) -> tuple[Array, Array]:
-        """1 / (1 + g_e mu) (r, b), and whether all of it is positive (b,)."""
+        """1 / (1 + g_e mu) (r, b), and flags (b,) of genes with positive values only."""
         delta, positive = _inverse_or_one(None, self.mu[:, None], g_e[None, :])
         return delta, namespace(g_e).all(positive, axis=0)
 
     def eliminate(self, g: Array, delta: Array, ok: Array, F: Array) -> Elimination:
-        """Solve what the eliminated effect leaves: M, H and the log determinant."""
+        """Solve for the remaining effects: M, H and the log determinant."""
         _, D_R = self.split(g)
         solve = _solve_one if len(self.blocks) <= 1 else _solve_signed
         M, logdet, ok_rest = solve(F, D_R, self.identity)
@@ -209,7 +209,7 @@ class EliminatedFactor:
         return diagonal + xp.sum(rest, axis=1).T
 
     def _crossed(self, delta: Array, L_e: Array) -> Array:
-        # K_R diag(delta) L_e (b, q_R, c): what is formed has the fewer of the genes and the columns
+        # K_R diag(delta) L_e (b, q_R, c), by the smaller of the genes and the columns
         xp, (q_R, r), (b, c) = namespace(delta), self.K_R.shape, (delta.shape[1], L_e.shape[1])
         if b < c:
             weighted = xp.reshape(self.K_R[None, :, :] * delta.T[:, None, :], (b * q_R, r))
@@ -327,7 +327,7 @@ def _downdate(F: Array, E: Array, sign: float, unit: Array) -> tuple[Array, Arra
     return _symmetric(None, M, xp.matrix_transpose(M)), logdet, ok
 
 
-# --- what is elementwise: one kernel each where a library makes one --------------------------------
+# --- elementwise functions: one kernel each where the library compiles them --------------------------------
 
 
 @fused

@@ -9,9 +9,9 @@ from ..backend.threads import workers
 
 #: Bytes of a block when no budget is given: more genes at once would not be faster.
 BLOCK_BYTES = 256 * 2**20
-#: Genes of a block: fewer, and the overhead of every call shows; more, and their numbers leave the caches.
+#: Genes of a block: with fewer, the overhead of calls dominates; with more, the arrays exceed the caches.
 MOST_GENES = 2048
-#: Genes of a block on a device, where few genes leave it waiting for launches: batched solvers take no more.
+#: Genes of a block on a device: few genes would leave it waiting for launches; batched solvers take no more.
 MOST_GENES_ON_DEVICE = 65_535
 
 
@@ -29,7 +29,7 @@ class Shape:
     d: tuple[int, ...]
 
     def bytes_per_gene(self) -> int:
-        """Bytes that one gene of a block needs while it is fitted, all temporaries counted."""
+        """Bytes that one gene of a block needs during a fit, all temporaries counted."""
         q, k, p = sum(self.d), len(self.d), self.p
         rest = q - max(self.d) if k > 1 else 0
         vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
@@ -83,5 +83,5 @@ def genes_per_block(shape: Shape, memory: int | None, most: int = MOST_GENES) ->
 
 
 def threads_within(shape: Shape, memory: int | None) -> int:
-    """Threads that a budget has room for, each with a block of at least one gene; at most one per processor."""
+    """Number of threads that fit the budget with one gene each, at most one per processor."""
     return workers() if memory is None else max(1, min(workers(), memory // shape.bytes_per_gene()))

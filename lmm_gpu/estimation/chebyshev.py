@@ -1,9 +1,9 @@
-"""What all genes share: functions of the variance ratios alone, tabulated once.
+"""Chebyshev tables of functions of the variance ratios, shared by all genes.
 
 Traces, log determinants and variances of contrasts depend on a gene only through its ratios g = (g_1 .. g_k),
 and else on the design. With many genes it is cheaper to tabulate these functions on a Chebyshev grid than to
 factorise matrices per gene and iteration. In x_i = log(1 + g_i lam_i), lam_i the largest eigenvalue of effect i
-alone, they are analytic in a strip of half-width pi around the real line, so that a grid of some fifty points per
+alone, they are analytic in a strip of half-width pi around the real line, so that a grid of about fifty points per
 effect is accurate to near rounding (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2).
 """
 
@@ -25,7 +25,7 @@ LARGEST_RATIO = 4.0
 ACCURACY = 1e-12
 #: Relative error between the nodes above which a table is not used.
 TOLERANCE = 1e-10
-#: Points that a table is tried at.
+#: Number of points at which a table is checked.
 _PROBES = 64
 #: Points that are evaluated together.
 _BLOCK = 8
@@ -73,7 +73,7 @@ class Axis:
         return like(rows, reference)
 
     def covers(self, g: Array) -> Array:
-        """Whether the ratios `g` (b,) lie on the grid."""
+        """Flags (b,) of ratios `g` (b,) that lie on the grid."""
         return _covers(None, g, self.lam, math.exp(self.lo), math.exp(self.hi))
 
 
@@ -105,8 +105,8 @@ class RatioTable:
     ) -> RatioTable | None:
         """Interpolate `values` (w, size_1, .., size_k) at the nodes of the axes.
 
-        None if the table is not accurate between its nodes, where `functions`, from ratios (k, b) to values (w, b),
-        tell: effects that overlap can bring a singularity close. Errors are judged against the largest value of each
+        None if the table is not accurate between its nodes, compared with `functions`, from ratios (k, b) to values
+        (w, b): effects that overlap can bring a singularity close. Errors are judged against the largest value of each
         function, and against `size` (w,), what is added to it.
         """
         xp = namespace(values)
@@ -135,7 +135,7 @@ class RatioTable:
         return values.T
 
     def covers(self, g: Array) -> Array:
-        """Whether each gene's ratios `g` (k, b) lie on the grid (b,)."""
+        """Flags (b,) of genes whose ratios `g` (k, b) lie on the grid."""
         inside = self.axes[0].covers(g[0, :])
         for i, axis in enumerate(self.axes[1:], start=1):
             inside = inside & axis.covers(g[i, :])

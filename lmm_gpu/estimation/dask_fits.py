@@ -24,7 +24,7 @@ from .mixed_model import MixedModel
 def fit_genes_on_workers(
     summary: SummaryStats, options: FitOptions, client: Any, progress: Callable[[int], object] | None = None
 ) -> tuple[Estimates, MixedModel]:
-    """Estimate every gene of `summary` on the workers of `client`; elsewhere as `fit_genes`.
+    """Estimate every gene of `summary` on the workers of `client`, as `fit_genes`.
 
     `options.memory` is the budget of one thread of a worker.
 
@@ -33,9 +33,9 @@ def fit_genes_on_workers(
     ValueError
         As `fit_genes`.
     MemoryError
-        If workers kept dying.
+        If workers were killed repeatedly.
     ConnectionError
-        If the scheduler went away.
+        If the scheduler stopped.
     """
     memory = parse_memory(options.memory)
     with quiet_blas(len(summary.random_names)):

@@ -1,4 +1,4 @@
-"""Fisher scoring over a batch of genes: start, step, safeguard, terminate. The loop exists once, here.
+"""Fisher scoring over a batch of genes: start, step, safeguard, terminate.
 
 It knows no statistics: a likelihood evaluates a value, a gradient and an information matrix per gene. Every gene
 moves at its own pace inside the batch. A trial point that is not valid, or has a lower value than the accepted one,
@@ -19,7 +19,7 @@ from .status import Status
 
 #: A gene whose step has been halved this often is stuck.
 SHORTEST_STEP = 2.0**-24
-#: Steps refused in all after which a free gene is taken to have no interior optimum: genes that have one hardly ever need
+#: Refused steps after which a free gene is taken to have no interior optimum: genes that have one hardly ever need
 #: more, while the others approach the edge of positive definite V by ever shorter steps.
 MOST_REFUSED = 40
 #: Share of a batch that has to be done before these genes are taken out of it.
@@ -68,7 +68,7 @@ class Evaluation:
 
 
 class Objective(Protocol):
-    """What the loop needs of a likelihood."""
+    """Interface of a likelihood for the loop."""
 
     def begin(self) -> tuple[Array, Evaluation]:
         """Start theta (k+1, b), and the evaluation there."""
@@ -82,7 +82,7 @@ class Objective(Protocol):
 
 @dataclass(frozen=True)
 class Rules:
-    """When to stop, and whether components may be negative."""
+    """Stopping rules, and constraints of the components."""
 
     epsilon: float = 1e-5
     max_iter: int = 50

@@ -15,7 +15,7 @@ BOUNDS = ("auto", "nonnegative", "none")
 
 @dataclass(frozen=True)
 class FitOptions:
-    """How to fit; the same names as in `lmm` and `fit`."""
+    """Options of a fit, with the names of `lmm` and `fit`."""
 
     method: str = "REML"
     bounds: str = "auto"
@@ -32,7 +32,7 @@ class FitOptions:
         if self.bounds not in BOUNDS:
             raise ValueError(f"bounds={self.bounds!r} is not known; use one of {', '.join(BOUNDS)}")
         if not isinstance(self.max_iter, (int, np.integer)) or self.max_iter < 1:
-            raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed, and a whole number")
+            raise ValueError(f"max_iter={self.max_iter!r}: at least one iteration is needed, as a whole number")
         if not isinstance(self.epsilon, (int, float)) or not self.epsilon > 0:
             raise ValueError(f"epsilon={self.epsilon!r}: the tolerance must be positive")
         for name, number in (("max_iter", int), ("epsilon", float)):  # NumPy's scalars promote, or are refused

@@ -73,7 +73,7 @@ def fit_genes(
 
 @dataclass(frozen=True)
 class BlockFitter:
-    """What the blocks of a fit share: the statistics, and on each device the decomposed design."""
+    """Statistics and decomposed designs, one per device, that the blocks of a fit share."""
 
     summary: SummaryStats
     options: FitOptions
@@ -112,7 +112,7 @@ class BlockFitter:
 def _share(
     summary: SummaryStats, options: FitOptions, device: Device, memory: int | None
 ) -> tuple[MixedModel, Contrasts]:
-    """What all genes share, on a device: the decomposed design, and the coefficients as contrasts."""
+    """The decomposed design on a device, and its coefficients as contrasts."""
     if memory is None and not device.threaded:
         memory = device.free_bytes()
     with device.entered():
@@ -124,7 +124,7 @@ def _share(
 def _ranges(
     m: int, shape: Shape, options: FitOptions, devices: list[Device], workers: int, memory: int | None
 ) -> Iterator[tuple[int, int]]:
-    """Blocks of genes: as many as are asked for, or as fit the memory, and the same for every worker."""
+    """Blocks of genes of the requested size, else as large as memory allows, the same number for every worker."""
     if options.block is not None:
         return blocks(m, min(options.block, MOST_GENES_ON_DEVICE))
     if all(device.threaded for device in devices):

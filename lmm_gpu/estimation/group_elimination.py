@@ -60,7 +60,7 @@ class GroupedDesign:
 
     @property
     def per_gene(self) -> bool:
-        """Whether genes have designs of their own."""
+        """True if each gene has its own design."""
         return bool(self.loads.shape[0] > 1)
 
     def without_fixed(self) -> GroupedDesign:

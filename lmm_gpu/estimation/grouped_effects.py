@@ -218,11 +218,11 @@ class GroupedEffects(GroupedForms):
         return maximise_semidefinite(self, start, rules)
 
     def indefinite(self, theta: Array) -> Array:
-        """Whether a covariance matrix has a negative eigenvalue (b,)."""
+        """Flags (b,) of genes with a covariance matrix that has a negative eigenvalue."""
         return smallest_eigenvalues(self, theta) < -SINGULAR
 
     def at_boundary(self, theta: Array) -> Array:
-        """Whether a covariance matrix is singular (b,)."""
+        """Flags (b,) of genes with a singular covariance matrix."""
         return namespace(theta).abs(smallest_eigenvalues(self, theta)) <= SINGULAR
 
 

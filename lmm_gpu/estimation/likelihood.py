@@ -39,7 +39,7 @@ L = TypeVar("L", bound="Likelihood")
 
 @dataclass(frozen=True)
 class Traces:
-    """What one evaluation leaves per gene; b genes, k components."""
+    """Numbers that one evaluation leaves per gene; b genes, k components."""
 
     T: Array  #: (k, b), tr(ZVZ_ii)
     B: Array  #: (k, k, b), sum of squares of the block ZVZ_ij
@@ -205,7 +205,7 @@ class Likelihood(ABC):
         xp, k = namespace(theta), self.n_components
         g = self.ratios(theta)  # (k, b)
         T, B = self.design_traces(g)
-        entries = _information(None, theta[k, :], float(self.n_effective), _rows(g), _rows(T), _square_rows(B))
+        entries = _information(None, theta[k, :], float(self.n_effective), rows(g), rows(T), _square_rows(B))
         flat = xp.stack([entry for row in entries for entry in row], axis=0)
         return xp.reshape(flat, (k + 1, k + 1, theta.shape[1]))
 
@@ -240,10 +240,10 @@ class Likelihood(ABC):
             s_0=s_0,
             unit=self.yry / self.residual_df,
             rss=self.rss,
-            g=_rows(g),
-            T=_rows(t.T),
+            g=rows(g),
+            T=rows(t.T),
             B=_square_rows(t.B),
-            E=_rows(t.E),
+            E=rows(t.E),
             between_ss=t.between_ss,
             between_error=t.between_error,
             logdet=t.logdet,
@@ -264,7 +264,8 @@ class Likelihood(ABC):
         return values if self.residual_df > self.rank else (0.0 * values[0], 0.0 * values[1])
 
 
-def _rows(values: Array) -> tuple[Array, ...]:
+def rows(values: Array) -> tuple[Array, ...]:
+    """Rows of an array (k, b), as vectors for one kernel."""
     return tuple(values[i, :] for i in range(values.shape[0]))
 
 

@@ -1,7 +1,7 @@
 """Several random effects: the likelihood of (s_1 .. s_k, s_0), from the roots of S and Z'Z.
 
-What depends on the design alone, the traces and F, comes from a table of the ratios where there are enough genes
-to pay for it; what depends on the gene is one solve of the size of the effects that are not eliminated.
+Traces and F depend on the design alone: with many genes they are tabulated over the ratios. Per gene there is one solve
+of the size of the effects that are not eliminated.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 from ..backend.arrays import Array, namespace, threads_for, to_numpy, zeros
 from ..backend.blocks import blocks, ranges
 from ..backend.fusion import fused
-from ..backend.linalg import largest_eigenvalue
+from ..backend.linalg import Vectors, largest_eigenvalue
 from ..backend.threads import in_threads
 from .block_elimination import EliminatedFactor, Solution
 from .block_size import table_bytes
 from .chebyshev import Axis, RatioTable, lookup, on_grid
 from .fisher_scoring import Evaluation
-from .likelihood import Likelihood, Traces
+from .likelihood import Likelihood, Traces, rows
 from .projection import ProjectedGenes, Projection
 from .two_components import NODES, Spectra
 
 #: Where the tables begin, as the smallest 1 + g_i lam_i: the lower, the more negative components they cover.
 LOWEST = (0.1, 0.3, 0.55, 0.9)
-#: Bytes that the tables may take when nothing is said.
+#: Bytes that the tables may take by default.
 LARGEST_TABLES = 2**31
 
 
@@ -318,20 +318,20 @@ class MultiComponent(Likelihood):
         both = [xp.broadcast_to(spectra.g_e[:, None], (J, I)), xp.broadcast_to(g[None, :], (J, I))]
         ratios = xp.stack(both[::-1] if self.root.eliminated else both, axis=0)  # (2, J, I)
         flat = [xp.reshape(x, (*x.shape[:-2], J * I)) for x in (ratios, *spectra.traces(g))]
-        rows = self._trace_rows(*flat)
-        return xp.reshape(rows, (rows.shape[0], J, I))
+        found = self._trace_rows(*flat)
+        return xp.reshape(found, (found.shape[0], J, I))
 
     def _trace_rows(self, g: Array, T: Array, B: Array, logdet: Array, ok: Array) -> Array:
         xp, (k, b), scale = namespace(g), g.shape, self._scale(g)  # (k, b)
         B = xp.reshape(B * scale[:, None, :] * scale[None, :, :], (k * k, b))
         return xp.concat([T * scale, B, logdet[None, :], xp.astype(ok, g.dtype)[None, :]], axis=0)
 
-    def _unscaled(self, g: Array, rows: Array) -> tuple[Array, Array, Array, Array]:
+    def _unscaled(self, g: Array, functions: Array) -> tuple[Array, Array, Array, Array]:
         # T, B, log det and validity from rows of `_trace_functions`
         k, b = g.shape
         scale = self._scale(g)  # (k, b)
-        B = namespace(g).reshape(rows[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
-        return rows[:k, :] / scale, B, rows[-2, :], rows[-1, :] > 0.5
+        B = namespace(g).reshape(functions[k : k + k * k, :], (k, k, b)) / (scale[:, None, :] * scale[None, :, :])
+        return functions[:k, :] / scale, B, functions[-2, :], functions[-1, :] > 0.5
 
     def _scale(self, g: Array, effect: int | None = None) -> Array:
         # 1 + g lam (k, b) of all effects, or (1, b) of one; 1 where it is not positive, which is not valid anyhow
@@ -362,11 +362,8 @@ class MultiComponent(Likelihood):
         xp = namespace(g)
         v_v, v_h = _products(None, solution.v, self.h)  # (r, b)
         E = self.root.sums(v_v, solution.e_R * solution.e_R)  # (k, b)
-        squared, gE = xp.sum(v_v, axis=0), g * E
-        explained = self.yry - self.rss  # (b,), |h|^2
-        between_ss, size = _between_ss(
-            None, xp.sum(v_h, axis=0), squared, explained, xp.sum(gE, axis=0), xp.sum(xp.abs(gE), axis=0)
-        )
+        product, squares = xp.sum(v_h, axis=0), xp.sum(v_v, axis=0)  # (b,)
+        between_ss, size = _between_ss(None, product, squares, self.yry, self.rss, rows(g), rows(E))
         return E, between_ss, size
 
     def _parts(self, a: Array) -> list[Array]:
@@ -394,12 +391,13 @@ def _products(xp: Any, _: None, a: Array, b: Array) -> tuple[Array, Array]:
 
 @fused
 def _between_ss(
-    xp: Any, _: None, product: Array, squared: Array, explained: Array, gE: Array, gE_size: Array
+    xp: Any, _: None, product: Array, squares: Array, yry: Array, rss: Array, g: Vectors, E: Vectors
 ) -> tuple[Array, Array]:
-    # the form with the smaller terms, and their size
-    by_product = xp.sqrt(xp.maximum(explained, 0.0 * explained) * squared)
-    by_squares = squared + gE_size
-    return xp.where(by_product < by_squares, product, squared + gE), xp.minimum(by_product, by_squares)
+    # the form with the smaller terms, and their size; |h|^2 = yry - rss
+    gE = [g_i * E_i for g_i, E_i in zip(g, E, strict=True)]
+    by_product = xp.sqrt(xp.abs(yry - rss) * squares)
+    by_squares = squares + sum(xp.abs(x) for x in gE)
+    return xp.where(by_product < by_squares, product, squares + sum(gE)), xp.minimum(by_product, by_squares)
 
 
 @fused

@@ -50,7 +50,7 @@ class Contrasts:
 
 @dataclass(frozen=True)
 class MixedModel:
-    """Likelihood of theta and what turns theta into fixed effects, for b genes."""
+    """Likelihood of theta, and the fixed effects that follow from theta, for b genes."""
 
     projection: Projection
     likelihood: Likelihood
@@ -67,7 +67,7 @@ class MixedModel:
     def decompose(
         cls, summary: SummaryStats, method: str = "REML", memory: int | None = None, genes: int | None = None
     ) -> MixedModel:
-        """Project X out and decompose the random effects: what all genes share, and no gene yet.
+        """Project X out and decompose the random effects, which all genes share; no genes yet.
 
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
@@ -161,7 +161,7 @@ class MixedModel:
         return self.likelihood.random_effects(self.likelihood.ratios(theta))
 
     def coefficients(self, theta: Array, v: Array | None = None) -> Array:
-        """Fixed effects (p, b); `v` of the evaluation at `theta`, if it is at hand."""
+        """Fixed effects (p, b); `v` of the evaluation at `theta`, if known."""
         return self.beta_ols - self.likelihood.effect_form(self.likelihood.ratios(theta), self.xxz.T, v)
 
     def prepare(self, C: Array, *, gradient: bool = True) -> Contrasts:
@@ -190,7 +190,7 @@ class MixedModel:
         return theta[-1, :][None, :] * (ready.ols[:, None] + form)
 
     def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array, variance: Array | None = None) -> Array:
-        """Gradient (k+1, c, b) of `contrast_variance` in theta; `variance` (c, b) there, if it is at hand."""
+        """Gradient (k+1, c, b) of `contrast_variance` in theta; `variance` (c, b) there, if known."""
         xp = namespace(theta)
         ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
         g = self.likelihood.ratios(theta)  # (k, b)
@@ -202,7 +202,7 @@ class MixedModel:
         return xp.concat([by_component, by_residual[None, :, :]], axis=0)
 
     def contrast_adjustment(self, theta: Array, contrasts: Contrasts, W: Array) -> Array:
-        """Half of what Kenward and Roger add to `contrast_variance` (c, b), for `W` (k+1, k+1, b) = cov(theta).
+        """Half of Kenward and Roger's adjustment of `contrast_variance` (c, b), for `W` (k+1, k+1, b) = cov(theta).
 
         sum_ij W_ij t_ij over all components, t_ij = w_i' ZVZ_ij w_j / s_0 for the random effects; the rows of the
         residual follow from these, t_0j = -sum_i g_i t_ij, and are taken into the weights.
@@ -228,7 +228,7 @@ class MixedModel:
         return xp.permute_dims(scaled, (1, 2, 0)) / theta[-1, :][None, None, :]
 
     def may_be_indefinite(self, theta: Array) -> Array:
-        """Whether negative components could make V indefinite (b,): cheap, and exact for one component."""
+        """Flags (b,) of genes whose negative components may make V indefinite: cheap, and exact for one component."""
         xp = namespace(theta)
         if isinstance(self.likelihood, GroupedEffects):
             return self.likelihood.indefinite(theta)
@@ -236,7 +236,7 @@ class MixedModel:
         return xp.sum(negative * self.largest[:, None], axis=0) <= -1.0
 
     def positive_definite(self, theta: Array) -> Array:
-        """Whether V itself is positive definite (b,).
+        """Flags (b,) of genes with a positive definite V.
 
         The restricted likelihood only sees V on the residuals of X; V is positive definite exactly if it is
         there and the covariance of the fixed effects is positive definite too (a Schur complement).

@@ -203,7 +203,7 @@ class SingleComponent(Likelihood):
         return 1.0 / (1.0 + self.lam[:, None] * namespace(g).where(self._positive(g), g, 0.0))
 
     def _positive(self, g: Array) -> Array:
-        # whether every 1 + g lam is positive (b,): the largest lam decides
+        # every 1 + g lam is positive (b,): the largest lam decides
         return 1.0 + namespace(g).max(self.lam) * g[0, :] > 0
 
 

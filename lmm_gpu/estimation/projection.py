@@ -1,4 +1,4 @@
-"""Projecting the fixed effects out: of the random effects once per design, of the genes block by block.
+"""Project the fixed effects out of the random effects, once per design, and of the genes, block by block.
 
 With R = I - X XXinv X':  S = Z'RZ,  Z'Ry = Z'y - Z'X beta_ols  and  y'Ry = y'y - (X'y)' beta_ols.
 """

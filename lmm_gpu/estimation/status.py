@@ -1,4 +1,4 @@
-"""How the estimation of a gene ended."""
+"""Statuses of genes at the end of estimation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Status(IntEnum):
-    """How the estimation of one gene ended.
+    """Status of one gene at the end of estimation.
 
     Examples
     --------

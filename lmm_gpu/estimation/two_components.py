@@ -1,8 +1,8 @@
-"""Two random effects: at a fixed ratio of one of them, the other is diagonal, as a single effect is.
+"""Two random effects: at a fixed ratio of one of them, the other is diagonal like a single effect.
 
 At ratio g_e of the eliminated effect let F = K_R diag(delta) K_R' = U diag(lam) U', with `root`'s symbols. Then for
-every ratio g of the remaining effect, with h = 1 / (1 + g lam), H = U diag(h) U' and M = U diag(lam h) U'; what an
-evaluation needs are sums over the q_R eigenvalues. One decomposition per g_e serves all g: a whole table of both
+every ratio g of the remaining effect, with h = 1 / (1 + g lam), H = U diag(h) U' and M = U diag(lam h) U'; an
+evaluation needs sums over the q_R eigenvalues. One decomposition per g_e serves all g: a whole table of both
 ratios costs no more than the nodes of one of them.
 """
 
@@ -24,7 +24,7 @@ _BY_NODE = ("g_e", "positive", "lam", "U", "F1", "F2")
 
 @dataclass(frozen=True)
 class Spectra:
-    """The remaining effect's eigenvalues and what they meet, at J ratios of the eliminated effect."""
+    """Eigenvalues of the remaining effect and rotated matrices, at J ratios of the eliminated effect."""
 
     root: EliminatedFactor
     g_e: Array  #: (J,)

@@ -158,7 +158,7 @@ def test_many_genes_are_ok_where_few_are(name, method):
 def repeated(summary, doublings):
     """Statistics of every cell 2^doublings times."""
     for _ in range(doublings):
-        summary = replace(summary, parts=()) + replace(summary, parts=())
+        summary = replace(summary, parts=("first",)) + replace(summary, parts=("second",))
     return summary
 
 

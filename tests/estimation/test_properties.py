@@ -176,7 +176,7 @@ def repeated(design, Y, doublings):
     """Statistics of every cell 2^doublings times."""
     summary = cross_products(design.X, design.Z, Y, d=design.d)
     for _ in range(doublings):
-        summary = summary + summary
+        summary = replace(summary, parts=("first",)) + replace(summary, parts=("second",))
     return summary
 
 
