@@ -344,7 +344,7 @@ WRONG = {
     "transform": ([*NPZ, "--transform", "log"], "--transform 'log' is not known"),
     "size factors": ([*NPZ, "--size-factors", "depth"], "they are for --transform 'normalize' only"),
     "unknown size factors": ([*NPZ, "--transform", "normalize", "--size-factors", "dp"], "obs has no column 'dp'"),
-    "query": ([*NPZ, "--cells", "depth >"], "cannot read --cells 'depth >' at 'the end': wanted a number"),
+    "query": ([*NPZ, "--cells", "depth >"], "cannot read --cells 'depth >': invalid syntax; expected text such as"),
     "no cells": ([*NPZ, "--cells", "depth > 99"], "--cells 'depth > 99' is true for none of"),
     "negative filter": ([*NPZ, "--min-mean", "-1"], "--min-mean -1.0: wanted a number, 0 or more"),
     "device": ([*NPZ, "--device", "cuda"], "--device 'cuda' cannot be used"),
