@@ -77,12 +77,15 @@ def terms_of(d: Sequence[int], effects: Sequence[int]) -> tuple[Term, ...]:
 
 
 def mean_variances(summary: SummaryStats) -> list[float]:
-    """Mean over the cells of what one unit of each variance or covariance adds to the variance of a cell (L,)."""
-    found = []
+    """Mean over the cells of what one unit of each variance or covariance adds to the variance of a cell (L,).
+
+    With weights of cells the mean is weighted.
+    """
+    found, total = [], summary.n if summary.total_weight is None else summary.total_weight
     for term in terms_of(summary.d, summary.term_sizes):
         for a, b in term.pairs:
             products = diagonal_of(summary.ZZ, term.rows(a), term.rows(b), summary.ZX)
-            found.append((1 if a == b else 2) * float(namespace(products).sum(products)) / summary.n)
+            found.append((1 if a == b else 2) * float(namespace(products).sum(products)) / total)
     return found
 
 

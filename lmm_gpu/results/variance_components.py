@@ -23,6 +23,7 @@ from ..inference.variance_tests import (
     variance_limits,
     wald_test,
 )
+from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted, by_block, shared_columns
 
@@ -142,6 +143,16 @@ def variance_intervals(fit: Fitted, level: float = 0.95) -> pd.DataFrame:
     )
 
 
+def average_variances(summary: SummaryStats, theta: np.ndarray) -> np.ndarray:
+    """Variance that every component adds in the average cell ((k+1), m): s_0 over the mean weight of the residual."""
+    parts = np.asarray(theta * np.array([*mean_variances(summary), 1.0])[:, None])
+    if isinstance(summary, WeightedStats):
+        parts[-1] /= to_numpy(summary.own.mean)
+    elif summary.total_weight is not None:
+        parts[-1] /= summary.total_weight / summary.n
+    return parts
+
+
 def variance_fractions(fit: Fitted) -> pd.DataFrame:
     """Share of every component in the variance that the fixed effects leave ((k+1) x m), residual last.
 
@@ -166,7 +177,7 @@ def variance_fractions(fit: Fitted) -> pd.DataFrame:
     >>> shares.index.tolist(), shares.sum().round(12).tolist()
     (['donor', 'residual'], [1.0, 1.0])
     """
-    parts = fit.estimates.theta * np.array([*mean_variances(fit.summary), 1.0])[:, None]  # (k+1, m)
+    parts = average_variances(fit.summary, fit.estimates.theta)  # (k+1, m)
     shares = parts / parts.sum(axis=0)
     return pd.DataFrame(shares, list(fit.summary.variance_names), list(fit.summary.features))
 

@@ -7,11 +7,11 @@ import pandas as pd
 
 from ..backend.arrays import to_numpy
 from ..design.terms import Term
-from ..estimation.covariance_terms import mean_variances
 from ..inference.group_levels import groupings
 from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted
 from .nonnegative import nonnegative_estimates
+from .variance_components import average_variances
 
 
 def variance_partition(fit: Fitted) -> pd.DataFrame:
@@ -22,6 +22,8 @@ def variance_partition(fit: Fitted) -> pd.DataFrame:
     intercept. A fixed term contributes the variance of its fitted values X_t beta_t over the n samples (divisor
     n), and these contributions are scaled to the variance of their sum X beta. All of it follows from X'X, Z'Z
     and the estimates. Genes with a negative variance component are refitted with ``bounds="nonnegative"``.
+    The residual contributes s_0 over the mean weight. variancePartition fits by maximum likelihood: ``method="ML"``
+    gives its numbers.
 
     Returns
     -------
@@ -47,14 +49,9 @@ def variance_partition(fit: Fitted) -> pd.DataFrame:
     """
     theta, coef = nonnegative_estimates(fit, np.arange(fit.summary.m))
     fixed = _fixed_variances(fit.summary, coef)
-    parts = {**fixed, **dict(zip(fit.summary.variance_names, _random_variances(fit.summary, theta), strict=True))}
+    parts = {**fixed, **dict(zip(fit.summary.variance_names, average_variances(fit.summary, theta), strict=True))}
     table = pd.DataFrame(parts, index=pd.Index(fit.summary.features))
     return table.div(table.sum(axis=1, min_count=len(parts)), axis=0)
-
-
-def _random_variances(summary: SummaryStats, theta: np.ndarray) -> np.ndarray:
-    """Variance of every component in the average sample ((k+1), m), residual last."""
-    return np.asarray(theta * np.array([*mean_variances(summary), 1.0])[:, None])
 
 
 def _fixed_variances(summary: SummaryStats, coef: np.ndarray) -> dict[str, np.ndarray]:
@@ -82,12 +79,13 @@ def _covariance(summary: SummaryStats) -> np.ndarray:
         means = np.divide(groups[0].sums, counts, out=np.zeros_like(groups[0].sums), where=counts > 0)
         centred = means - sums / summary.n
         return np.asarray(within + (counts * centred).T @ centred) / summary.n
-    constant = np.flatnonzero(np.isclose(np.diagonal(XX), summary.n, rtol=1e-12))
+    total = summary.n if summary.total_weight is None else summary.total_weight
+    constant = np.flatnonzero(np.isclose(np.diagonal(XX), total, rtol=1e-12))
     intercept = [i for i in constant if summary.fixed_names[i] in ("Intercept", "(Intercept)")]
     if not intercept:
         raise ValueError(
             "variance_partition needs the column means of X, and the sums do not include them: give X an intercept "
             "(column 'Intercept'), or use a formula with a grouping such as (1 | donor)"
         )
-    mean = XX[intercept[0]] / summary.n
-    return np.asarray(XX / summary.n - np.outer(mean, mean))
+    mean = XX[intercept[0]] / total
+    return np.asarray(XX / total - np.outer(mean, mean))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -87,3 +89,24 @@ def test_missing_column_means_are_refused():
     fit = lmm_gpu.lmm(lmm_gpu.sslmm(x, Y.T, RNG.normal(size=(N, 3))), d=3)
     with pytest.raises(ValueError, match="needs the column means of X"):
         fit.variance_partition()
+
+
+def test_fractions_equal_those_of_variance_partition_in_r():
+    """fitExtractVarPartModel(~ (1 | time) + (1 | donor)) on voom weights: by ML, of 25 genes of a shock study."""
+    with np.load(Path(__file__).with_name("variance_partition.npz")) as file:
+        obs = pd.DataFrame({"donor": file["donor"], "time": file["time"]})
+        values, weights, wanted = file["voom_E"].T, file["voom_weights"].T, file["varpart"]
+    options = {"bounds": "nonnegative", "method": "ML", "is_counts": False, "progress": False}
+    fit = lmm_gpu.fit((values, obs), "~ 1 + (1 | time) + (1 | donor)", weights=weights, **options)
+    found = fit.variance_partition()[["donor", "time", "residual"]].to_numpy()
+    np.testing.assert_allclose(found, wanted, atol=1e-4)  # lme4's tolerance
+    assert np.median(np.abs(found - wanted)) < 1e-6
+
+
+def test_scale_of_the_weights_does_not_matter():
+    weights = RNG.uniform(0.5, 2.0, N)
+    one, ten = (
+        lmm_gpu.fit((Y, OBS), "~ state + (1 | donor)", weights=c * weights, bounds="nonnegative", progress=False)
+        for c in (1.0, 10.0)
+    )
+    pd.testing.assert_frame_equal(one.variance_partition(), ten.variance_partition(), rtol=1e-5, atol=1e-8)
