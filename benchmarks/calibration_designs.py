@@ -171,7 +171,7 @@ def designs() -> Iterator[tuple[str, Groups, tuple[float, ...]]]:
         for name, cells in (("50 cells", np.full(donors, 50)), ("5 to 400 cells", uneven(donors))):
             for variances in ((0.3, 0.01), (0.1, 0.1), (0.0, 0.1)):
                 yield f"effect in one type, {donors} donors, {name}", types(donors, cells, first), variances
-    yield "effect in one type, 6 donors, (1 | donor) alone", types(6, np.full(6, 50), first, 1), (0.1,)
+    yield "effect in one type, 6 donors, no donor:type effect", types(6, np.full(6, 50), first, 1), (0.1,)
     for name, C in (("effects in three types", all_types), ("interaction", interaction)):
         for variances in ((0.3, 0.01), (0.1, 0.1)):
             yield f"joint F, {name}, 6 donors", types(6, np.full(6, 50), C), variances

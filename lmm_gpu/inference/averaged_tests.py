@@ -150,22 +150,22 @@ class AveragedTests:
 
 
 def covered(summary: SummaryStats, theta_rows: int) -> bool:
-    """Whether the tests average over the variances of this model: one or two random effects, not too many columns."""
+    """Return True for models whose variances are averaged over: one or two random effects, not too many columns."""
     q = sum(summary.d)
     return len(summary.d) <= 2 and theta_rows == len(summary.d) + 1 and q <= LARGEST
 
 
 def two_sources(coarser: Stratum, C: np.ndarray) -> np.ndarray:
-    """Whether the levels of the coarser effect keep some, not all of the information on each contrast of `C` (c, p)."""
+    """Contrasts (c,) of `C` (c, p) on which the levels of the coarser effect keep some, not all of the information."""
     kept = coarser.kept_within(C)
     return (kept > _NEAR) & (kept < 1.0 - _NEAR)
 
 
 def two_sources_jointly(coarser: Stratum, Q: np.ndarray) -> np.ndarray:
-    """Whether `two_sources` holds for some combination of the contrasts Q (r, p), orthonormal in (X'X)^-1: (r,)."""
+    """Flags (r,), all true if a combination of the contrasts Q (r, p), orthonormal in (X'X)^-1, has `two_sources`."""
     left, size, _ = np.linalg.svd(coarser.lost(Q), full_matrices=True)
     estimable = left[:, np.count_nonzero(size > IN_SPAN**0.5) :].T @ Q  # (e, p), within levels
-    told = coarser.efficiency >= IN_SPAN
-    scaled = (estimable @ coarser.axes[told].T) / np.sqrt(coarser.efficiency[told])
+    estimated = coarser.efficiency >= IN_SPAN
+    scaled = (estimable @ coarser.axes[estimated].T) / np.sqrt(coarser.efficiency[estimated])
     most = np.linalg.norm(scaled @ scaled.T, 2) if len(estimable) else 1.0
     return np.full(len(Q), bool(most > 1.0 + _NEAR))

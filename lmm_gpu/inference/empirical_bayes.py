@@ -1,4 +1,4 @@
-"""Residual variances squeezed towards a common value: limma's empirical Bayes, for few samples.
+"""Residual variances squeezed towards a common value by limma's empirical Bayes, for few samples.
 
 The residual variances of genes are drawn together as limma has it: s2 ~ s2_0 F(d, d_0), fitted by moments of log s2,
 squeezed to (d s2 + d_0 s2_0) / (d + d_0). In a mixed model the residual is only a part of what a contrast is uncertain

@@ -23,7 +23,7 @@ class Grouping:
 
     @property
     def indicators(self) -> np.ndarray:
-        """Whether each column of X is 0 or 1 in every cell (p,), as far as its sums tell."""
+        """Columns (p,) of X that are 0 or 1 in every cell (bool), as far as their sums show."""
         counts = self.counts[:, None]
         means = np.divide(self.sums, counts, out=np.zeros_like(self.sums), where=counts > 0)
         squares = np.diagonal(self.within) + (self.sums * means).sum(axis=0)  # (p,), of the columns

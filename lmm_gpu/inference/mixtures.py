@@ -39,7 +39,7 @@ def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.n
 
 
 def inverted(wanted: np.ndarray, log_R: np.ndarray, slope: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where log R takes the values `wanted` (...), and the log of the share of them that R reaches at x = 0.
+    """Coordinates x at which log R has the values `wanted` (...), and the log of the share of these that R(0) is.
 
     `log_R` (T, ...) falls along the even nodes `x` (T,) with `slope` (T, ...), and is inverted by Hermite's cubic;
     beyond the last node it falls by 1 per unit of x. Where even x = 0 leaves less than wanted, x is 0 and the share
@@ -112,7 +112,7 @@ def normal_equivalent(square: np.ndarray, rank: int, df: float) -> np.ndarray:
 
 
 def _tail_point(x: np.ndarray, precision: np.ndarray, weight: np.ndarray, rank: int, level: float) -> np.ndarray:
-    """Where the mixture of chi-squared over `precision` has the tail area `level` (b,): Newton in logarithms."""
+    """Points (b,) with the tail area `level` of a mixture of chi-squared over `precision`, by Newton in logarithms."""
     log_constant = 0.5 * rank * math.log(2.0) + math.lgamma(0.5 * rank)
     for _ in range(_STEPS):
         q = x * precision  # (K, b)
@@ -132,7 +132,7 @@ def _chi2_tail(q: np.ndarray, rank: int) -> np.ndarray:
 
 
 def _lower_point(x: np.ndarray, centre: np.ndarray, sd: np.ndarray, weight: np.ndarray, level: float) -> np.ndarray:
-    """Where the distribution function of a mixture of normals (K, b) is `level` (b,): Newton on its logarithm."""
+    """Quantiles (b,) at `level` of a mixture of normals (K, b), by Newton on the log of its distribution function."""
     for _ in range(_STEPS):
         z = (x - centre) / sd  # (K, b)
         tail = np.sum(weight * special.ndtr(z), axis=0)  # (b,)

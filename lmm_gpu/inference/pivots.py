@@ -74,7 +74,7 @@ class GenePivots:
 
 @dataclass(frozen=True)
 class Pivots:
-    """What all genes share of a design with one or two random effects."""
+    """A design with one or two random effects, shared by all genes."""
 
     order: tuple[int, ...]  #: positions of the random effects in the model, the coarser one first
     K1: np.ndarray  #: (d1, r)

@@ -49,9 +49,9 @@ class Stratum:
         """
         along = C @ self.axes.T  # (c, p)
         size = np.sum(along**2, axis=1)  # (c,)
-        told = self.efficiency >= IN_SPAN
-        estimable = np.sum(along[:, ~told] ** 2, axis=1) <= IN_SPAN * size
-        variance = np.sum(along[:, told] ** 2 / self.efficiency[told], axis=1)
+        estimated = self.efficiency >= IN_SPAN
+        estimable = np.sum(along[:, ~estimated] ** 2, axis=1) <= IN_SPAN * size
+        variance = np.sum(along[:, estimated] ** 2 / self.efficiency[estimated], axis=1)
         return np.where(estimable & (variance > 0), size / np.where(variance > 0, variance, 1.0), 0.0)
 
 

@@ -1,9 +1,9 @@
-"""Is a variance component above zero: Wald, likelihood-ratio and exact restricted likelihood-ratio tests; intervals.
+"""Tests that a variance component is zero (Wald, likelihood ratio, exact restricted likelihood ratio), and intervals.
 
-At zero a component lies on the edge of what it may be, so that half of its estimates are not above zero: the null
-distribution of a likelihood ratio is half a point at zero and half chi-squared with one degree of freedom. With cells
-in few groups even that is only near; for one component the exact null is known up to a simulation that needs nothing
-but the eigenvalues of the design, one for all genes.
+At zero a component lies on the boundary of its parameter space, and half of its estimates are not above zero: the null
+distribution of a likelihood ratio is half a point mass at zero and half chi-squared with one degree of freedom. With
+few groups this is only approximate. For one component the exact null distribution is found by a simulation that needs
+only the eigenvalues of the design, once for all genes.
 """
 
 from __future__ import annotations

@@ -291,13 +291,13 @@ class LMMFit:
 
     @property
     def status(self) -> pd.Series:
-        """How the estimation of each feature ended, in one word."""
+        """Status of each feature: the outcome of its estimation in one word."""
         words = {int(status): status.word for status in Status}
         return self._by_feature(np.array([words[int(s)] for s in self.estimates.status], dtype=object))
 
     @property
     def converged(self) -> pd.Series:
-        """Whether the estimate is an optimum: converged, converged_at_rounding or boundary."""
+        """Features whose estimate is an optimum (bool): converged, converged_at_rounding or boundary."""
         return self._by_feature(self.estimates.converged)
 
     # --- formed when asked for ---

@@ -527,6 +527,36 @@ def test_rates_of_joint_tests_hold():
     assert np.mean(p < 0.001) / 0.001 < 3.0
 
 
+def test_the_reported_t_has_the_points_of_the_average():
+    """5 % and 0.1 %, as the guide says: the t distribution that is reported has both, where its df are not limited."""
+    rng = np.random.default_rng(3)
+    variance = np.exp(rng.normal(size=(400, 3)))
+    weight = np.full_like(variance, 1 / 400)
+    statistic, df = matched(1 / variance, weight, 1, 1e5)
+    for level in (0.05, 0.001):
+        points = scipy.stats.t.isf(level / 2, df) / np.sqrt(statistic)
+        tail = np.mean(2 * scipy.stats.norm.sf(points / np.sqrt(variance)), axis=0)
+        np.testing.assert_allclose(tail, level, rtol=2e-3)
+
+
+@pytest.mark.parametrize("change", [-1e-3, 1e-3])
+def test_neighbouring_designs_have_neighbouring_tests(change):
+    """No switch at a share of information within donors, which was 70 %, nor at a number of df, which was 100."""
+    donor = np.tile(np.arange(6), 2)
+    arm, n = np.repeat([0.0, 1.0], 6), np.tile([20.0, 60, 100], 4)
+    share = np.where(donor % 2, 0.27, 0.73)
+    results = []
+    for shift in (0.0, change):
+        cells = n * np.where(arm == 1, share + shift, 1 - share - shift)
+        X, Z = np.column_stack([np.ones(12), arm]), np.tile(np.eye(6), (2, 1))
+        Y = np.random.default_rng(1).normal(size=(12, 50)) * 0.3
+        scaled = np.sqrt(cells)[:, None]
+        result = lmm(sslmm(scaled * X, (scaled * Y).T, scaled * Z), epsilon=1e-10)
+        t = result.contrast_test(TREATMENT, "generalized")
+        results.append(np.log10(t_pvalue(t.t, t.df)[0]))
+    assert np.abs(results[0] - results[1]).max() < 0.05
+
+
 # --- parts ----------------------------------------------------------------------------------------
 
 DRAWS = (POINTS[0], 1e-10, 1e-6)

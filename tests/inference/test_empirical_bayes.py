@@ -129,6 +129,22 @@ def test_a_moderated_joint_test_of_one_row_is_the_t_test(result):
     assert np.isfinite(table["p_value"]).all()
 
 
+def test_the_smallest_variances_do_not_make_the_prior():
+    """limma's floor, 1e-5 of the median: a variance far below it is taken as that."""
+    variance = scipy.stats.chi2(6).rvs(200, random_state=1) / 6
+    tiny, floor, more = (np.append(variance, value * np.median(variance)) for value in (1e-9, 1e-5, 1e-4))
+    one, other, third = (fit_prior(values, 6.0) for values in (tiny, floor, more))
+    np.testing.assert_allclose([one.df, one.variance], [other.df, other.variance], rtol=5e-3)
+    assert third.df > 1.02 * other.df
+
+
+def test_the_prior_has_no_more_df_than_all_genes_together():
+    rng = np.random.default_rng(1)
+    obs = pd.DataFrame({"donor": np.repeat(list("uvwx"), 5)})
+    result = fit((rng.normal(size=(20, 3)), obs), "~ 1 + (1 | donor)", progress=False)
+    assert result.residual_prior().df <= 16 * (3 - 1)
+
+
 def test_no_prior_is_no_change():
     design = dense.DESIGNS["two"]
     result = lmm(sslmm(design.X, dense.draw_genes(design, 4).T, design.Z, d=design.d))
