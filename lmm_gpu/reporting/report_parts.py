@@ -19,7 +19,7 @@ from ..inference.pvalues import log10_benjamini_hochberg
 from ..results.lmm_fit import LMMFit
 from .canvas import as_address
 from .contrast_plots import ma, pvalue_hist, qq, volcano
-from .fit_plots import convergence, variance
+from .fit_plots import convergence, variance, variance_partition
 from .gene_plots import gene
 from .group_means import between_options, is_factor, paired_options
 
@@ -125,6 +125,8 @@ def fit_plots(fit: LMMFit) -> Iterator[Figure]:
     yield _figure(
         "Variance", "Share of each component in the variance that the fixed effects leave unexplained.", variance, fit
     )
+    caption = "Fraction of the variance by fixed term, random effect and residual; marks are median and quartiles."
+    yield _figure("Variance partition", caption, variance_partition, fit)
     yield _figure("Convergence", "Number of iterations per gene, by status.", convergence, fit)
 
 
