@@ -400,7 +400,9 @@ def test_filter_significant_genes_of_another_contrast(opened, table):
 def test_every_plot_is_displayed(opened):
     script = "return [...document.images].map((one) => [one.alt, one.complete && one.naturalWidth > 0])"
     images = dict(opened.execute_script(script))
-    assert all(images.values()) and {"Variance: all genes", "Variance partition: all genes", "QQ: state[T.c]"} <= set(images)
+    assert all(images.values()) and {"Variance: all genes", "Variance partition: all genes", "QQ: state[T.c]"} <= set(
+        images
+    )
 
 
 @pytest.mark.parametrize("width", [360, 1280])
