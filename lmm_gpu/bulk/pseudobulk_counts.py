@@ -112,7 +112,7 @@ def _groups(obs: pd.DataFrame, keys: list[str], min_cells: int) -> tuple[pd.Data
 
 
 def _is_constant(values: np.ndarray, codes: np.ndarray, first: np.ndarray) -> bool:
-    # whether a column has one value in each group; missing values are a value
+    # a column has one value in each group; missing values are a value
     some = codes >= 0
     same = values[first][codes[some]]
     return bool(np.all((values[some] == same) | (pd.isna(values[some]) & pd.isna(same))))

@@ -37,7 +37,7 @@ class Shape:
 
 
 def blocks_pay(shape: Shape, genes: int) -> bool:
-    """Whether eliminating the widest effect level by level takes less time than decomposing all effects together.
+    """Return whether eliminating the widest effect level by level takes less time than decomposing all effects.
 
     Counted in floating point operations: the decomposition takes 10 q^3 once, an evaluation by levels about
     8 d (p + q_R)^2 + 6 (p + q_R)^3 a gene, where q_R effects are not eliminated, against 3 q q_R^2 + 6 q_R^3. Fewer

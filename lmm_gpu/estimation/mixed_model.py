@@ -268,7 +268,7 @@ def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
 
 
 def levels_are_disjoint(summary: SummaryStats) -> bool:
-    """Whether no two levels of the widest term share a cell, as far as Z'Z tells."""
+    """Return whether no two levels of the widest term share a cell, by Z'Z."""
     terms = terms_of(summary.d, summary.term_sizes)
     term = max(terms, key=lambda term: term.size)
     effects = [term.rows(a) for a in range(term.effects)]

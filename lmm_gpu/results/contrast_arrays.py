@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
 from ..backend.arrays import like, namespace, to_numpy
@@ -16,6 +18,8 @@ from ..inference.strata import between_within_df, between_within_directions, ort
 from ..inference.t_tests import ContrastTest, contrast_se_and_df
 from ..sumstats.gene_weights import WeightedStats
 from .blockwise import Fitted, GeneBlock, by_block, computing
+
+logger = logging.getLogger("lmm_gpu")
 
 
 def contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> ContrastTest:
@@ -53,7 +57,10 @@ def contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None =
     """
     check_df_method(method, fit.method)
     if method == "generalized":
-        return _averaged(fit, C, prior) if _is_averaged(fit) else _approximate(fit, C, prior)
+        if _is_averaged(fit):
+            return _averaged(fit, C, prior)
+        _say_fallback(fit)
+        return _approximate(fit, C, prior)
     return _closed_form(fit, C, method, prior)
 
 
@@ -136,7 +143,10 @@ def f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) 
     """
     check_df_method(method, fit.method)
     if method == "generalized":
-        return _averaged_f(fit, C, prior) if _is_averaged(fit) else _approximate_f(fit, C)
+        if _is_averaged(fit):
+            return _averaged_f(fit, C, prior)
+        _say_fallback(fit)
+        return _approximate_f(fit, C)
     if prior is not None:
         raise ValueError(
             f"moderate=True: a joint F test with df={method!r} has no moderated form; use df='generalized'"
@@ -180,6 +190,13 @@ def _approximate_f(fit: Fitted, C: np.ndarray) -> FTest:
     return FTest(
         np.where(valid, adjusted.statistic, plain.statistic), plain.df1, np.where(valid, adjusted.df, plain.df)
     )
+
+
+def _say_fallback(fit: Fitted) -> None:
+    # the default test of correlated effects, weights per gene or thousands of levels, in one log line
+    if isinstance(fit.model.likelihood, GroupedEffects):
+        method = "kenward-roger" if fit.method == "REML" else "satterthwaite"
+        logger.warning("df='generalized' is not available for %s: df=%r is used", fit.model.engine, method)
 
 
 def _untested(fit: Fitted) -> np.ndarray:

@@ -44,7 +44,8 @@ def test(
     df : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
         Degrees of freedom. "generalized" (default): with one or two random effects, averages over what the variances
         may be, given how uncertain they are; that is the exact t test where donors are alike, and valid with few or
-        uneven donors. With more random effects it is Kenward and Roger's test (after ML: Satterthwaite's).
+        uneven donors. With more random effects, correlated ones, weights per gene or thousands of levels it is Kenward
+        and Roger's test (after ML: Satterthwaite's), which a log line says.
         "satterthwaite": by the expected information, at most the between-within df, which also apply where a component
         is held at zero. "kenward-roger" (REML only): pbkrtest's, with its adjusted standard errors; conservative where
         a component is at zero. "lmertest": lmerTest's, by the observed information; between-within where a component is

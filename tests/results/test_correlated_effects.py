@@ -104,10 +104,12 @@ def test_unbounded_fits_reach_at_least_as_high(case):
     assert (free[0].logLik >= free[1].logLik - 1e-8).all()
 
 
-def test_default_test_is_kenward_rogers(case):
-    if case.method == "REML":
-        contrast = case.fit.summary.fixed_names[1]
-        pd.testing.assert_frame_equal(case.fit.test(contrast), case.fit.test(contrast, df="kenward-roger"))
+def test_default_test_is_kenward_rogers_and_says_so(case, caplog):
+    """After ML Satterthwaite's; a log line says it."""
+    method = "kenward-roger" if case.method == "REML" else "satterthwaite"
+    contrast = case.fit.summary.fixed_names[1]
+    pd.testing.assert_frame_equal(case.fit.test(contrast), case.fit.test(contrast, df=method))
+    assert f"df='{method}' is used" in caplog.text
 
 
 @pytest.mark.skipif(not SLEEPSTUDY.exists(), reason=f"{SLEEPSTUDY} is not here")
