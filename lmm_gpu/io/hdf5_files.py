@@ -166,7 +166,7 @@ class _Walker:
             return self._process
         with suppress(OSError, ValueError):  # no interpreter to start, or no more processes allowed
             self._process = subprocess.Popen(
-                [sys.executable, "-c", _WALK],
+                [sys.executable, "-P", "-c", _WALK],  # -P: imports nothing from the current folder
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
             )  # fmt: skip
             self._owner = os.getpid()

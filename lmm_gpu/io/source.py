@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend.arrays import Array, entered
 from ..backend.sparse import some_rows
-from .broken_files import IN_MEMORY, reading
+from .broken_files import IN_MEMORY, check_size, reading
 from .cell_tables import aligned, table_of
 from .found import Found, Selection
 from .readers import find_values, read_features
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
+#: Memory that the name of a cell or gene takes, about.
+_LABEL_BYTES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +207,7 @@ def open_source(
         found = find_values(data, Selection(layer, use_raw, feature_types), files)
         if len(found.matrix.shape) != 2:
             raise ValueError(f"{name} has shape {tuple(found.matrix.shape)}: it needs two axes, cells x genes")
+        check_size(_LABEL_BYTES * sum(found.matrix.shape), f"{name} of shape {tuple(found.matrix.shape)}")
         table = table_of(obs, found, name)
         if found.either_way and len(table) == found.matrix.shape[1] != found.matrix.shape[0]:
             logger.info("%s has one column for each row of obs: its columns are taken as cells", name)

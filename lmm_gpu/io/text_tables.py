@@ -80,15 +80,18 @@ def read_genes_by_cells(path: Path) -> tuple[np.ndarray, list[str] | None, list[
         with opened_text(path) as file:
             head = file.readline()
             genes = next(csv.reader([head.decode("utf-8-sig")], delimiter=separator_of(path)), [])
-            table = pd.read_csv(file, sep=separator_of(path), header=None, low_memory=False)
+            form = {"sep": separator_of(path), "header": None, "low_memory": False, "converters": {0: str}}
+            table: pd.DataFrame = pd.read_csv(file, **form)  # type: ignore[call-overload]
         if len(genes) == table.shape[1] - 1:  # R's write.table gives the row names no header
             genes = ["", *genes]
         if len(genes) != table.shape[1]:
             raise ValueError(f"its header has {len(genes)} columns, its rows have {table.shape[1]}")
-        cells = None
-        if genes[0] == "" or not pd.api.types.is_numeric_dtype(table[0].dtype):
-            cells, genes = [str(label) for label in table.iloc[:, 0]], genes[1:]
-            table = table.iloc[:, 1:]
+        cells, first = None, table.iloc[:, 0]  # as text, so that the cell 007 keeps its name
+        numbers = pd.to_numeric(first, errors="coerce")
+        if genes[0] == "" or (numbers.isna() & ~first.isin({"", *MISSING_WORDS})).any():
+            cells, genes, table = first.tolist(), genes[1:], table.iloc[:, 1:]
+        else:
+            table.isetitem(0, numbers.to_numpy(float))
     texts = [gene for gene, dtype in zip(genes, table.dtypes, strict=True) if not pd.api.types.is_numeric_dtype(dtype)]
     refuse_text_columns(texts, path)
     return table.to_numpy(np.float64, na_value=np.nan), cells, genes

@@ -152,6 +152,7 @@ BOMBS = {
     "entries.mtx": lambda path: path.write_text(
         "%%MatrixMarket matrix coordinate real general\n3 3 99999999999\n1 1 1\n"
     ),
+    "columns.npz": lambda path: sparse.save_npz(path, sparse.csr_array((N, 10**12))),
     "shape.npz": lambda path: sparse.save_npz(path, sparse.coo_array(([1], ([0], [0])), shape=(10**12, 10**6))),
 }
 

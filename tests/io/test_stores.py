@@ -271,3 +271,15 @@ def test_where_no_process_can_be_started(tmp_path, monkeypatch):
     monkeypatch.setattr(hdf5_files, "_walker", hdf5_files._Walker())
     monkeypatch.setattr("sys.executable", str(tmp_path / "nothing"))
     assert_whole(tmp_path / "a.h5ad")
+
+
+def test_the_other_process_imports_nothing_from_the_current_folder(tmp_path, monkeypatch):
+    from lmm_gpu.io import hdf5_files
+
+    make().write_h5ad(tmp_path / "a.h5ad")
+    for name in ("h5py", "numpy", "os"):
+        (tmp_path / f"{name}.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hdf5_files, "_walker", hdf5_files._Walker())
+    assert_whole(tmp_path / "a.h5ad")
+    assert not (tmp_path / "ran").exists()

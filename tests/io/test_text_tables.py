@@ -102,6 +102,17 @@ def test_row_names_of_r(tmp_path):
     assert obs.index.tolist() == ["c1", "c2"] and obs["donor"].tolist() == ["007", "7"]
 
 
+def test_cells_of_a_matrix_keep_their_names(tmp_path):
+    (tmp_path / "m.csv").write_text(",g1,g2\n007,1,2\n7,3,4\nNA,5,6\n")
+    obs = pd.DataFrame({"donor": ["a", "b", "c"]}, index=["NA", "7", "007"])
+    with open_source(tmp_path / "m.csv", obs) as source:
+        assert source.obs.index.tolist() == ["007", "7", "NA"] and source.obs["donor"].tolist() == ["c", "b", "a"]
+    (tmp_path / "m.csv").write_text("g0,g1\n1.5,2\n,4\n")
+    with open_source(tmp_path / "m.csv", obs[:2]) as source:
+        assert source.features == ("g0", "g1")
+        np.testing.assert_array_equal(source.matrix, [[1.5, 2], [np.nan, 4]])
+
+
 def test_numbers_as_objects_are_numeric(caplog):
     frame = pd.DataFrame({"age": np.array([20, 21.5, None], dtype=object), "donor": ["1", "2", "3"], "b": [True] * 3})
     frame["mixed"] = np.array([1, "2", 3], dtype=object)
