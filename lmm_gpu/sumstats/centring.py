@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import scipy.sparse
 
-from ..backend.arrays import Array, flag_indices, like, namespace, zeros
+from ..backend.arrays import Array, flag_indices, like, namespace, on_host, zeros
 from ..backend.linalg import eigh_psd, eps
 from ..backend.sparse import is_sparse
 from .products import GeneProducts, as_float64, dense_array, gene_products, recentred
@@ -60,10 +60,15 @@ def centre_of(Y: Any, constant: Array | None) -> Array | None:
     """
     if constant is None or is_sparse(Y) or Y.shape[0] == 0:
         return None
-    xp = namespace(Y)
-    Y = as_float64(xp.concat([Y[lo:hi, :] for lo, hi in sampled_blocks(Y.shape[0])], axis=0))  # (sampled cells, m)
-    mean = xp.mean(Y, axis=0)  # (m,)
-    variance = xp.mean(xp.square(Y - mean[None, :]), axis=0)
+    xp, blocks = namespace(Y), [Y[lo:hi, :] for lo, hi in sampled_blocks(Y.shape[0])]
+    if not on_host(Y):
+        blocks = [xp.concat(blocks, axis=0)]  # one launch of each operation
+    cells = sum(block.shape[0] for block in blocks)
+    total = squares = zeros((Y.shape[1],), as_float64(blocks[0][:1, :]))
+    for block in map(as_float64, blocks):
+        total, squares = total + xp.sum(block, axis=0), squares + xp.sum(block * block, axis=0)
+    mean = total / cells
+    variance = squares / cells - xp.square(mean)  # to rounding of mean^2, which is less than what it is compared with
     return xp.where(xp.square(mean) > FAR**2 * variance, mean, 0.0)
 
 

@@ -14,7 +14,7 @@ from .within import Within, within_of
 #: A gene is accumulated about its groups where its standard deviation within them is below this share of that between.
 _SMALL = 1e-3
 #: Number of cells, about, from which that is estimated.
-_SAMPLED = 1024
+_SAMPLED = 256
 
 
 class WithinSums:

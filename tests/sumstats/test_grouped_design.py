@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -74,12 +74,14 @@ def test_any_design(fixed, random, most):
     assert_products(FIXED[fixed], *RANDOM[random], most=most)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, N), max_size=6))
 def test_any_split(cuts):
     ends = sorted({0, N, *cuts})
     assert_products(FIXED["all"], *RANDOM["slope"], pieces=list(pairwise(ends)))
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(1, 9))
 def test_any_columns(seed, p, levels):
     rng = np.random.default_rng(seed)

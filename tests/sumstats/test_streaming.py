@@ -7,7 +7,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
@@ -60,6 +60,7 @@ def assert_statistics(found, Y):
 # --- sums -----------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, N + 3), st.sampled_from([np.asarray, sparse.csr_array, sparse.csc_matrix]))
 def test_any_chunk_size_gives_the_same_statistics(cells, kind):
     assert_statistics(chunked(kind(VALUES), cells), VALUES)
