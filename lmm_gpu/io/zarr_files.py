@@ -112,6 +112,8 @@ def check_zarr_table(table: Any) -> None:
 
 
 def _columns(table: Any) -> Iterator[tuple[Any, bool, int]]:
+    if not hasattr(table, "members"):  # zarr 2, whose stores do not tell where chunks are
+        return
     for _, item in table.members():
         if not hasattr(item, "members"):
             yield item, False, 0
