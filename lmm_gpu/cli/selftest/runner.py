@@ -42,8 +42,8 @@ def selftest(
     Returns
     -------
     dict
-        format, device, quick, limit, finished, seconds, passed (no check failed), counts, checks, rates and system. A check
-        has name, status ("passed", "failed", "skipped"), reason, deviation (None if there is no number), seconds.
+        format, device, quick, limit, finished, seconds, passed (no check failed), counts, checks, rates and system. A
+        check has name, status ("passed", "failed", "skipped"), reason, deviation (None if there is no number), seconds.
 
     Raises
     ------
