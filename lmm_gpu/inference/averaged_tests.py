@@ -18,12 +18,14 @@ from .empirical_bayes import Prior
 from .estimate_weights import EstimateWeights
 from .fixed_weight_rule import f_mixture, t_mixture, wald
 from .mixtures import matched, matched_t
-from .pivots import Pivots, genes_at
+from .pivots import TOP, Pivots, fine_spacing, genes_at
 from .reweighted_rule import reweighted
 from .strata import IN_SPAN, Stratum, between_within_df, between_within_directions, strata
 
-#: Random-effect columns, and nodes of the grid times directions, beyond which nothing is averaged.
+#: Random-effect columns, and nodes of the grid, beyond which nothing is averaged.
 LARGEST, MOST_NODES = 3000, 6000
+#: Numbers that the weights of estimates at the nodes may take together.
+_MOST_WEIGHTS = 2e7
 #: A share of the information within levels this close to 0 or 1 is 0 or 1.
 _NEAR = 1e-6
 #: Genes that are averaged together.
@@ -150,9 +152,21 @@ class AveragedTests:
 
 
 def covered(summary: SummaryStats, theta_rows: int) -> bool:
-    """Return True for models whose variances are averaged over: one or two random effects, not too many columns."""
-    q = sum(summary.d)
-    return len(summary.d) <= 2 and theta_rows == len(summary.d) + 1 and q <= LARGEST
+    """Return True for models whose variances are averaged over: one or two random effects, not too many columns.
+
+    With hundreds of levels of both effects the grid would be large, and Kenward and Roger's test agrees.
+    """
+    small = sum(summary.d) <= LARGEST and _nodes(summary) <= MOST_NODES
+    return len(summary.d) <= 2 and theta_rows == len(summary.d) + 1 and small
+
+
+def contrasts_at_once(summary: SummaryStats) -> int:
+    """Number of contrasts whose weights at all nodes fit the memory of `_MOST_WEIGHTS` numbers."""
+    return max(1, int(_MOST_WEIGHTS // (_nodes(summary) * sum(summary.d))))
+
+
+def _nodes(summary: SummaryStats) -> float:
+    return float(np.prod([TOP / fine_spacing(levels) for levels in summary.d]))
 
 
 def two_sources(coarser: Stratum, C: np.ndarray) -> np.ndarray:

@@ -116,8 +116,8 @@ class Pivots:
         )
 
     def refined(self) -> Pivots:
-        """Return the same on a grid that is fine enough to integrate likelihoods on: about 1.7 / sqrt(r / 2)."""
-        spacings = [min(SPACING, 1.7 * np.sqrt(2.0 / max(r, 1))) for r in self.r[:2]]
+        """Return the same on a grid that is fine enough to integrate likelihoods on."""
+        spacings = [fine_spacing(r) for r in self.r[:2]]
         two = len(self.order) == 2
         one, other = self.axes
         return replace(self, axes=(Axis.build(one.n, spacings[0]), Axis.build(other.n if two else 0.0, spacings[1])))
@@ -197,6 +197,11 @@ class Pivots:
         correction = (moved * (g1 / (1.0 + g1 * s))[:, None, :]) @ rows  # (T1, c, r)
         result: np.ndarray = (x - correction) * D
         return result
+
+
+def fine_spacing(r: int) -> float:
+    """Spacing that resolves a likelihood of log(1 + g n), whose standard deviation is about sqrt(2 / r) for r df."""
+    return float(min(SPACING, 1.7 * np.sqrt(2.0 / max(r, 1))))
 
 
 def genes_at(genes: ProjectedGenes, at: slice | np.ndarray) -> ProjectedGenes:

@@ -9,7 +9,7 @@ import numpy as np
 from ..backend.arrays import like, namespace, to_numpy
 from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.status import Status
-from ..inference.averaged_tests import AveragedTests, covered
+from ..inference.averaged_tests import AveragedTests, contrasts_at_once, covered
 from ..inference.empirical_bayes import Prior
 from ..inference.f_tests import FTest, combine_df
 from ..inference.f_tests import f_test as f_test_of_model
@@ -83,6 +83,14 @@ def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -
 
 def _averaged(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
     # the default test, with one or two random effects
+    size = contrasts_at_once(fit.summary)
+    parts = [_averaged_rows(fit, C[lo : lo + size], prior) for lo in range(0, len(C), size)]
+    location, se, df = (np.concatenate(part) for part in zip(*parts, strict=True))
+    se[:, _untested(fit)] = np.nan
+    return ContrastTest(C @ fit.estimates.coef, se, df, location)
+
+
+def _averaged_rows(fit: Fitted, C: np.ndarray, prior: Prior | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with computing(fit):
         tests = AveragedTests.build(fit.summary.select(slice(0)).on(to_numpy), C)
     location, se, df = (np.full((C.shape[0], fit.summary.m), np.nan) for _ in range(3))
@@ -94,8 +102,7 @@ def _averaged(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
     for genes, found in by_block(fit, form):
         for values, new in zip((location, se, df), found, strict=True):
             values[:, genes] = new
-    se[:, _untested(fit)] = np.nan
-    return ContrastTest(C @ fit.estimates.coef, se, df, location)
+    return location, se, df
 
 
 def _approximate(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:

@@ -9,6 +9,7 @@ import scipy.stats
 from scipy.optimize import brentq
 
 from lmm_gpu import lmm, sslmm
+from lmm_gpu.inference import averaged_tests
 from lmm_gpu.inference.averaged_tests import AveragedTests, two_sources
 from lmm_gpu.inference.fixed_weight_rule import POINTS
 from lmm_gpu.inference.mixtures import chi2_points, inverted, matched, matched_t
@@ -279,6 +280,7 @@ def fixed_weights_p(design, y, theta, c, points=24):
     return total / weight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["donors", "types"])
 @pytest.mark.parametrize("variance", [0.0, 0.5])
 def test_fixed_weights_are_the_dense_computation(name, variance):
@@ -417,6 +419,24 @@ def test_contrasts_do_not_matter_to_each_other():
         np.testing.assert_allclose(together.df[i], alone.df[0], rtol=1e-10)
 
 
+def test_contrasts_in_parts_are_the_same(monkeypatch):
+    design = of_types([2, 5, 3, 4, 2, 6])
+    result = fitted(design, genes(design, 0.1))
+    whole = result.contrast_test(np.eye(6), "generalized")
+    monkeypatch.setattr(averaged_tests, "_MOST_WEIGHTS", 1.0)
+    parts = result.contrast_test(np.eye(6), "generalized")
+    np.testing.assert_allclose(parts.t, whole.t, rtol=1e-12)
+    np.testing.assert_allclose(parts.df, whole.df, rtol=1e-12)
+
+
+def test_too_large_a_grid_is_kenward_and_rogers_test(monkeypatch):
+    design = of_samples(UNEVEN)
+    result = fitted(design, genes(design, 0.1))
+    monkeypatch.setattr(averaged_tests, "MOST_NODES", 10)
+    default, wanted = (result.contrast_test(TREATMENT, df) for df in ("generalized", "kenward-roger"))
+    np.testing.assert_array_equal(default.df[wanted.df > 0], wanted.df[wanted.df > 0])
+
+
 @pytest.mark.parametrize("design", [of_donors(UNEVEN), of_samples(UNEVEN), partly_paired(3, 5)])
 def test_an_f_test_of_one_row_is_the_t_test(design):
     result = fitted(design, genes(design, 0.1))
@@ -518,6 +538,7 @@ def test_rates_hold(design, C, variances):
     assert np.mean(p < 0.001) / 0.001 < 2.7  # 1.5, and three Monte Carlo errors
 
 
+@pytest.mark.slow
 def test_rates_of_joint_tests_hold():
     design = of_types([15] * 6)
     result = fitted(design, genes(design, (0.3, 0.01), m=4000, seed=3))

@@ -260,7 +260,7 @@ def test_residual_df_are_the_r_faces(result, r_fit):
     [
         ({"contrast": "arm[T.Stim]"}, r"no column is called 'arm\[T.Stim\]'; the closest are \['arm\[T.stim\]'\]"),
         ({"contrast": "arm[T.stim] - arm[T.stim]"}, "all its weights are zero"),
-        ({"contrast": np.ones(2)}, r"got weights of shape \(2,\), wanted \(3,\)"),
+        ({"contrast": np.ones(2)}, r"got weights of shape \(2,\), expected \(3,\)"),
         ({"contrast": np.eye(3), "alternative": "less"}, "a joint F test has no direction; use 'two-sided'"),
         (
             {"df": "kr"},
