@@ -93,11 +93,10 @@ class Projection:
         varies = sums.yry > NO_VARIANCE * about.Ynorm
         if centred is not None:
             varies = varies & (sums.yry > summary.n * namespace(beta).square(_ROUNDED * eps(beta) * centred.centre))
-        grouped = getattr(summary, "within", None)
         return ProjectedGenes(
             beta_ols=beta if centred is None else beta + centred.constant[:, None] * centred.centre[None, :],
             sums=sums,
-            within=sums if grouped is None else self._without_fixed_effects(grouped)[1],
+            within=sums if summary.within is None else self._without_fixed_effects(summary.within)[1],
             has_residual_variance=varies,
         )
 
