@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from ..backend.arrays import Array, to_numpy
+from ..backend.arrays import Array, entered, like, to_numpy
 from ..backend.linalg import identity
 from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.likelihood import Likelihood
@@ -62,7 +62,9 @@ def ranef(fit: Fitted, component: str | int | None = None) -> pd.DataFrame:
     ends = np.cumsum([0, *fit.summary.d])
     rows = np.concatenate([np.arange(ends[i], ends[i + 1]) for i in chosen])
     m, grouped = fit.summary.m, isinstance(fit.model.likelihood, GroupedEffects)
-    bare = None if grouped else unprojected(fit.summary)
+    with entered(fit.model.XXinv):  # the statistics may be on the host while the model is on a device
+        design = fit.summary.select(slice(0)).on(lambda x: like(x, fit.model.XXinv))
+        bare = None if grouped else unprojected(design)
     blup, sd = (np.full((rows.size, m), np.nan) for _ in range(2))
     theta = _nonnegative_theta(fit)
 

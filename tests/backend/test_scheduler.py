@@ -219,6 +219,24 @@ def test_a_fit_on_cuda(name):
     np.testing.assert_allclose(found.contrast_test(C, "satterthwaite").df, wanted.df, rtol=1e-7)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["one_nested", "two"])
+def test_methods_of_a_fit_on_cuda(name):
+    """The statistics stay on the host: whatever is asked of the fit combines them with the model on the device."""
+    ss = statistics(name)
+    found, wanted = (fit_summary(ss, FitOptions(device=device)) for device in ("cuda", "cpu"))
+    asked = {
+        "ranef": lambda fit: fit.ranef()[["blup", "sd"]],
+        "test": lambda fit: fit.test("X2")[["se", "df"]],
+        "F test": lambda fit: fit.test(np.eye(3)[1:])["statistic"],
+        "kenward-roger": lambda fit: fit.test("X2", df="kenward-roger")[["se", "df"]],
+        "lmertest": lambda fit: fit.test("X2", df="lmertest")["df"],
+    }
+    for key, method in asked.items():
+        ours, theirs = np.asarray(method(found)), np.asarray(method(wanted))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-7, err_msg=key)
+
+
 @pytest.mark.parametrize("chosen", [["cuda:0", "cuda:1"], "strict"])
 def test_a_fit_on_two_devices(chosen):
     if chosen == "strict":
