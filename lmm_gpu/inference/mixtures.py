@@ -54,8 +54,6 @@ def inverted(wanted: np.ndarray, log_R: np.ndarray, slope: np.ndarray, x: np.nda
 
 def falling_slope(log_R: np.ndarray, spacing: float) -> np.ndarray:
     """Slope (T, ...) of a falling `log_R` (T, ...) at even nodes, by central differences."""
-    if len(log_R) == 1:
-        return np.full_like(log_R, -1.0)
     result: np.ndarray = np.minimum(np.asarray(np.gradient(log_R, spacing, axis=0, edge_order=2)), -1e-3 / len(log_R))
     return result
 
@@ -104,11 +102,6 @@ def matched_t(
     points = 2.0 * np.log(np.maximum(mean[:, None] - np.stack([near, far], axis=1), 1e-300))  # (b, 2), as of squares
     fitted = np.minimum(log_df(points[:, 1] - points[:, 0]), math.log(min(max(most, LEAST_DF), MOST_DF)))
     return location, np.exp(0.5 * np.max(points - log_points(fitted), axis=1)), np.exp(fitted)
-
-
-def normal_equivalent(square: np.ndarray, rank: int, df: float) -> np.ndarray:
-    """Chi-squared on `rank` df with about the tail of the sum of squares rank F on `rank` and `df` df (Box 1949)."""
-    return square if df > 1e6 else (df + 0.5 * rank - 1.0) * np.log1p(square / df)
 
 
 def _tail_point(x: np.ndarray, precision: np.ndarray, weight: np.ndarray, rank: int, level: float) -> np.ndarray:
