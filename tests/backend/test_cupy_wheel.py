@@ -21,7 +21,7 @@ import pytest
 import lmm_gpu
 from lmm_gpu.backend import arrays, fusion, linalg
 from lmm_gpu.estimation import block_elimination, chebyshev, fisher_scoring, likelihood, many_components, one_component
-from lmm_gpu.estimation.fisher_scoring import Rules, maximise
+from lmm_gpu.estimation.fisher_scoring import Evaluation, Rules, State, maximise
 from lmm_gpu.estimation.mixed_model import MixedModel
 from lmm_gpu.sumstats.assembly import cross_products
 
@@ -37,76 +37,109 @@ DESIGNS = ["one_nested", "two", "three_widest_inside"]
 RULES = {"free": Rules(), "held": Rules(nonnegative=True), "relaxed": Rules(relaxed=True)}
 
 
-VECTOR, ROWS, COLUMN, MATRIX, TALL = (40,), (3, 40), (3, 1), (40, 3, 3), (40, 3, 1)
+class Of:
+    """Array to be drawn: its shape, and what it holds."""
+
+    def __init__(self, *shape: int, kind: str = "number"):
+        self.shape, self.kind = shape, kind
 
 
-def step_arguments(k, left):
-    rows = k + 1
-    state = [VECTOR] * (2 * rows + 5) + ["int", "bool", "int", "bool"]
-    return [VECTOR] * (rows * (rows + 2) + 3) + ["bool"] + state + ["bool"] * left
+VECTOR, FLAG, COUNT = Of(40), Of(40, kind="bool"), Of(40, kind="int")
+ROWS, COLUMN, ROW, MATRIX, UNIT = Of(3, 40), Of(3, 1), Of(1, 40), Of(40, 3, 3), Of(1, 3, 3)
+TALL, WIDE = Of(40, 3, 1), Of(40, 1, 3)
+
+
+def vectors(k):
+    return (VECTOR,) * k
+
+
+def state_of(rows):
+    scalars = dict.fromkeys(("length", "value", "slack", "yPy", "decrement"), VECTOR)
+    counts = {"niter": COUNT, "refused": COUNT, "status": COUNT, "done": FLAG}
+    return State(theta=vectors(rows), step=vectors(rows), **scalars, **counts)
+
+
+def evaluation_of(rows, outside_table):
+    information = (vectors(rows),) * rows
+    return Evaluation(VECTOR, vectors(rows), information, VECTOR, VECTOR, FLAG, FLAG if outside_table else None)
+
+
+def point_of(k):
+    rows = {"g": vectors(k), "T": vectors(k), "B": (vectors(k),) * k, "E": vectors(k)}
+    others = dict.fromkeys(("s_0", "unit", "rss", "between_ss", "between_error", "logdet"), VECTOR)
+    return likelihood._Point(**rows, **others, ok=FLAG)
 
 
 def cases():
-    """Every function that the engine fuses: options, and its arguments as shapes, numbers, "bool" and "int" (40,)."""
+    """Every function that the engine fuses: its options and its arguments."""
     for k in (1, 2, 3, 6):
         for name, rules in RULES.items():
-            for left in (0, 1):
-                yield f"step {k} {name} {left}", fisher_scoring._step, (rules, k + 1), step_arguments(k, left)
-        yield f"trial {k} free", fisher_scoring._trial, False, [VECTOR] * (2 * k + 3)
-        yield f"trial {k} held", fisher_scoring._trial, True, [VECTOR] * (2 * k + 3)
-        parts = [VECTOR] * 3 + ["bool", VECTOR, 57.0] + [VECTOR] * (4 * k + k * k)
-        yield f"compose {k}", likelihood._compose, k, parts
-        yield f"information {k}", likelihood._information, k, [VECTOR, 57.0] + [VECTOR] * (2 * k + k * k)
-        yield f"inverse {k}", linalg._inverse_rows, k, [VECTOR] * (k * k)
-    yield "ratios", likelihood._ratios, None, [ROWS, (1, 40)]
-    yield "size", linalg._size_of_system, None, [VECTOR] * 3 + [4.0]
-    yield "below", linalg._below, None, [VECTOR] * 2
-    yield "positive", linalg._and_positive, None, ["bool", VECTOR]
-    yield "products", many_components._products, None, [ROWS] * 2
-    yield "scale", many_components._positive_scale, None, [ROWS, COLUMN]
-    yield "chebyshev", chebyshev._chebyshev, None, [(40, 1), (1, 5), 2.0, 0.5, 1.5]
-    yield "covers", chebyshev._covers, None, [VECTOR, 2.0, 0.5, 9.0]
-    yield "delta", block_elimination._inverse_or_one, None, [COLUMN, (1, 40)]
-    yield "grown", block_elimination._grown, None, [TALL, MATRIX, (1, 3, 3)]
-    yield "complement", block_elimination._complement, None, [(1, 3, 3), MATRIX, (40, 1, 3)]
-    yield "symmetric", block_elimination._symmetric, None, [MATRIX] * 2
-    yield "entries", block_elimination._entries, None, [MATRIX] * 3 + [TALL]
-    yield "traces", block_elimination._trace_pair, None, [MATRIX, MATRIX, TALL, MATRIX, MATRIX]
-    yield "roots", block_elimination._signed_roots, None, [(40, 3)]
+            for outside in (False, True):
+                arguments = (vectors(k + 1), evaluation_of(k + 1, outside), state_of(k + 1))
+                yield f"step {k} {name} {outside}", fisher_scoring._step, rules, arguments
+        yield f"trial {k} free", fisher_scoring._trial, False, (state_of(k + 1),)
+        yield f"trial {k} held", fisher_scoring._trial, True, (state_of(k + 1),)
+        yield f"compose {k}", likelihood._compose, None, (57.0, point_of(k))
+        information = (VECTOR, 57.0, vectors(k), vectors(k), (vectors(k),) * k)
+        yield f"information {k}", likelihood._information, None, information
+        yield f"inverse {k}", linalg._inverse_rows, None, ((vectors(k),) * k,)
+        between = (VECTOR, VECTOR, VECTOR, VECTOR, vectors(k), vectors(k))
+        yield f"between {k}", many_components._between_ss, None, between
+    yield "within", likelihood._within_ss, None, (VECTOR, VECTOR, VECTOR, 1e-14)
+    yield "ratios", likelihood._ratios, None, (ROWS, ROW)
+    yield "size", linalg._size_of_system, None, (VECTOR, VECTOR, VECTOR, 4.0)
+    yield "below", linalg._below, None, (VECTOR, VECTOR)
+    yield "positive", linalg._and_positive, None, (FLAG, VECTOR)
+    yield "products", many_components._products, None, (ROWS, ROWS)
+    yield "scale", many_components._positive_scale, None, (ROWS, COLUMN)
+    yield "chebyshev", chebyshev._chebyshev, None, (Of(40, 1), Of(1, 5), 2.0, 0.5, 1.5)
+    yield "covers", chebyshev._covers, None, (VECTOR, 2.0, 0.5, 9.0)
+    yield "delta", block_elimination._inverse_or_one, None, (COLUMN, ROW)
+    yield "grown", block_elimination._grown, None, (TALL, MATRIX, UNIT)
+    yield "complement", block_elimination._complement, None, (UNIT, MATRIX, WIDE)
+    yield "symmetric", block_elimination._symmetric, None, (MATRIX, MATRIX)
+    yield "entries", block_elimination._entries, None, (MATRIX, MATRIX, MATRIX, TALL)
+    yield "traces", block_elimination._trace_pair, None, (MATRIX, MATRIX, TALL, MATRIX, MATRIX)
+    yield "roots", block_elimination._signed_roots, None, (Of(40, 3),)
     for sign in (1.0, -1.0):
-        yield f"scaled {sign}", block_elimination._scaled, sign, [TALL, (40, 1, 3), MATRIX, (1, 3, 3)]
-        yield f"chosen {sign}", block_elimination._chosen, sign, [(40, 1, 3), MATRIX, MATRIX, MATRIX]
-    yield "weights", one_component._weights, None, [COLUMN, (1, 40)]
-    yield "sums", one_component._sums, None, [COLUMN, (1, 40), ROWS]
+        yield f"scaled {sign}", block_elimination._scaled, sign, (TALL, WIDE, MATRIX, UNIT)
+        yield f"chosen {sign}", block_elimination._chosen, sign, (WIDE, MATRIX, MATRIX, MATRIX)
+    yield "weights", one_component._weights, None, (COLUMN, ROW)
+    yield "sums", one_component._sums, None, (COLUMN, ROW, ROWS)
 
 
 CASES = {name: case for name, *case in cases()}
 
 
 def drawn(arguments, seed=0):
-    """Arrays of numbers of all kinds; of those that stand alone NumPy has no say over the dtype."""
+    """Arrays of numbers of all kinds, in the structure of the arguments; numbers stay as they are."""
     rng = np.random.default_rng(seed)
-    for one in arguments:
-        if isinstance(one, float):
-            yield one
-        elif one == "bool":
-            yield rng.random(VECTOR) < 0.5
-        elif one == "int":
-            yield rng.integers(0, 3, VECTOR)
-        else:
-            x = np.where(rng.random(one) < 0.5, rng.normal(size=one), np.exp(3 * rng.normal(size=one)))
-            kinds = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-300, 1e300])
-            yield np.where(rng.random(one) < 0.02, rng.choice(kinds, one), x)
+
+    def one(spec):
+        if isinstance(spec, float):
+            return spec
+        if spec.kind == "bool":
+            return rng.random(spec.shape) < 0.5
+        if spec.kind == "int":
+            return rng.integers(0, 3, spec.shape)
+        x = np.where(rng.random(spec.shape) < 0.5, rng.normal(size=spec.shape), np.exp(3 * rng.normal(size=spec.shape)))
+        kinds = np.array([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 1e-300, 1e300])
+        return np.where(rng.random(spec.shape) < 0.02, rng.choice(kinds, spec.shape), x)
+
+    specs, structure = fusion.flatten(arguments)
+    return fusion.rebuild(structure, iter([one(spec) for spec in specs]))
 
 
 def traced(name):
     body, options, arguments = CASES[name]
+    values, structure = fusion.flatten(drawn(arguments))
 
     def function(*operands):
-        return body.__wrapped__(wheel.cupy, options, *operands)
+        result = body.__wrapped__(wheel.cupy, options, *fusion.rebuild(structure, iter(operands)))
+        return tuple(fusion.flatten(result)[0])
 
     function.__name__ = body.__name__.strip("_")
-    operands = [wheel.like(x) for x in drawn(arguments)]
+    operands = [wheel.like(x) for x in values]
     return wheel.traced(function, *operands), operands
 
 
@@ -115,7 +148,7 @@ def fitted(name, method, rules, m=6):
     design = dense.DESIGNS[name]
     model = MixedModel.build(cross_products(design.X, design.Z, dense.draw_genes(design, m), d=design.d), method)
     found = maximise(model.likelihood, None, rules)
-    asked = [found.theta, found.yPy, found.niter, found.status, found.step_halved]
+    asked = [found.theta, found.yPy, found.niter, found.status]
     asked += [model.coefficients(found.theta), model.covariance(found.theta)]
     return [*asked, model.likelihood.evaluate(found.theta).information]
 
@@ -124,7 +157,7 @@ def fitted(name, method, rules, m=6):
 def kernels(monkeypatch):
     """The engine computes on NumPy, but what it fuses runs as the kernel that CuPy makes of it; these are listed."""
     xp = wheel.Namespace()
-    monkeypatch.setattr(arrays, "namespace", lambda *_: xp)
+    monkeypatch.setattr(fusion, "namespace", lambda *_: xp)
     return xp.kernels
 
 
@@ -134,7 +167,7 @@ def test_nothing_imports_cupy():
 import sys
 import numpy as np
 from lmm_gpu.estimation.fit_options import FitOptions
-from lmm_gpu.estimation.fitting import fit_summary
+from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.sumstats.assembly import cross_products
 rng = np.random.default_rng(0)
 Z = np.repeat(np.eye(6), 10, axis=0)
@@ -274,10 +307,10 @@ def test_a_kernel_computes_what_numpy_computes(name):
     """Of numbers of all kinds, NaN and the infinities too."""
     body, options, arguments = CASES[name]
     kernel, _ = traced(name)
-    values = list(drawn(arguments))
+    values = drawn(arguments)
     with np.errstate(all="ignore"):
-        expected = body(options, *values)
-    found = wheel.on_the_host(kernel, *values)
+        expected, _ = fusion.flatten(body(options, *values))
+    found = wheel.on_the_host(kernel, *fusion.flatten(values)[0])
     assert len(found) == len(expected)
     for one, wanted in zip(found, expected, strict=True):
         assert (one.shape, one.dtype) == (wanted.shape, wanted.dtype)
