@@ -21,7 +21,7 @@ from ._flashmm_inputs import (
     read_weights,
     rows_of,
 )
-from .backend.arrays import entered, is_array, is_sparse_on_device, to_numpy
+from .backend.arrays import entered, indices, is_array, is_sparse_on_device, namespace, to_numpy
 from .backend.blocks import blocks
 from .backend.devices import Device, resolve
 from .backend.memory import parse_memory
@@ -30,9 +30,12 @@ from .backend.sparse import is_sparse, stored_values
 from .sumstats.assembly import assemble
 from .sumstats.centring import centred_products, constant_of
 from .sumstats.gene_weights import weighted_products
+from .sumstats.grouped_design import Grouping, one_hot
 from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
 from .sumstats.summary_stats import SummaryStats
-from .sumstats.transform import check_values, recognise, squares_fit
+from .sumstats.transform import Transform, check_values, recognise, squares_fit
+from .sumstats.within import Within
+from .sumstats.within_sums import nearly_constant, sampled_cells, widest, within_matrices
 
 #: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
@@ -125,11 +128,12 @@ def sslmm(
         check_values(Y, "Y")
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
     constant = constant_of(X)
-    ranges = blocks(m, block_size(m, n, nBlocks, parse_memory(memory)))
+    size = block_size(m, n, nBlocks, parse_memory(memory))
     with np.errstate(invalid="ignore", over="ignore"):
-        products = products_by_block((X, Z, constant, W), values, ranges, devices)
+        products = products_by_block((X, Z, constant, W), values, blocks(m, size), devices)
     if late and not squares_fit(products.Ynorm):
         check_values(Y, "Y")
+    labels["within"] = within_groups((X, Z, W), Y, transform, widths, products, size)
     if W is not None:
         labels["log_weights"] = float(np.log(W).sum())
     return assemble(design_products(X, Z, W), products, constant, **labels)
@@ -190,6 +194,58 @@ def products_by_block(
     for _ in run(devices, 1, ranges, load, multiply):
         pass
     return GeneProducts.join([parts[bounds] for bounds in sorted(parts)])
+
+
+def within_groups(
+    design: tuple[Any, ...], Y: Any, transform: Transform, d: Sequence[int], products: GeneProducts, size: int
+) -> Within | None:
+    """Products of the genes that are nearly constant within a random effect, about a cell of each of its levels.
+
+    Parameters
+    ----------
+    design : X (n, p), Z (n, q), weights (n,) or None
+    Y : array or SciPy sparse matrix (m, n)
+    transform : Transform
+    d : sequence of int
+        Columns of Z per random effect.
+    products : GeneProducts
+        Of all genes, which the other genes keep.
+    size : int
+        Genes to multiply at a time.
+
+    Returns
+    -------
+    Within or None
+        None if there is no such gene, or no random effect with one level per cell.
+    """
+    ends = np.cumsum(d).tolist()
+    Z = scipy.sparse.csc_array(design[1])
+    blocks_of_z = [
+        one_hot(Z[:, end - width : end], slice(end - width, end)) for end, width in zip(ends, d, strict=True)
+    ]
+    grouping = widest([block for block in blocks_of_z if isinstance(block, Grouping)])
+    if grouping is None or is_sparse_on_device(Y):
+        return None
+    candidates: Any = slice(None)
+    if scipy.sparse.issparse(Y):
+        Y = Y.tocsr()
+        candidates = np.flatnonzero(2 * np.diff(Y.indptr) > Y.shape[1])  # genes of many zeros are far from constant
+
+    def values(A: Any) -> np.ndarray:
+        return to_numpy(transform.apply(dense(A).T))
+
+    with entered(Y):
+        cells = sampled_cells(grouping.codes)
+        genes = nearly_constant(grouping.codes[cells], values(_taken(Y[candidates, :], cells, axis=1)))
+        genes = np.arange(Y.shape[0])[candidates][genes]
+        return within_matrices(design, grouping, lambda at: values(_taken(Y, at, axis=0)), genes, products, size)
+
+
+def _taken(A: Any, places: np.ndarray, axis: int) -> Any:
+    # rows or columns of a dense or sparse matrix, on any device
+    if scipy.sparse.issparse(A):
+        return A[places, :] if axis == 0 else A[:, places]
+    return namespace(A).take(A, indices(places, A), axis=axis)
 
 
 def _products(design: tuple[Any, ...], genes: Any) -> GeneProducts:

@@ -30,7 +30,7 @@ from .transform import (
     warn_not_counts,
 )
 from .within import Within
-from .within_sums import WithinSums, nearly_constant, widest_grouping
+from .within_sums import WithinSums, nearly_constant, sampled_cells, widest_grouping
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
@@ -198,7 +198,9 @@ class Accumulator:
 
     def _add_within(self, rows: slice, Y: np.ndarray) -> None:
         if Y.shape[1] == self.m and not self.begun and (grouping := widest_grouping(self.grouped)) is not None:
-            genes = nearly_constant(grouping, rows, Y)
+            codes = grouping.codes[rows]
+            cells = sampled_cells(codes)
+            genes = nearly_constant(codes[cells], Y[cells])
             if genes.size:
                 self.within = WithinSums(self.grouped, grouping, genes, self.weights)
         if self.within is not None:

@@ -88,7 +88,7 @@ class GroupedDesign:
         groupings, several = [], []
         left, ends = list(range(X.shape[1])), np.cumsum(d).tolist()
         for rows in (slice(end - width, end) for end, width in zip(ends, d, strict=True)):
-            block = _one_hot(Z[:, rows], rows)
+            block = one_hot(Z[:, rows], rows)
             if isinstance(block, RandomColumns):
                 several.append(block)
                 continue
@@ -172,7 +172,7 @@ class GroupedDesign:
         return XY, sums[first.rows].sum(axis=0)
 
 
-def _one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
+def one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
     """The columns of Z of one random effect as a grouping, if each cell has at most one value."""
     block = scipy.sparse.csr_array(block)
     stored = np.diff(block.indptr)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from ..backend.blocks import blocks
 from .group_tables import GroupTables
 from .grouped_design import GroupedDesign, Grouping
-from .products import GeneProducts
+from .products import GeneProducts, gene_products
 from .within import Within, within_of
 
 #: A gene is accumulated about its groups where its standard deviation within them is below this share of that between.
@@ -62,29 +64,99 @@ class WithinSums:
 
     def products(self, others: GeneProducts) -> Within:
         """Products of all genes: of these about their groups, of the others as they are given."""
-        q = self.tables.design.q
-        centre = np.zeros((q, others.ZY.shape[1]))
-        if others.centre is not None:
-            centre[self.grouping.rows] = others.centre
-        centre[self.grouping.rows, self.genes] = self.centre
-        found = self.tables.products()
-        XY, ZY, Ynorm = others.XY.copy(), others.ZY.copy(), others.Ynorm.copy()
-        XY[:, self.genes], ZY[:, self.genes], Ynorm[self.genes] = found.XY, found.ZY, found.Ynorm
-        return within_of(GeneProducts(XY, ZY, Ynorm, None), centre)
+        return merged_products(others, self.tables.products(), self.genes, self.centre, self.grouping.rows)
+
+
+def merged_products(
+    others: GeneProducts, found: GeneProducts, genes: np.ndarray, centre: np.ndarray, rows: slice
+) -> Within:
+    """Products of m genes: `found` for `genes` (f,) about `centre` (groups, f), `others` for the rest.
+
+    `rows` are the columns of Z of the grouping; the products of `others` are about zero or the centre of the gene.
+    """
+    XY, ZY, Ynorm = others.XY.copy(), others.ZY.copy(), others.Ynorm.copy()
+    centres = np.zeros(ZY.shape)  # (q, m)
+    if others.centre is not None:
+        centres[rows] = others.centre
+    centres[rows, genes] = centre
+    XY[:, genes], ZY[:, genes], Ynorm[genes] = found.XY, found.ZY, found.Ynorm
+    return within_of(GeneProducts(XY, ZY, Ynorm, None), centres)
+
+
+def within_matrices(
+    design: tuple[np.ndarray, Any, np.ndarray | None],
+    grouping: Grouping,
+    values: Callable[[np.ndarray], np.ndarray],
+    genes: np.ndarray,
+    others: GeneProducts,
+    size: int,
+) -> Within | None:
+    """Products of matrices of cells, of which `genes` are multiplied about a cell of each group.
+
+    Parameters
+    ----------
+    design : X (n, p), Z (n, q), weights (n,) or None
+        Z may be sparse.
+    grouping : Grouping
+        One of the random effects.
+    values : callable
+        Returns the dense values (n, b) of genes, given by position.
+    genes : array of int (f,)
+        Genes that are nearly constant within the groups.
+    others : GeneProducts
+        Of all m genes, from which those of the other genes are taken.
+    size : int
+        Number of genes to multiply at a time.
+    """
+    if not genes.size:
+        return None
+    X, Z, weights = design
+    found, first = np.unique(grouping.codes, return_index=True)
+    centre = np.zeros((grouping.rows.stop - grouping.rows.start, len(genes)))
+    parts = []
+    for lo, hi in blocks(len(genes), size):
+        Y = values(genes[lo:hi]).astype(np.float64)  # a copy
+        centre[found, lo:hi] = Y[first]
+        Y -= centre[grouping.codes, lo:hi]
+        parts.append(gene_products(X, Z, Y, None, weights))
+    return merged_products(others, GeneProducts.join(parts), genes, centre, grouping.rows)
 
 
 def widest_grouping(design: GroupedDesign) -> Grouping | None:
     """The random intercept with the most levels; None if there is none."""
-    found = [one for one in design.groupings if one.rows.stop <= design.q and one.weights is None]
+    return widest([one for one in design.groupings if one.rows.stop <= design.q])
+
+
+def widest(groupings: Sequence[Grouping]) -> Grouping | None:
+    """The grouping without weights that has the most groups; None if there is none."""
+    found = [one for one in groupings if one.weights is None]
     return max(found, key=lambda one: one.rows.stop - one.rows.start, default=None)
 
 
-def nearly_constant(grouping: Grouping, rows: slice, Y: np.ndarray) -> np.ndarray:
-    """Positions of the genes (f,) of a first chunk that are nearly constant within the groups, but not between them."""
-    cells = np.unique(np.linspace(0, len(Y) - 1, min(len(Y), _SAMPLED)).astype(int))
-    _, first, codes = np.unique(grouping.codes[rows][cells], return_index=True, return_inverse=True)
-    values = Y[cells].astype(np.float64)
-    freedom = len(cells) - len(first)
+def sampled_cells(codes: np.ndarray) -> np.ndarray:
+    """Positions of some cells (c,), sorted: pairs of neighbours once cells are ordered by group, given their `codes`.
+
+    >>> sampled_cells(np.array([0, 1, 0, 1])).tolist()
+    [0, 1, 2, 3]
+    """
+    order = np.argsort(codes, kind="stable")
+    places = np.linspace(0, max(len(order) - 2, 0), min(len(order), _SAMPLED // 2)).astype(int)
+    return np.unique(order[np.concatenate([places, np.minimum(places + 1, len(order) - 1)])])
+
+
+def nearly_constant(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Positions of the genes (f,) that are nearly constant within groups, but not between them.
+
+    Parameters
+    ----------
+    codes : array of int (c,)
+        Group of each sampled cell.
+    values : array (c, m)
+        Dense values of these cells.
+    """
+    _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
+    values = values.astype(np.float64)
+    freedom = len(values) - len(first)
     if freedom == 0 or len(first) < 2:
         return np.zeros(0, dtype=int)
     within = np.square(values - values[first][codes]).sum(axis=0) / freedom  # exactly zero where values are constant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from scipy import stats
 
 import lmm_gpu
@@ -55,6 +56,47 @@ def test_p_values_are_those_of_donor_means():
     means = pd.DataFrame(VALUES).groupby(DONOR).mean().to_numpy()
     wanted = stats.ttest_ind(means[1::2], means[0::2]).pvalue
     np.testing.assert_allclose(table["p_value"].to_numpy()[SMALL], wanted[SMALL], rtol=1e-5)
+
+
+RATIOS = np.repeat(10.0 ** -np.arange(3, 9), 4)  # standard deviation within donors over that of donors
+NEAR = 50 * RNG.normal(size=(8, 24))[DONOR] + 50 * RATIOS * RNG.normal(size=(240, 24))
+BATCH = RNG.integers(0, 3, 240)
+
+
+@pytest.mark.parametrize("form", [np.asarray, scipy.sparse.csr_array, scipy.sparse.csc_array, pd.DataFrame])
+@pytest.mark.parametrize("options", [{}, {"nBlocks": 5}, {"weights": np.full(240, 2.0)}])
+def test_matrices_have_the_p_values_of_donor_means(form, options):
+    X = np.stack([np.ones(240), DONOR % 2], axis=1)
+    fit = lmm_gpu.lmmfit(form(NEAR.T), X, np.eye(8)[DONOR], is_counts=False, **options)
+    means = pd.DataFrame(NEAR).groupby(DONOR).mean().to_numpy()
+    wanted = stats.ttest_ind(means[1::2], means[0::2]).pvalue
+    tested = lmm_gpu.lmmtest(fit, [1], ddf="satterthwaite")
+    np.testing.assert_allclose(tested["X2_p"], wanted, rtol=1e-5)
+    assert fit.converged.all()
+    rows = np.asarray(options.get("weights", np.ones(240)))
+    np.testing.assert_allclose(fit.theta.loc["var0"], rows[0] * remainder(NEAR) / 232, rtol=1e-5)
+
+
+def test_matrices_of_two_random_effects_and_other_order():
+    """The wider one-hot block has the centres; genes that do not need them keep their products."""
+    order = RNG.permutation(240)
+    Y = np.hstack([NEAR, NOISE])[order]
+    Z = np.hstack([np.eye(3)[BATCH], np.eye(8)[DONOR]])[order]
+    ss = lmm_gpu.sslmm(np.ones((240, 1)), Y.T, Z, d=[3, 8], is_counts=False)
+    np.testing.assert_allclose(ss.within.Ynorm, ((Y - Z @ ss.within.centre) ** 2).sum(axis=0), rtol=1e-10)
+    np.testing.assert_allclose(ss.within.ZY, Z.T @ (Y - Z @ ss.within.centre), rtol=1e-7, atol=1e-12)
+    np.testing.assert_array_equal(ss.within.Ynorm[24:], ss.Ynorm[24:])
+    assert (ss.within.centre[:3] == 0).all()
+
+
+def test_many_small_groups_are_sampled_in_pairs():
+    """Sorted by donor, evenly spaced cells would all be of other donors."""
+    donor = np.repeat(np.arange(500), 4)
+    Y = RNG.normal(size=(500, 1))[donor] + 1e-7 * RNG.normal(size=(2000, 1))
+    ss = lmm_gpu.sslmm(np.ones((2000, 1)), Y.T, scipy.sparse.csr_array(np.eye(500)[donor]), is_counts=False)
+    assert ss.within is not None
+    ss = lmm_gpu.summarize((Y, pd.DataFrame({"donor": donor.astype(str)})), "~ (1 | donor)", progress=False)
+    assert ss.within is not None
 
 
 @pytest.mark.parametrize("order", [np.arange(240), RNG.permutation(240)])
