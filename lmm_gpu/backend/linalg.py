@@ -18,6 +18,8 @@ from .fusion import fused
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10
+#: Entries of a null vector of unit length below this are rounding: the column has no part in the dependence.
+NO_PART = 1e-4
 #: Rounding unit of float64, in which the engine computes.
 EPS = 2.0**-52
 #: Relative residual of a factorisation above which it is garbage.
@@ -296,7 +298,7 @@ def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
     values, vectors = xp.linalg.eigh(0.5 * (scaled + scaled.T))
     if float(values[0]) <= DEPENDENT:
         null = to_numpy(xp.max(xp.where((values <= DEPENDENT)[None, :], xp.abs(vectors), 0.0), axis=1))
-        return None, [i for i in range(p) if null[i] > 1e-4]
+        return None, [i for i in range(p) if null[i] > NO_PART]
     Linv = xp.linalg.solve(xp.linalg.cholesky(scaled), identity(p, A))
     return (Linv.T @ Linv) * scale[:, None] * scale[None, :], []
 

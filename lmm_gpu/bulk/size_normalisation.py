@@ -10,6 +10,8 @@ from scipy.stats import rankdata
 
 #: Shares of genes that are trimmed at each end, by log ratio and by average log abundance.
 _RATIO_TRIM, _SUM_TRIM = 0.3, 0.05
+#: edgeR's limits, of shares and log ratios, which have no unit: an upper quartile that is zero, samples that are equal.
+_NO_COUNTS, _EQUAL = 1e-20, 1e-6
 
 
 def tmm_factors(counts: Any) -> np.ndarray:
@@ -65,7 +67,7 @@ def check_counts(counts: Any) -> np.ndarray:
 def _reference_sample(counts: np.ndarray, sizes: np.ndarray) -> int:
     # the sample whose upper quartile is closest to the mean of all
     upper = np.quantile(counts, 0.75, axis=1) / sizes  # (n,)
-    if np.median(upper) < 1e-20:
+    if np.median(upper) < _NO_COUNTS:
         return int(np.argmax(np.sqrt(counts).sum(axis=1)))
     return int(np.argmin(np.abs(upper - upper.mean())))
 
@@ -75,7 +77,7 @@ def _factor(sample: np.ndarray, reference: np.ndarray, size: float, reference_si
     both = (sample > 0) & (reference > 0)
     a, b = sample[both], reference[both]
     ratio = np.log2((a / size) / (b / reference_size))
-    if not ratio.size or np.max(np.abs(ratio)) < 1e-6:
+    if not ratio.size or np.max(np.abs(ratio)) < _EQUAL:
         return 1.0
     abundance = 0.5 * (np.log2(a / size) + np.log2(b / reference_size))
     variance = (size - a) / size / a + (reference_size - b) / reference_size / b

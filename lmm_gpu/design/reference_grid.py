@@ -14,6 +14,10 @@ from .terms import Part, Term, Terms
 
 #: Combinations of levels of one term that are looked at for cells, at most.
 _MOST_CELLS = 100_000
+#: Shares of cells and entries of indicators, between 0 and 1, are exact up to this rounding error of a solve.
+_EMPTY, _EXACT = 1e-12, 1e-9
+#: A row of X times a null vector is zero if it is below this share of the sum of the sizes of its terms.
+_CANCELLED = 1e-6
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class ReferenceGrid:
         last = indicators[1] if len(free) == 2 else self._constant()[:, None]
         counts = indicators[0].T @ self.proportional @ last
         shares = np.maximum(counts, 0.0) / np.maximum(counts, 0.0).sum()
-        for i, j in zip(*np.nonzero(shares > 1e-12), strict=True):
+        for i, j in zip(*np.nonzero(shares > _EMPTY), strict=True):
             places = (i, j)[: len(free)]
             yield (
                 float(shares[i, j]),
@@ -128,7 +132,7 @@ class ReferenceGrid:
             [self._product_row({name: one}, {}, only=columns) for one in np.eye(len(self.levels(name)))]
         )  # (levels, p)
         found = np.linalg.lstsq(rows[:, columns], wanted, rcond=None)[0]
-        if not np.allclose(rows[:, columns] @ found, wanted, atol=1e-9):
+        if not np.allclose(rows[:, columns] @ found, wanted, rtol=0.0, atol=_EXACT):
             raise ValueError(
                 f"weights='proportional' needs the main effect of {name} in the model: add it, or use weights='equal'"
             )
@@ -237,7 +241,7 @@ def terms_with_missing_cells(terms: Terms, p: int, null: Sequence[np.ndarray]) -
         for places in product(*map(range, sizes)):
             one = {name: np.eye(size)[place] for name, size, place in zip(names, sizes, places, strict=True)}
             row = grid._product_row(first | one, {})
-            if any(abs(row @ vector) > 1e-6 * (abs(row) @ abs(vector)) for vector in null):
+            if any(abs(row @ vector) > _CANCELLED * (abs(row) @ abs(vector)) for vector in null):
                 missing.append(tuple(zip(names, places, strict=True)))
         found.append(Term(term.name, term.columns, term.products, tuple(missing)))
     return tuple(found)

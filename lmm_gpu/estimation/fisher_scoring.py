@@ -22,6 +22,8 @@ SHORTEST_STEP = 2.0**-24
 #: Refused steps after which a free gene is taken to have no interior optimum: genes that have one hardly ever need
 #: more, while the others approach the edge of positive definite V by ever shorter steps.
 MOST_REFUSED = 40
+#: A component that a shortened step leaves at less than this share of its value is zero: rounding of the length.
+AT_ZERO = 1e-12
 #: Share of a batch that has to be done before these genes are taken out of it.
 WORTH_LEAVING = 0.25
 #: Off the host, whether genes are done is read after so many steps.
@@ -211,7 +213,7 @@ def _trial(xp: Any, nonnegative: bool, state: State) -> Vectors:
     # theta + length step; a component that a step was shortened for lands at exactly zero
     trial = [a + state.length * b for a, b in zip(state.theta, state.step, strict=True)]
     for i in range(len(trial) - 1 if nonnegative else 0):
-        to_zero = (state.step[i] < 0) & (trial[i] <= 1e-12 * xp.abs(state.theta[i]))  # relative: rounding of the length
+        to_zero = (state.step[i] < 0) & (trial[i] <= AT_ZERO * xp.abs(state.theta[i]))
         trial[i] = xp.where(to_zero, 0.0, trial[i])
     return tuple(trial)
 

@@ -32,8 +32,8 @@ from .chebyshev import RatioTable
 from .fisher_scoring import Evaluation
 from .projection import ProjectedGenes, Remainder
 
-#: Relative rounding error of the terms of the log-likelihood.
-ROUNDING = 1e-13
+#: Relative rounding error of the terms of the log-likelihood, and of the terms of h'A^-1 h, which are fewer.
+ROUNDING, ROUNDING_BETWEEN = 1e-13, 1e-15
 L = TypeVar("L", bound="Likelihood")
 
 
@@ -307,7 +307,7 @@ def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
         score_rows=tuple(score),
         information_rows=tuple(tuple(scale * entry for entry in row) for row in F),
         yPy=yPy,
-        rounding=ROUNDING * (1.0 + size) + 0.01 * ROUNDING * at.between_error / s_0,
+        rounding=ROUNDING * (1.0 + size) + ROUNDING_BETWEEN * at.between_error / s_0,
         ok=at.ok & positive & xp.isfinite(value),
     )
 

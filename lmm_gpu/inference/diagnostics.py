@@ -98,7 +98,7 @@ def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterat
 def _compared(summary: SummaryStats, group: Grouping, c: np.ndarray) -> dict[str, np.ndarray]:
     # cells of each level (d,), of the groups of cells that indicator columns of the contrast name
     names, found = summary.fixed_names, {}
-    everywhere = np.isclose(group.sums, group.counts[:, None]).all(axis=0)  # (p,): the intercept is no group of cells
+    everywhere = (group.sums == group.counts[:, None]).all(axis=0)  # (p,): the intercept is no group of cells
     for column in np.flatnonzero((c != 0) & group.indicators & ~everywhere):
         found[names[column]] = group.sums[:, column]
         if treatment := treatment_factor(summary.terms, int(column)):

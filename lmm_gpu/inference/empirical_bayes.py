@@ -21,6 +21,10 @@ from .satterthwaite import quadratic_form
 
 #: Variances below this share of the median are taken as that.
 _SMALLEST = 1e-5
+#: limma's limits of a variance of logarithms, beyond which an expansion of trigamma is exact to rounding.
+_EXPANDED = (1e-6, 1e7)
+#: Relative accuracy of Newton's method.
+_CLOSE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -75,16 +79,16 @@ def trigamma_inverse(x: float) -> float:
     >>> round(trigamma_inverse(math.pi**2 / 6), 12)
     1.0
     """
-    if x > 1e7:
+    if x > _EXPANDED[1]:
         return 1 / math.sqrt(x)
-    if x < 1e-6:
+    if x < _EXPANDED[0]:
         return 1 / x
     y = 0.5 + 1 / x
     for _ in range(50):
         value = float(special.polygamma(1, y))
         step = value * (1 - value / x) / float(special.polygamma(2, y))
         y += step
-        if -step / y < 1e-12:
+        if -step / y < _CLOSE:
             break
     return y
 

@@ -17,6 +17,9 @@ from ..estimation.mixed_model import MixedModel, in_pieces, ratio_weights
 from .satterthwaite import check_df_method, limit_df, theta_covariance
 from .strata import orthonormal_rows
 
+#: pbkrtest's limits, of numbers without unit: differences from zero, from zero in a numerator, and of df from 2.
+_ZERO, _ZERO_NUMERATOR, _AT_TWO = 1e-14, 1e-10, 0.01
+
 
 @dataclass(frozen=True)
 class FTest:
@@ -184,10 +187,10 @@ def kenward_roger_scale(covariance: np.ndarray, gradient: np.ndarray, W: np.ndar
         c = np.stack([shape, r - shape, r + 2 - shape]) / (3 * r + 2 * (1 - shape))  # (3, b)
         V0, V1, V2 = 1 + c[0] * B, 1 - c[1] * B, 1 - c[2] * B
         mean = 1 - A2 / r  # 1 / E
-        both = (np.abs(mean) < 1e-14) & (np.abs(V1) < 1e-14)  # pbkrtest's own tolerances
-        rho = np.where(both, 1.0, mean / V1) ** 2 * np.where(np.abs(V0) < 1e-10, 0.0, V0) / V2 / r
+        both = (np.abs(mean) < _ZERO) & (np.abs(V1) < _ZERO)
+        rho = np.where(both, 1.0, mean / V1) ** 2 * np.where(np.abs(V0) < _ZERO_NUMERATOR, 0.0, V0) / V2 / r
         df = 4 + (r + 2) / (r * rho - 1)
-        scale = np.where(np.abs(df - 2) < 1e-2, 1.0, df * mean / (df - 2))
+        scale = np.where(np.abs(df - 2) < _AT_TWO, 1.0, df * mean / (df - 2))
     valid = (df > 0) & (scale > 0)
     return np.where(valid, scale, np.nan), np.where(valid, df, np.nan)
 

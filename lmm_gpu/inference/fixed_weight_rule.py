@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .empirical_bayes import Prior
-from .mixtures import chi2_points, falling_slope, inverted
+from .mixtures import TINY, chi2_points, falling_slope, inverted
 from .pivots import GenePivots, Pivots
 
 #: Quantiles of chi-squared for each random effect, with one and with two effects, and tail areas that they leave out.
@@ -35,7 +35,10 @@ POINTS, _LOWER, _UPPER = (48, 20), 1e-9, 1e-6
 _KNOWN, _RESIDUAL_POINTS, _RESIDUAL_TAIL = 150, 12, 1e-5
 #: A stratum counts for the weights if it has more than this share of l'l.
 _SHARE = 1e-3
-_TINY = 1e-300
+#: A variance is at least this share of its residual part, and the share of a stratum in a trace.
+_LEAST = 1e-12
+#: Share of the mean diagonal that keeps a solver from raising for a singular matrix.
+_RIDGE = 1e-13
 
 
 @dataclass(frozen=True)
@@ -68,12 +71,12 @@ def variance_points(pivots: Pivots, genes: GenePivots, prior: Prior | None = Non
     count = POINTS[1] if two else POINTS[0]
     W1, w1 = chi2_points(pivots.r[0], count, _LOWER, _UPPER)
     W2, w2 = chi2_points(pivots.r[1], count, _LOWER, _UPPER) if two else (np.ones(1), np.ones(1))
-    log_R1 = np.log(np.maximum(genes.R1, _TINY))  # (T2, T1, b)
+    log_R1 = np.log(np.maximum(genes.R1, TINY))  # (T2, T1, b)
     for s_0, w0 in residual_variances(pivots, genes, prior):
         x2, log_k2 = _finer_ratios(pivots, genes, s_0, W2)  # (K2, b)
         rows = np.moveaxis(_between_nodes(log_R1, x2 / pivots.axes[1].spacing), 2, 0)  # (T1, K2, b)
         slope = falling_slope(rows, pivots.axes[0].spacing)
-        wanted = np.log(np.maximum(s_0, _TINY)) + np.zeros_like(x2)
+        wanted = np.log(np.maximum(s_0, TINY)) + np.zeros_like(x2)
         found = [inverted(wanted + np.log(W), rows, slope, pivots.axes[0].x) for W in W1]
         x1, log_k1 = (np.stack(part) for part in zip(*found, strict=True))  # (K1, K2, b)
         yield VariancePoints(
@@ -105,8 +108,8 @@ def _finer_ratios(pivots: Pivots, genes: GenePivots, s_0: np.ndarray, W2: np.nda
     # x = log(1 + g2 n) and the log of the share, (K2, b) each; zero without a second effect
     if len(pivots.order) == 1:
         return np.zeros((1, len(s_0))), np.zeros((1, len(s_0)))
-    log_R2 = np.log(np.maximum(genes.R2, _TINY))  # (T2, b)
-    slope, base = falling_slope(log_R2, pivots.axes[1].spacing), np.log(np.maximum(s_0, _TINY))
+    log_R2 = np.log(np.maximum(genes.R2, TINY))  # (T2, b)
+    slope, base = falling_slope(log_R2, pivots.axes[1].spacing), np.log(np.maximum(s_0, TINY))
     found = [inverted(base + np.log(W), log_R2, slope, pivots.axes[1].x) for W in W2]
     x2, log_k2 = (np.stack(part) for part in zip(*found, strict=True))
     return x2, log_k2
@@ -137,12 +140,12 @@ def t_mixture(
     tau = np.where(np.isfinite(least), 1.0 - 1.0 / least, 0.0)
     variances, log_weights = [], []
     for at in variance_points(pivots, genes, prior):
-        v = np.maximum(at.variance(forms), 1e-12 * forms["ll"] * at.s_0)  # (K1, K2, b)
+        v = np.maximum(at.variance(forms), _LEAST * forms["ll"] * at.s_0)  # (K1, K2, b)
         one = at.k1 * (forms["q1"] + at.g2 * forms["z21"]) + at.g1 * forms["b1"]
         two = (at.k2 * forms["q2"] + at.g2 * forms["z22"])[None]
-        h = np.log(np.maximum(v, _TINY))
+        h = np.log(np.maximum(v, TINY))
         for on, (size, _), part in zip(involved, q, (one, two), strict=True):
-            h = h - np.where(on, np.log(np.maximum(part * at.s_0, _TINY) / np.maximum(size, _TINY)), 0.0)
+            h = h - np.where(on, np.log(np.maximum(part * at.s_0, TINY) / np.maximum(size, TINY)), 0.0)
         variances.append(v.reshape(-1, b))
         log_weights.append((tau * h + np.log(at.weight)).reshape(-1, b))
     return np.concatenate(variances), normalised(np.concatenate(log_weights))
@@ -180,7 +183,7 @@ def _tilts(forms: Mapping[str, np.ndarray], theta: np.ndarray) -> list[np.ndarra
     for part in (one, two):
         C = np.linalg.solve(_ridged(np.moveaxis(total, -1, 0)), np.moveaxis(part, -1, 0))  # (b, c, c)
         trace, square = np.einsum("bii->b", C), np.einsum("bij,bji->b", C, C)
-        ratio = square / np.maximum(trace, 1e-12)
+        ratio = square / np.maximum(trace, _LEAST)
         found.append(1.0 + trace / (q + 2) - 2.0 * ratio * (q + 1) / (q + 2))
     return found
 
@@ -195,10 +198,9 @@ def wald(estimate: np.ndarray, covariance: np.ndarray) -> np.ndarray:
 
 
 def _ridged(A: np.ndarray) -> np.ndarray:
-    # keeps a solver from raising for a singular matrix
     c = A.shape[-1]
     size = np.einsum("...ii->...", A)[..., None, None] / c
-    result: np.ndarray = A + (1e-13 * np.maximum(size, _TINY)) * np.eye(c)
+    result: np.ndarray = A + (_RIDGE * np.maximum(size, TINY)) * np.eye(c)
     return result
 
 

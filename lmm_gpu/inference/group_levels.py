@@ -11,6 +11,9 @@ from ..backend.sparse import is_sparse
 from ..sumstats.summary_stats import SummaryStats
 from .strata import strata
 
+#: Relative rounding error of sums of squares that are formed from products about the means of groups.
+_ROUNDED = 1e-9
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -29,7 +32,7 @@ class Grouping:
         squares = np.diagonal(self.within) + (self.sums * means).sum(axis=0)  # (p,), of the columns
         # sums of 0 and 1 are exact
         whole = (self.sums == np.rint(self.sums)) & (self.sums >= 0) & (self.sums <= counts)
-        found: np.ndarray = whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0), rtol=1e-9, atol=0.0)
+        found: np.ndarray = whole.all(axis=0) & np.isclose(squares, self.sums.sum(axis=0), rtol=_ROUNDED, atol=0.0)
         return found
 
 
@@ -43,7 +46,7 @@ def groupings(summary: SummaryStats) -> list[Grouping]:
         counts = block.diagonal()
         entries = block.count_nonzero() if is_sparse(block) else np.count_nonzero(block)
         diagonal = entries == np.count_nonzero(counts)
-        if diagonal and np.isclose(counts.sum(), summary.n) and np.allclose(counts, np.rint(counts), atol=1e-6):
+        if diagonal and counts.sum() == summary.n and (counts == np.rint(counts)).all():  # sums of ones are exact
             found.append(Grouping(name, counts, to_numpy(summary.ZX)[rows], stratum.within_gram))
         lo += width
     return found

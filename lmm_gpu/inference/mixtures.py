@@ -18,6 +18,10 @@ LEVELS = (0.05, 0.001)
 LEAST_DF, MOST_DF = 0.1, 1e5
 #: Steps to a tail area at the most, and relative accuracy.
 _STEPS, _CLOSE = 20, 1e-9
+#: Logarithms are taken of at least this, near the smallest number: it keeps infinities out and decides nothing.
+TINY = 1e-300
+#: A logarithm that falls along a grid does so by at least this, in all and between nodes: rounding decides no sign.
+_LEAST_FALL, _LEAST_STEP = 1e-3, 1e-12
 
 
 def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.ndarray, np.ndarray]:
@@ -47,14 +51,16 @@ def inverted(wanted: np.ndarray, log_R: np.ndarray, slope: np.ndarray, x: np.nda
     """
     at = np.clip(np.count_nonzero(log_R > wanted, axis=0) - 1, 0, len(x) - 2)[None]  # (1, ...), the interval
     L0, L1, s0, s1 = (np.take_along_axis(A, at + i, axis=0)[0] for A in (log_R, slope) for i in (0, 1))
-    u = np.clip((wanted - L0) / np.minimum(L1 - L0, -1e-12), 0.0, 1.0)
+    u = np.clip((wanted - L0) / np.minimum(L1 - L0, -_LEAST_STEP), 0.0, 1.0)
     cubic = (x[1] - x[0]) * u * u * (3.0 - 2.0 * u) + (L1 - L0) * u * (1.0 - u) * ((1.0 - u) / s0 - u / s1)
     return x[at[0]] + cubic + np.maximum(log_R[-1] - wanted, 0.0), np.minimum(log_R[0] - wanted, 0.0)
 
 
 def falling_slope(log_R: np.ndarray, spacing: float) -> np.ndarray:
     """Slope (T, ...) of a falling `log_R` (T, ...) at even nodes, by central differences."""
-    result: np.ndarray = np.minimum(np.asarray(np.gradient(log_R, spacing, axis=0, edge_order=2)), -1e-3 / len(log_R))
+    result: np.ndarray = np.minimum(
+        np.asarray(np.gradient(log_R, spacing, axis=0, edge_order=2)), -_LEAST_FALL / len(log_R)
+    )
     return result
 
 
@@ -99,7 +105,7 @@ def matched_t(
     near = _lower_point(mean - 2.0 * width, centre, sd, weight, 0.5 * LEVELS[0])
     far = _lower_point(mean - 3.3 * width, centre, sd, weight, 0.5 * LEVELS[1])
     log_points, log_df = _f_points(1)
-    points = 2.0 * np.log(np.maximum(mean[:, None] - np.stack([near, far], axis=1), 1e-300))  # (b, 2), as of squares
+    points = 2.0 * np.log(np.maximum(mean[:, None] - np.stack([near, far], axis=1), TINY))  # (b, 2), as of squares
     fitted = np.minimum(log_df(points[:, 1] - points[:, 0]), math.log(min(max(most, LEAST_DF), MOST_DF)))
     return location, np.exp(0.5 * np.max(points - log_points(fitted), axis=1)), np.exp(fitted)
 
@@ -110,7 +116,7 @@ def _tail_point(x: np.ndarray, precision: np.ndarray, weight: np.ndarray, rank: 
     for _ in range(_STEPS):
         q = x * precision  # (K, b)
         tail = np.sum(weight * _chi2_tail(q, rank), axis=0)  # (b,)
-        log_q = np.log(np.maximum(q, 1e-300))
+        log_q = np.log(np.maximum(q, TINY))
         density = np.sum(weight * np.exp(0.5 * (rank * log_q - q) - log_constant), axis=0)
         step = np.clip(np.log(tail / level) * tail / density, -2.0, 2.0)
         x = x * np.exp(step)
@@ -131,7 +137,7 @@ def _lower_point(x: np.ndarray, centre: np.ndarray, sd: np.ndarray, weight: np.n
         tail = np.sum(weight * special.ndtr(z), axis=0)  # (b,)
         density = np.sum(weight * np.exp(-0.5 * z * z) / sd, axis=0) / math.sqrt(2.0 * math.pi)
         widest = np.max(sd, axis=0)
-        step = np.clip(np.log(level / np.maximum(tail, 1e-300)) * tail / np.maximum(density, 1e-300), -widest, widest)
+        step = np.clip(np.log(level / np.maximum(tail, TINY)) * tail / np.maximum(density, TINY), -widest, widest)
         x = x + step
         if not np.nanmax(np.abs(step) / widest, initial=0.0) > _CLOSE:
             break

@@ -23,6 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from ..estimation.projection import ProjectedGenes, Projection, Remainder
+from .mixtures import TINY
 from .strata import IN_SPAN, inverse_root
 
 #: Largest grid coordinate x = log(1 + g n), n the mean squared length of the effect's columns (cells per level).
@@ -41,7 +42,7 @@ class Axis:
     @classmethod
     def build(cls, n: float, spacing: float) -> Axis:
         """Grid from 0 to `TOP`; a single node at 0 for an effect that the model does not have (n = 0)."""
-        return cls(np.arange(0.0, TOP + 1e-9, spacing), n) if n > 0 else cls(np.zeros(1), 1.0)
+        return cls(spacing * np.arange(int(TOP / spacing) + 1), n) if n > 0 else cls(np.zeros(1), 1.0)
 
     @property
     def g(self) -> np.ndarray:
@@ -151,7 +152,7 @@ class Pivots:
         R2 = (1.0 / (1.0 + np.multiply.outer(g2, s2))) @ (turn @ h) ** 2  # (T2, b)
         R1 = np.empty((len(g2), len(g1), h.shape[1]))
         for i, (D, s, rows) in enumerate(zip(self.shrunken, *self.spectra, strict=True)):
-            some = s > IN_SPAN * max(float(s.max()), 1e-300)
+            some = s > IN_SPAN * s.max()
             squares = ((rows[some] * D) @ h) ** 2 / s[some, None]  # (r1, b)
             R1[i] = (1.0 / (1.0 + np.multiply.outer(g1, s[some]))) @ squares
         return GenePivots(h, R0, R2, R1)
@@ -177,7 +178,7 @@ class Pivots:
         N = self.residual_df
         one = B11 - T1 * T1 / N
         if len(self.order) == 1:
-            result: np.ndarray = 0.5 * np.log(np.maximum(0.5 * one, 1e-300))
+            result: np.ndarray = 0.5 * np.log(np.maximum(0.5 * one, TINY))
             return result
         mD = self.m * D  # (r,)
         N2 = rows * (D * np.sqrt(self.m))  # (d1, r)
@@ -186,7 +187,7 @@ class Pivots:
         T2, B12 = mD.sum() - f @ c, (shrink**2) @ c
         B22 = (mD**2).sum() - 2.0 * f @ e + np.einsum("ti,ij,tj->t", f, G**2, f)
         det = one * (B22 - T2 * T2 / N) - (B12 - T1 * T2 / N) ** 2
-        result = 0.5 * np.log(np.maximum(0.25 * det, 1e-300))
+        result = 0.5 * np.log(np.maximum(0.25 * det, TINY))
         return result
 
     def solved(self, i: int, x: np.ndarray) -> np.ndarray:

@@ -225,7 +225,7 @@ def _draw_violins(shares: pd.DataFrame, title: str, ax: Axes | None) -> Axes:
     ax = axes(ax, width=float(np.clip(slot * len(shares), 4.6, 9.0)), height=4.2 + room)
     for at, (component, share) in enumerate(zip(shares.index, shares.to_numpy(), strict=True)):
         quartiles = np.quantile(share, [0.25, 0.5, 0.75])
-        if np.ptp(share) > 1e-12:  # a single value has no density
+        if np.ptp(share) > 1e-12:  # shares, between 0 and 1; a single value has no density
             bodies: Any = ax.violinplot(share, [at], widths=0.85, showextrema=False)["bodies"]
             for body in bodies:
                 body.set(facecolor=colours[component], edgecolor="none", alpha=0.9)

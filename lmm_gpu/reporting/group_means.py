@@ -201,7 +201,7 @@ def _coded_levels(fit: LMMFit, group: Grouping) -> Iterator[tuple[str, list[str]
     """Levels of the factors that are coded in X and constant within the groups; reference levels have no name."""
     counts = np.maximum(group.counts, 1)[:, None]
     share = group.sums / counts  # (groups, p)
-    pure = (group.indicators & (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0)).tolist()
+    pure = (group.indicators & ((share == 0) | (share == 1)).all(axis=0)).tolist()
     parsed = [_LEVEL.findall(name) for name in fit.summary.fixed_names]
     for factor in dict.fromkeys(factor for column in parsed for factor, _ in column):
         columns = [i for i, column in enumerate(parsed) if any(name == factor for name, _ in column)]
@@ -237,7 +237,7 @@ def _between(group: Grouping) -> np.ndarray:
     """Mask (p,) of the fixed effects that are 0 in some whole groups and 1 in the others."""
     counts = group.counts[group.counts > 0, None]
     share = group.sums[group.counts > 0] / counts  # (groups, p)
-    constant = (np.isclose(share, 0) | np.isclose(share, 1)).all(axis=0)
+    constant = ((share == 0) | (share == 1)).all(axis=0)
     return np.asarray(group.indicators & constant & (np.ptp(share, axis=0) > 0.5))
 
 

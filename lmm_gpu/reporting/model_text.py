@@ -200,7 +200,7 @@ def fixed_effects(summary: SummaryStats) -> list[FixedEffect]:
         if not indicators[i]:
             found.append(FixedEffect(name, "number", None, total / summary.n, levels))
         else:
-            kind = "intercept" if np.isclose(XX[i, i], summary.n) else "group of cells"
+            kind = "intercept" if XX[i, i] == summary.n else "group of cells"
             found.append(FixedEffect(name, kind, round(total), None, levels))
     return found
 
@@ -225,7 +225,7 @@ def _groups_of_cells(summary: SummaryStats, group: Grouping) -> tuple[list[str],
     names = summary.fixed_names
     for i in np.flatnonzero(group.indicators).tolist():
         name, cells = names[i], group.sums[:, i]
-        if np.allclose(cells, group.counts):
+        if np.array_equal(cells, group.counts):
             continue  # the intercept
         if treated := treatment_factor(summary.terms, i):
             factor, others = treated

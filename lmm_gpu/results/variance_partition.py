@@ -13,6 +13,9 @@ from .blockwise import Fitted
 from .nonnegative import nonnegative_estimates
 from .variance_components import average_variances
 
+#: Relative accuracy of sums of weights.
+_SAME = 1e-12
+
 
 def variance_partition(fit: Fitted) -> pd.DataFrame:
     """Fractions of the variance that each fixed term, each random effect and the residual explain.
@@ -80,7 +83,7 @@ def _covariance(summary: SummaryStats) -> np.ndarray:
         centred = means - sums / summary.n
         return np.asarray(within + (counts * centred).T @ centred) / summary.n
     total = summary.n if summary.total_weight is None else summary.total_weight
-    constant = np.flatnonzero(np.isclose(np.diagonal(XX), total, rtol=1e-12))
+    constant = np.flatnonzero(np.isclose(np.diagonal(XX), total, rtol=_SAME, atol=0.0))
     intercept = [i for i in constant if summary.fixed_names[i] in ("Intercept", "(Intercept)")]
     if not intercept:
         raise ValueError(
