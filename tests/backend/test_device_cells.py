@@ -145,6 +145,7 @@ def test_an_anndata_holds_them(put):
 
     class Holder:  # AnnData takes CuPy's arrays, and not those that are like them
         obs, var_names, layers, X = OBS, pd.Index([f"g{i}" for i in range(M)]), {}, put(COUNTS)
+        raw, var = None, pd.DataFrame(index=var_names)
 
     wanted = lmm_gpu.summarize(anndata.AnnData(COUNTS, OBS.set_index(OBS.index.astype(str))), FORMULA)
     found = lmm_gpu.summarize(Holder, FORMULA)
