@@ -150,7 +150,9 @@ def estimate_block(model: MixedModel, start: Array | None, coefficients: Contras
         dlogL=to_numpy(at_theta.score),
         logLik=to_numpy(at_theta.value + 0.5 * (at_theta.yPy / theta[-1, :] - model.likelihood.n_effective)),
         niter=to_numpy(outcome.niter).astype(float),
-        status=_final_status(to_numpy(outcome.status), _at_boundary(model, theta), to_numpy(ill_conditioned), options),
+        status=_final_status(
+            to_numpy(outcome.status), to_numpy(model.likelihood.at_boundary(theta)), to_numpy(ill_conditioned), options
+        ),
         coef=to_numpy(model.coefficients(theta, at_theta.v)),
         se=_root(to_numpy(model.contrast_variance(theta, coefficients))),
     ).without_invalid()
@@ -225,14 +227,6 @@ def _valid(model: MixedModel, theta: Array) -> np.ndarray:
         part = namespace(theta).take(theta, index, axis=1)
         valid[doubtful] = to_numpy(model.select(index).positive_definite(part))
     return valid
-
-
-def _at_boundary(model: MixedModel, theta: Array) -> np.ndarray:
-    # a component at exactly zero, or a singular covariance matrix (b,); a start at zero moves at once
-    if isinstance(model.likelihood, GroupedEffects):
-        return to_numpy(model.likelihood.at_boundary(theta))
-    at_zero: np.ndarray = (to_numpy(theta)[:-1] == 0).any(axis=0)
-    return at_zero
 
 
 def _final_status(

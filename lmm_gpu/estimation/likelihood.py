@@ -226,6 +226,11 @@ class Likelihood(ABC):
         quadratic = xp.concat([top, bottom[None, :, :]], axis=0) / (s_0 * s_0 * s_0)[None, None, :]
         return quadratic - self._composed(s_0, g, t).information
 
+    def at_boundary(self, theta: Array) -> Array:
+        """Flags (b,) of genes with a component of exactly zero; a start at zero moves at once."""
+        xp = namespace(theta)
+        return xp.any(theta[: self.n_components, :] == 0, axis=0)
+
     def ratios(self, theta: Array) -> Array:
         """Variance ratios g (k, b) at `theta` (k+1, b)."""
         return theta[: self.n_components, :] / theta[self.n_components :, :]

@@ -128,7 +128,8 @@ def _by_directions(joint: JointContrasts, method: str, between_within: float) ->
     W, known = theta_covariance(joint.model, joint.theta, method)  # (k+1, k+1, b), (b,)
     values, slope = _principal(joint.covariance, joint.gradient)
     nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
-    df = limit_df(combine_df(nu), method, to_numpy(joint.theta), to_numpy(known), np.asarray(between_within))
+    at_boundary = to_numpy(joint.model.likelihood.at_boundary(joint.theta))  # (b,)
+    df = limit_df(combine_df(nu), method, at_boundary, to_numpy(known), np.asarray(between_within))
     return FTest(_wald(joint.estimate, joint.covariance), joint.Q.shape[0], df)
 
 

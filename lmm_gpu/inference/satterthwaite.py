@@ -54,18 +54,17 @@ def quadratic_form(W: Array, gradient: Array) -> Array:
     return xp.sum(gradient * moved, axis=0)
 
 
-def limit_df(df: np.ndarray, method: str, theta: np.ndarray, known: np.ndarray, cap: np.ndarray) -> np.ndarray:
+def limit_df(df: np.ndarray, method: str, at_boundary: np.ndarray, known: np.ndarray, cap: np.ndarray) -> np.ndarray:
     """Degrees of freedom (c, b) after the rules of `method`; `cap` (c, 1) are the between-within df.
 
-    "satterthwaite" is at most between-within, and between-within where a component is held at zero or theta has no
-    information (NaN). "lmertest" is lmerTest's own number, but between-within where a component is held at zero or
-    the observed information is not positive definite (not `known` (b,)): there lmerTest drops the component and
-    jumps to about n - p, which is not safe. Both are NaN where nothing is left to test against between the groups (NaN
-    in `cap`). "kenward-roger" is pbkrtest's everywhere.
+    "satterthwaite" is at most between-within, and between-within at the boundary (`at_boundary` (b,): a component is
+    zero or a covariance matrix is singular) or where theta has no information (NaN). "lmertest" is lmerTest's own
+    number, but between-within at the boundary or where the observed information is not positive definite (not `known`
+    (b,)): there lmerTest drops the component and jumps to about n - p, which is not safe. Both are NaN where nothing
+    is left to test against between the groups (NaN in `cap`). "kenward-roger" is pbkrtest's everywhere.
     """
     if method == "kenward-roger":
         return df
-    at_zero = (theta[:-1] == 0).any(axis=0)  # (b,)
     if method == "lmertest":
-        return np.where(at_zero | ~known | np.isnan(cap), cap, df)
-    return np.where(at_zero | np.isnan(cap), cap, np.fmin(df, cap))
+        return np.where(at_boundary | ~known | np.isnan(cap), cap, df)
+    return np.where(at_boundary | np.isnan(cap), cap, np.fmin(df, cap))

@@ -76,7 +76,8 @@ def contrast_se_and_df(
     if method in GRADIENT_METHODS:
         W, known = theta_covariance(model, theta, method)  # (k+1, k+1, b), (b,)
         raw = to_numpy(satterthwaite_df(gradient, variance, W))  # (c, b)
-        df = limit_df(raw, method, to_numpy(theta), to_numpy(known), between_within[:, None])
+        at_boundary = to_numpy(model.likelihood.at_boundary(theta))  # (b,)
+        df = limit_df(raw, method, at_boundary, to_numpy(known), between_within[:, None])
         if method == "kenward-roger":
             total = total + 2.0 * model.contrast_adjustment(theta, contrasts, W)
     else:

@@ -87,6 +87,20 @@ def test_df_are_lmertests_and_pbkrtests(case, df, se, wanted):
     np.testing.assert_allclose(found.df[:, some], case.r[f"lmer_{wanted}"][:, some], rtol=1e-5)
 
 
+@pytest.mark.parametrize("df", ["satterthwaite", "lmertest"])
+def test_singular_covariance_matrices_have_between_within_df(case, df):
+    """A singular matrix may have positive variances; its information is not that of an interior optimum."""
+    singular = ~case.interior
+    if not singular.any():
+        pytest.skip("all covariance matrices are regular")
+    C = np.eye(len(case.fit.coef))
+    within = case.fit.contrast_test(C, "between-within").df
+    found = case.fit.contrast_test(C, df).df
+    np.testing.assert_array_equal(found[:, singular], np.broadcast_to(within, found.shape)[:, singular])
+    joint, wanted = (case.fit.f_test(C, method).df for method in (df, "between-within"))
+    np.testing.assert_array_equal(joint[singular], wanted[singular])
+
+
 def test_blups_are_lme4s(case):
     found, some = case.fit.RE.to_numpy(), case.interior
     wanted = case.r["lmer_ranef"]
