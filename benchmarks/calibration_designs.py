@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import machine
@@ -163,6 +163,23 @@ def visits(donors: int) -> Groups:
     return samples(donor, (visit > 0).astype(float), cells)
 
 
+def batches(count: int, per: int) -> Groups:
+    """Batches of donors, every other one treated, with three types of cells: effects of batch, donor and donor:type."""
+    donors = count * per
+    batch, arm = np.repeat(np.arange(count), per), np.arange(donors) % 2
+    groups = types(donors, np.full(donors, 50), np.eye(6)[3:4])
+    bulk = t_of_means(np.column_stack([one_hot(batch), arm]), np.r_[np.zeros(count), 1.0], np.arange(donors))
+    return replace(groups, Z={"batch": one_hot(np.tile(batch, 3)), **groups.Z}, pseudobulk=bulk)
+
+
+def paired(donors: int) -> Groups:
+    """Two samples of each donor, one treated, with three types of cells: effects of donor, sample and donor:type."""
+    donor, arm, kind = (part.ravel() for part in np.indices((donors, 2, 3)))
+    K = np.eye(3)[kind]
+    Z = {"donor": one_hot(donor), "sample": one_hot(2 * donor + arm), "donor:type": one_hot(3 * donor + kind)}
+    return Groups(np.full(len(donor), 50), np.hstack([K, K * arm[:, None]]), Z, np.eye(6)[3:4])
+
+
 def designs() -> Iterator[tuple[str, Groups, tuple[float, ...]]]:
     """Yield name, groups and true variances over that of the residual."""
     first, all_types = np.eye(6)[3:4], np.eye(6)[3:]
@@ -193,6 +210,9 @@ def designs() -> Iterator[tuple[str, Groups, tuple[float, ...]]]:
         donors_only(np.array([2, 3, 2, 3, 3, 2]), np.arange(6) % 2, moderate=True),
         (0.3,),
     )
+    for variances in ((0.1, 0.1, 0.05), (0.02, 0.1, 0.01)):
+        yield "three effects: 3 batches of 4 donors, effect in one type", batches(3, 4), variances
+        yield "three effects: 6 donors with 2 samples, effect in one type", paired(6), variances
     yield (
         "unequal variances: 8 donors, 2 with 9 times",
         donors_only(np.full(10, 100), np.r_[np.zeros(8), 1, 1], scale={"donor": np.r_[np.ones(8), 3, 3]}),
@@ -230,7 +250,7 @@ def main() -> None:
     for row in study(options.genes or (1_000 if options.quick else 10_000), options.quick):
         rows.append(row)
         shown = "  ".join("/".join(f"{rate:5.2f}" for rate in rates) for rates in row["rates"].values())
-        print(f"{row['design']:48s} {row['variances']!s:12s} {shown}", flush=True)
+        print(f"{row['design']:58s} {row['variances']!s:17s} {shown}", flush=True)
     machine.write({"levels": LEVELS, "methods": METHODS, "rows": rows}, options)
 
 
