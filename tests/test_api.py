@@ -1,4 +1,4 @@
-"""The Python face: the same answers from every way in, and what it refuses before and while reading."""
+"""The Python API: equal results for every kind of input, and errors before and while reading."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_other_files(tmp_path, plain):
         assert found.coef.columns.tolist() == GENES
 
 
-def test_summary_statistics_are_the_halfway_house(adata, plain):
+def test_summary_statistics_are_the_intermediate_result(adata, plain):
     summary = summarize(adata, FORMULA, progress=False)
     same(fit(summary, progress=False), plain)
     assert fit(summary, method="ML", progress=False).method == "ML"
@@ -241,7 +241,7 @@ def test_fit_takes_the_same_options():
 # --- options --------------------------------------------------------------------------------------
 
 
-def test_defaults_are_those_of_the_python_face():
+def test_defaults_are_those_of_the_python_api():
     found = quiet_fit((VALUES, OBS))
     assert (found.method, found.epsilon, found.ddf) == ("REML", 1e-5, "satterthwaite")
     assert (found.df.loc[ARM] <= 6 - 2).all()  # donors less two: the effect is between donors
@@ -258,7 +258,7 @@ def test_options_reach_the_fit():
         ).all()
 
 
-def test_progress_is_silent_where_nobody_watches(capsys):
+def test_progress_is_silent_without_a_terminal(capsys):
     fit((VALUES, OBS), FORMULA)
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
@@ -268,7 +268,7 @@ def test_one_gene():
     assert len(quiet_fit((VALUES[:, :1], OBS)).test(ARM)) == 1
 
 
-def test_weird_names_of_columns_levels_and_genes():
+def test_unusual_names_of_columns_levels_and_genes():
     obs = pd.DataFrame({"état, n°": np.where(DONOR < 3, 'a "0"/x', "b, (c):[d] - e"), "患者 id": OBS["donor"]})
     genes = ["a,b", 'c"d', "e/f", "é", " ", "-"]
     found = quiet_fit((pd.DataFrame(VALUES, OBS.index, genes), obs), "~\n `état, n°`\t+ (1 | `患者 id`)\n")

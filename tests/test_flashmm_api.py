@@ -1,4 +1,4 @@
-"""FLASHMM's face: its arguments, every kind of input, R's designs from formulas, and sentences for what is wrong."""
+"""FLASHMM's API: its arguments, every kind of input, R's designs from formulas, and error messages."""
 
 from __future__ import annotations
 

@@ -270,7 +270,7 @@ def test_df_and_labels(case):
         assert list(case.fit.coef.columns) == list(case["fit_coef.names1"])
 
 
-def test_status_tells_who_converged(case):
+def test_status_marks_converged_genes(case):
     stopped = case.call["max_iter"] < 50
     allowed = {"max_iter"} if stopped else {"converged", "converged_at_rounding"}
     fitted = ~np.isnan(case["fit_logLik"])

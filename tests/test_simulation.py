@@ -218,7 +218,7 @@ def test_labels_that_are_numbers_or_categories_become_text(reference):
     assert (dat.metadata["batch"] == 7).all()
 
 
-def test_more_genes_and_cells_than_the_reference_get_names_of_their_own(reference):
+def test_more_genes_and_cells_than_the_reference_get_new_names(reference):
     counts = reference.counts.iloc[:3].set_axis(["a", "a.1", "b"])
     dat = simuRNAseq(counts, nGenes=40, nCells=4000, nDEgenes=2, seed=16)
     assert dat.counts.shape == (40, 4000)

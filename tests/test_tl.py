@@ -126,7 +126,7 @@ def test_written_and_read_back(adata, tmp_path):
         pd.testing.assert_frame_equal(again.varm[key], adata.varm[key], check_dtype=False, check_categorical=False)
 
 
-def test_what_cannot_be_kept_is_refused():
+def test_results_that_cannot_be_stored_are_refused():
     with pytest.raises(ValueError, match=r"contrasts b/a, b\|a: '/' becomes '\|'"):
         tl.lmm(cells(), FORMULA, contrast={"b/a": "state[T.b]", "b|a": "state[T.c]"}, progress=False)
     made = cells()

@@ -144,7 +144,7 @@ def test_concat():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_far_from_zero(name):
-    """Summed up about a centre, added up about different ones, and fitted."""
+    """Accumulate about a centre, add sums about different centres, and fit."""
     design, halves = dense.DESIGNS[name], (slice(0, 25), slice(25, None))
     Y = dense.draw_genes(design, 4)
     X, Z, far = on_device(design.X), on_device(design.Z), on_device(Y + np.array([1e6, 1e3, -1e5, 0.0]))

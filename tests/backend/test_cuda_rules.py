@@ -117,7 +117,7 @@ def test_tables_are_built_inside_their_device():
     assert rows.device == SECOND
 
 
-def test_what_the_loop_waits_for():
+def test_synchronisations_of_the_loop():
     """One component: whether genes are done, each time. The wait inside the step is another test's."""
     model, _ = model_of("one_nested")
     with cuda.counting() as count:
@@ -178,7 +178,7 @@ def test_launches_of_several_components_do_not_grow_with_q():
     assert len(counts) == 1
 
 
-def test_what_cannot_be_fused_is_computed_as_written():
+def test_functions_that_cannot_be_fused_are_computed_as_written():
     """With one warning that names it, and never again through the tracer."""
 
     def doubled_in_length(xp, _, x):
@@ -192,7 +192,7 @@ def test_what_cannot_be_fused_is_computed_as_written():
         np.testing.assert_array_equal(found.get(), [1.0, 2.0, 1.0, 2.0])
 
 
-def test_what_is_wrong_with_the_arrays_is_no_reason_not_to_fuse():
+def test_errors_of_the_arrays_do_not_prevent_fusion():
     function = fused(lambda xp, _, x, y: (x + y,))
     x = asarray([1.0, 2.0])
     with pytest.raises(ValueError, match="enter the array's device"):

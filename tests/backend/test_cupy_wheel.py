@@ -176,13 +176,13 @@ summary = cross_products(np.ones((60, 1)), Z, Y, d=(6,))
 fit = fit_summary(summary, FitOptions(device="cpu"))
 assert np.isfinite(fit.estimates.theta).all()
 assert "cupy" not in sys.modules
-looked = fit_summary(summary, FitOptions())  # looks for a device, by CuPy, and does without
+looked = fit_summary(summary, FitOptions())  # CuPy finds no device: fits on the CPU
 np.testing.assert_allclose(looked.estimates.theta, fit.estimates.theta, rtol=1e-8)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_arrays_are_told_to_be_cupys():
+def test_cupy_arrays_are_recognised():
     """The namespace of CuPy's arrays, in which functions are fused, and their device."""
     x = wheel.empty((3,))
     xp = arrays.namespace(x, 1.0, None)

@@ -1,4 +1,4 @@
-"""Cells on a device are summed up there: the same statistics as on the host, and no values that come to it."""
+"""Cells on a device are accumulated there: the statistics equal the host's, and no values are copied to it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ON_DEVICE = {
     "csc": lambda Y: cupyx_like.of(sparse.csc_matrix(Y)),
 }
 HOW = {
-    "as they look": {},
+    "auto-detected": {},
     "log1p": {"transform": "log1p"},
     "not counts": {"is_counts": False},
     "normalize": {"transform": "normalize"},
@@ -85,7 +85,7 @@ def test_only_sums_and_sizes_come_to_the_host(put):
     assert max(taken) < COUNTS.size
 
 
-def test_a_matrix_on_another_device_is_summed_up_there(put):
+def test_a_matrix_on_another_device_is_accumulated_there(put):
     """Whatever device is the current one, of the thread that reads and of the one that computes."""
     with Device(1):
         values = put(COUNTS)
@@ -95,7 +95,7 @@ def test_a_matrix_on_another_device_is_summed_up_there(put):
         )
 
 
-def test_what_the_caller_brought_is_not_touched():
+def test_objects_of_the_caller_are_not_modified():
     """CuPy sorts a matrix in place before it multiplies."""
     rows = sparse.csr_matrix(COUNTS)
     for row in range(N):  # entries of a row in the order of no index

@@ -118,7 +118,7 @@ def test_with_cuda_devices(cupy):
 @pytest.mark.parametrize(
     "bad", ["gpu", "cuda:x", "cuda:-1", "", None, 3, [], ["cpu", "cpu"], ["cuda", "cuda:0"], "cuda:0,", ","]
 )
-def test_what_is_no_device(cupy, bad):
+def test_invalid_devices(cupy, bad):
     with pytest.raises(ValueError, match="device"):
         resolve(bad)
 
@@ -183,7 +183,7 @@ def test_a_limited_pool(cupy):
     kept = device.put(np.ones(1000))
     assert device.pool_bytes()[0] - used == 8192 and device.pool_bytes()[1] >= max(total, used + 8192)
     with pytest.raises(cuda.OutOfMemoryError), device.limited(device.pool_bytes()[0] + 512):
-        Cuda(0).put(np.ones(1000))  # has a pool of its own
+        Cuda(0).put(np.ones(1000))  # has a separate pool
         device.put(np.ones(1000))
     device.put(kept.get())
 
@@ -201,7 +201,7 @@ def test_waiting_for_all_of_a_device(cupy):
     assert cupy.log == ["synchronised 1"]
 
 
-def test_a_stream_of_ones_own(cupy):
+def test_a_separate_stream(cupy):
     device = Cuda(1)
     with device.own_stream() as one, device.own_stream() as other:
         assert one is not other and one.device == other.device == cuda.DEVICES[1]

@@ -212,7 +212,7 @@ def test_tabulated(library):
 # --- bad genes stand alone ------------------------------------------------------------------------
 
 
-def test_indefinite_genes_stand_alone(case):
+def test_indefinite_genes_do_not_affect_the_others(case):
     asarray, name, method = case
     ss, moved_ss, design = summaries(name, asarray)
     theta = dense.draw_theta(design, ss.m, "positive")
@@ -224,7 +224,7 @@ def test_indefinite_genes_stand_alone(case):
     np.testing.assert_allclose(to_numpy(found.value)[good], ours.value[good], rtol=1e-10)
 
 
-def test_a_gene_that_is_not_a_number_stands_alone(case):
+def test_a_gene_of_nan_does_not_affect_the_others(case):
     asarray, name, method = case
     ss, _, _ = summaries(name, asarray, m=4)
     good = np.arange(4) != 2
@@ -238,7 +238,7 @@ def test_a_gene_that_is_not_a_number_stands_alone(case):
     np.testing.assert_allclose(to_numpy(found.theta)[:, good], wanted.theta[:, good], rtol=1e-8)
 
 
-# --- one Fisher iteration that never looks at a value ---------------------------------------------
+# --- one Fisher iteration that reads no value on the host -----------------------------------------
 
 
 def begun(name, method, m=4):

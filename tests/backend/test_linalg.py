@@ -83,7 +83,7 @@ def test_small_matrices_that_are_not_positive_definite():
 
 
 def test_a_singular_small_system_is_solved_where_it_can_be():
-    """Two components that cannot be told apart: one is left at zero, and the equations still hold."""
+    """Two confounded components: one stays at zero, and the equations are still satisfied."""
     A = np.array([[2.0, 2.0, 1.0], [2.0, 2.0, 1.0], [1.0, 1.0, 3.0]])
     rhs = A @ np.array([1.0, -3.0, 2.0])
     factor, ok = factored(A[:, :, None])

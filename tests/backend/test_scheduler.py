@@ -125,7 +125,7 @@ def test_an_error_ends_it(workers):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_who_stops_listening_ends_it(workers):
+def test_closing_the_generator_ends_it(workers):
     """As an interrupt from the keyboard does: blocks under way are finished, the others are left."""
     seen = []
 
@@ -278,7 +278,7 @@ def test_memory_that_runs_out_at_any_allocation():
 
 
 def test_a_device_with_little_memory():
-    """The limit holds and the numbers are the same; with too little, the numbers are told."""
+    """The limit is kept and the results are the same; with too little memory, the error states the amounts."""
     ss = statistics("two", 40)
     wanted = fit_summary(ss, FitOptions(device="cpu"))
     with cuda.byte_limit() as plenty:

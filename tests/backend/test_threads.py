@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from lmm_gpu.backend.threads import FEW_ROWS, in_threads, quiet_blas
 
 #: Two contexts of which the second is entered after the first and left after it. threadpoolctl lets one thread change
-#: the setting as long as that thread lives, so that each case has a process of its own.
+#: the setting as long as that thread lives, so each case runs in a separate process.
 OVERLAP = """
 import numpy, sys, threading
 from threadpoolctl import threadpool_info

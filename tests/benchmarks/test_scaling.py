@@ -88,7 +88,7 @@ def test_work_of_more_genes_is_on_the_line_through_those_counted():
     assert (found.bytes, found.product_flop, found.launches) == (3100.0, 7000.0, 9)
 
 
-def test_gzip_is_bound_by_one_thread_that_decompresses():
+def test_decompression_on_one_thread_limits_gzip():
     """1.6e9 non-zeros at 10^7 a second; adding takes half of that, meanwhile."""
     found = summing_up(MACHINE, SIZE, HERE, 40)
     assert found["reading"] == pytest.approx(160.0)
@@ -97,13 +97,13 @@ def test_gzip_is_bound_by_one_thread_that_decompresses():
     assert bottleneck(predict(MACHINE, SIZE, HERE, COUNT), HERE) == "reading"
 
 
-def test_on_one_core_nothing_goes_on_meanwhile():
+def test_on_one_core_nothing_overlaps():
     found = summing_up(MACHINE, SIZE, replace(HERE, cores=1), 0)
     assert found["reading"] == pytest.approx(160.0) and found["adding"] == pytest.approx(80.0)
     assert bottleneck(found, replace(HERE, cores=1)) == "reading"
 
 
-def test_uncompressed_files_are_bound_by_adding_up():
+def test_accumulation_limits_uncompressed_files():
     place = replace(HERE, compression="none")
     found = summing_up(MACHINE, SIZE, place, 0)
     assert found["reading"] + found["adding"] == pytest.approx(80.0)
@@ -131,7 +131,7 @@ def test_many_donors_cost_one_addition_per_sum_and_chunk():
 
 
 @pytest.mark.parametrize("gpu", [None, "H100"])
-def test_everything_grows_with_cells_and_only_summing_up_does(gpu):
+def test_only_accumulation_grows_with_cells(gpu):
     place = Place("", 64, 32, gpu, 8 if gpu else 0)
     rows = [predict(MACHINE, Size(cells), place, COUNT) for cells in scaling.CELLS]
     for before, after in itertools.pairwise(rows):
@@ -139,7 +139,7 @@ def test_everything_grows_with_cells_and_only_summing_up_does(gpu):
         assert (after["fit"], after["test"]) == (before["fit"], before["test"])
 
 
-def test_more_cores_and_gpus_never_slow_what_they_share():
+def test_more_cores_and_gpus_never_slow_shared_work():
     assert on_cores(RATES, 4).memory_tb_per_s == 4 * RATES.memory_tb_per_s
     assert on_cores(RATES, 4).us_per_launch == RATES.us_per_launch
     times = [computing(MACHINE, SIZE, Place("", 64, 1, "H100", n), COUNT)["fit"] for n in (1, 2, 8)]

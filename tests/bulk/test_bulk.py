@@ -179,7 +179,7 @@ def test_small_groups_and_missing_keys_are_left_out(cells, caplog):
     assert f"fewer than {least} cells" in caplog.text
 
 
-def test_what_is_not_counts_is_refused(cells):
+def test_values_that_are_not_counts_are_refused(cells):
     cells.X = cells.X * np.float32(0.5)
     with pytest.raises(ValueError, match="not counts; layer= names the raw counts"):
         pseudobulk(cells, "donor")

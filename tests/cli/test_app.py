@@ -419,7 +419,7 @@ def test_a_contrast_is_checked_before_the_cells_are_read(command, tmp_path):
     assert_refused(answer, "no column is called 'arm'")  # and not the NaN among the cells
 
 
-def test_nothing_half_written_remains(command, tmp_path):
+def test_no_partial_file_remains(command, tmp_path):
     command("fit", *NPZ, "-f", FORMULA, "-o", tmp_path)
     old = (tmp_path / "results.csv.gz").read_bytes()
     (tmp_path / "results.csv.gz").unlink()
@@ -530,8 +530,8 @@ def test_info(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     code, printed, _ = command("info")
     assert code == 0
-    for told in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit runs on cuda:0"):
-        assert told in printed
+    for expected in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit runs on cuda:0"):
+        assert expected in printed
     code, printed, _ = command("info", "--json")
     assert code == 0 and json.loads(printed)["device"] == "cuda:0"
 

@@ -46,5 +46,5 @@ def test_parameters_become_options(python, shell):
         "see --df=3",
     ],
 )
-def test_what_the_caller_wrote_stays(text):
+def test_text_of_the_caller_stays(text):
     assert in_options(text, FLAGS) == text

@@ -135,9 +135,9 @@ def test_an_interrupt_during_the_commit_waits_for_its_end(cells, tmp_path, monke
 # --- the lock -------------------------------------------------------------------------------------
 
 
-def test_a_second_run_is_told_of_the_first(tmp_path):
-    told = rf"process {os.getpid()} on {socket.gethostname()}"
-    with locked(tmp_path / "r"), pytest.raises(ValueError, match=told), locked(tmp_path / "r"):
+def test_a_second_run_names_the_first(tmp_path):
+    message = rf"process {os.getpid()} on {socket.gethostname()}"
+    with locked(tmp_path / "r"), pytest.raises(ValueError, match=message), locked(tmp_path / "r"):
         raise AssertionError("two runs in one folder")
     assert not (tmp_path / "r").exists()  # nothing was written
 

@@ -55,9 +55,9 @@ def command(capsys, place, monkeypatch):
 
 @pytest.mark.parametrize("ending", STARTS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_picture_in_every_format(command, tmp_path, kind, ending):
+def test_every_plot_in_every_format(command, tmp_path, kind, ending):
     options = ["--gene", "g3"] if kind == "gene" else ["-c", "depth"] if "contrast" in KINDS[kind] else []
-    path = tmp_path / "made" / f"picture.{ending}"
+    path = tmp_path / "made" / f"plot.{ending}"
     assert command("plot", "run", kind, *options, "-o", path) == (0, f"wrote {path}\n", "")
     assert path.read_bytes().startswith(STARTS[ending])
 
@@ -72,7 +72,7 @@ def test_own_plots_and_pages_are_replaced_and_others_are_not(command, tmp_path, 
     assert command(*words, "-o", tmp_path / name, "--force")[0] == 0
 
 
-def test_options_reach_the_picture(command, tmp_path, monkeypatch):
+def test_options_reach_the_plot(command, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(pl, "volcano", lambda table, **options: drawn.append(options) or plt.subplots()[1])
     monkeypatch.setattr(pl, "gene", lambda fit, name, **options: drawn.append((name, options)) or plt.subplots()[1])
@@ -121,7 +121,7 @@ def test_report(command, tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_shown(command, place, arguments, message):
+def test_arguments_that_plot_refuses(command, place, arguments, message):
     before = sorted(place.rglob("*"))
     code, out, err = command(*arguments)
     assert code == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1 and message in err

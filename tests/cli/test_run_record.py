@@ -74,7 +74,7 @@ def test_a_repeated_run_writes_the_same_bytes(command, tmp_path, monkeypatch, op
     assert one["options"] == two["options"] and one["data"] == two["data"]
 
 
-def test_without_another_folder_the_run_is_made_anew_in_its_own(command, tmp_path):
+def test_without_another_folder_the_run_is_repeated_in_its_folder(command, tmp_path):
     command(*FIRST, "-o", "one")
     old = results(tmp_path / "one")
     (tmp_path / "one" / "results.csv.gz").unlink()
@@ -166,7 +166,7 @@ def test_a_record_that_cannot_be_used(command, tmp_path, fields, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"not json", b"\xff\xfe", b"{}"])
-def test_what_is_no_record(command, tmp_path, content):
+def test_invalid_records(command, tmp_path, content):
     (tmp_path / "run.json").write_bytes(content)
     refused(command("fit", "--config", "run.json", "-o", "two"), "run.json", "pass the run.json of a folder")
 
@@ -184,14 +184,14 @@ def test_data_that_were_moved_can_be_named(command, tmp_path):
     assert results(tmp_path / "two") == results(tmp_path / "one")
 
 
-def test_data_that_were_changed_are_told(command, tmp_path):
+def test_changed_data_are_reported(command, tmp_path):
     command(*FIRST, "-o", "one")
     sparse.save_npz(tmp_path / "cells.npz", sparse.csr_matrix(RNG.poisson(6.0, size=(N, M))))
     code, _, err = command("fit", "--config", "one/run.json", "-o", "two")
     assert code == 0 and "cells.npz was changed after the run that one/run.json describes" in err
 
 
-def test_another_version_is_told(command, tmp_path):
+def test_another_version_is_reported(command, tmp_path):
     command(*FIRST, "-o", "one")
     changed(tmp_path / "one" / "run.json", versions={"lmm_gpu": "0.0.9"})
     code, _, err = command("fit", "--config", "one/run.json", "-o", "two")

@@ -80,7 +80,7 @@ INEXACT += ["indefinite genes", "more than 65,535 genes at once", "two streams"]
 
 
 @pytest.mark.parametrize("name", INEXACT)
-def test_lost_digits_are_found(name):
+def test_cancellation_is_detected(name):
     found = runner.check(name, on(Inexact()))
     assert found["status"] == "failed" and "deviates by" in found["reason"]
     assert found["deviation"] > LIMIT
@@ -150,15 +150,15 @@ def test_indefinite_genes_that_are_not_flagged(monkeypatch):
     assert "indefinite matrices are not flagged" in runner.check("indefinite genes", cuda())["reason"]
 
 
-@pytest.mark.parametrize(("gene", "told"), [(1, "a gene of NaN is converged"), (6, "a constant gene is converged")])
-def test_bad_genes_that_are_not_told(monkeypatch, gene, told):
+@pytest.mark.parametrize(("gene", "reason"), [(1, "a gene of NaN is converged"), (6, "a constant gene is converged")])
+def test_bad_genes_that_are_not_reported(monkeypatch, gene, reason):
     def careless(*operands):
         fit = fit_summary(*operands)
         fit.estimates.status[gene] = Status.CONVERGED
         return fit
 
     monkeypatch.setattr(checks, "fit_summary", careless)
-    assert runner.check("bad genes", on(Device()))["reason"] == told
+    assert runner.check("bad genes", on(Device()))["reason"] == reason
 
 
 def test_a_bad_gene_that_moves_another_one(monkeypatch):
@@ -254,7 +254,7 @@ def test_an_error_is_a_failure(monkeypatch):
     assert found["reason"].startswith("ZeroDivisionError: ") and "(test_selftest.py, line " in found["reason"]
 
 
-def test_which_device_is_checked():
+def test_subject_of_a_selftest():
     assert runner.subject_of("cuda:1", True).other.name == "cuda:0"
     assert runner.subject_of("cpu", True).other is None
     with pytest.raises(ValueError, match="devices are checked one at a time"):

@@ -1,4 +1,4 @@
-"""What is there to compute with, told on any machine."""
+"""Report of devices and libraries, on any machine."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def fails(*_):
     ],
 )
 def test_a_cupy_that_cannot_be_used(monkeypatch, module, reason):
-    """The version is told all the same, and the reason is the first thing that went wrong."""
+    """The version is still reported, and the reason is the first error."""
     monkeypatch.setattr(cuda_devices, "_cupy", lambda: module)
     found = system_info()
     assert found["versions"]["cupy"] == module.__version__
@@ -80,7 +80,7 @@ def test_a_device_that_is_counted_and_cannot_be_used(monkeypatch):
     assert found["device"] == "cpu" and found["why_not"].startswith("not cuda: CuPy finds a device")
 
 
-def test_libraries_are_told_without_importing_them():
+def test_libraries_are_reported_without_importing_them():
     code = "import sys; from lmm_gpu.cli.system_info import system_info as f; f();"
     code += " print({'torch', 'jax'} & set(sys.modules))"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -103,7 +103,7 @@ def test_the_longest_name_wins_and_quotes_overrule_it():
     np.testing.assert_array_equal(parse_contrast('"A-B"-A', names), [-1, 0, 1])
 
 
-def test_a_number_is_a_number_even_if_a_column_is_called_so():
+def test_numbers_take_precedence_over_columns_of_the_same_name():
     np.testing.assert_array_equal(parse_contrast("2*`2` - A", ["2", "A"]), [2, -1])
 
 
@@ -166,7 +166,7 @@ def test_long_flat_expressions_and_long_signs_are_read():
     ("typed", "meant"),
     [("cls1:trtb", "cls1:trtB"), ("log(libsze)", "log(libsize)"), ("condition[T.pre-C]", "condition[T.pre-B]")],
 )
-def test_an_unknown_name_is_answered_with_the_closest(typed, meant):
+def test_an_unknown_name_suggests_the_closest(typed, meant):
     with pytest.raises(ValueError) as caught:
         parse_contrast(f"cls1 - {typed}", AWKWARD)
     assert f"no column is called {typed!r}" in str(caught.value)

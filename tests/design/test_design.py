@@ -300,12 +300,12 @@ def test_refused(obs, formula, texts):
     refused(formula, obs, *texts)
 
 
-@pytest.mark.parametrize("face", [fixed_design, random_columns])
-def test_one_sided_formulas_take_no_bars(obs, face):
+@pytest.mark.parametrize("build", [fixed_design, random_columns])
+def test_one_sided_formulas_take_no_bars(obs, build):
     with pytest.raises(ValueError, match=r"cannot use '\|'.*parentheses"):
-        face("~ 0 + (1 | donor)", obs)
+        build("~ 0 + (1 | donor)", obs)
     with pytest.raises(ValueError, match="left-hand side"):
-        face("y ~ donor", obs)
+        build("y ~ donor", obs)
 
 
 @pytest.mark.parametrize("formula", ["~ {} + (1 | donor)", "~ 1 + (1 | {})", "~ (0 + C({}) || donor)"])
@@ -417,9 +417,9 @@ def test_code_is_refused_unrun(obs, mark, code):
         f"~ [{code} ~ age] + (1 | donor)",
     ):
         refused(formula, obs)
-    for face in (fixed_design, random_columns):
+    for build in (fixed_design, random_columns):
         with pytest.raises(ValueError):
-            face(f"~ {code}", obs)
+            build(f"~ {code}", obs)
     assert not mark.exists()
 
 
@@ -438,7 +438,7 @@ def test_refusal_names_the_piece(obs, code, piece):
     refused(f"~ {code} + (1 | donor)", obs, f"cannot use {piece}")
 
 
-def test_columns_that_look_like_code_are_only_names(obs, mark):
+def test_columns_named_like_code_are_not_evaluated(obs, mark):
     name = """a" + open('ran', 'w') + "b"""
     obs[name] = obs["age"]
     X, names = fixed_design(f"~ `{name}` + log(`{name}`)", obs)

@@ -129,7 +129,7 @@ def time_limit(what):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_answer_or_one_sentence(kind, seed, tmp_path, monkeypatch):
+def test_a_result_or_a_one_line_error(kind, seed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make, use = KINDS[kind]
     rng = random.Random(f"{kind}{seed}")

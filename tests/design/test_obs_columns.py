@@ -49,7 +49,7 @@ def test_levels_of_whole_numbers_are_named_without_a_point(kind):
     assert design.random_names == ("batch[1]", "batch[2]", "batch[10]")
 
 
-def test_names_that_look_like_numbers_stay_apart():
+def test_names_that_parse_as_numbers_stay_distinct():
     names = ["891e3", "891000", "04567", "4567", "1E1", "10", "007", "7"]
     table = pd.DataFrame({"donor": np.repeat(names, 2)})
     assert set(build_design("~ 1 + (1 | donor)", table).random_names) == {f"donor[{name}]" for name in names}

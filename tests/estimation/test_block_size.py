@@ -46,7 +46,7 @@ def test_amounts_of_memory(text, size):
     "text",
     ["", "lots", "2 parsecs", "GB", "-1", -5, 0, "0GB", "1..5GB", "1e400", "inf", "nan", "2IB", True, "2,5GB", []],
 )
-def test_what_is_no_amount_of_memory(text):
+def test_invalid_amounts_of_memory(text):
     with pytest.raises(ValueError, match=rf"memory={re.escape(repr(text))} is not an amount.*such as '2GB'"):
         parse_memory(text)
 

@@ -172,7 +172,7 @@ def test_a_small_score_far_from_the_optimum_is_not_convergence():
     assert abs(outcome.theta[0, 0] - 1e6) < 1e-4 * standard_error
 
 
-def test_components_that_cannot_be_told_apart():
+def test_confounded_components():
     """A singular information: the loop still finds an optimum and does not fail."""
     H = np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])[:, :, None]
     outcome = run(toy([[2.0], [3.0], [4.0]], H=H))
@@ -435,7 +435,7 @@ def test_without_bounds_there_is_no_fallback():
 
 @pytest.mark.parametrize("design", [dense.DESIGNS["two"], sparse_design(3), twice(sparse_design(3))])
 @pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
-def test_a_hopeless_gene_does_not_change_the_others(design, method, bounds):
+def test_a_gene_without_an_optimum_does_not_affect_the_others(design, method, bounds):
     """It leaves the batch at another time: shapes of products change, and with them last bits, no more."""
     Y = dense.draw_genes(design, 10, seed=26)
     spoilt = Y.copy()

@@ -63,7 +63,7 @@ def test_constant_and_zero_genes(method):
 
 @pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
 def test_duplicated_donor_columns(method, bounds):
-    """The same effect twice: only the sum of the two variances is told, and it is that of the effect alone."""
+    """The same effect twice: only the sum of the two variances is identifiable, and it is that of the effect alone."""
     Z = dense.one_hot(np.arange(60) % 6, 6)
     once, twice = design_of([], Z), design_of([], Z, Z)
     Y = draw(once)
@@ -201,7 +201,7 @@ def test_values_far_from_zero(mean, units, method):
         check_by_qr(dense.Design(X, design.Z, design.d), Y + mean, fit)
 
 
-def test_sums_that_have_lost_their_digits():
+def test_sums_that_are_ill_conditioned():
     """Sums about zero lose the digits of values far from it, as sums of huge fixed effects do: no p-values."""
     cell = np.arange(120)
     design = design_of([cell / 120], dense.one_hot(cell % 6, 6))

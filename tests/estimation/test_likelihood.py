@@ -352,7 +352,7 @@ def test_start_is_ordinary_least_squares(design, method):
     np.testing.assert_allclose(start[-1], (residual**2).sum(axis=0) / (design.n - design.X.shape[1]), rtol=1e-11)
 
 
-def test_where_every_fit_begins(design, method):
+def test_starting_values(design, method):
     """No random effects: the evaluation there takes no factorisation, and is the one that does."""
     likelihood = likelihood_of(design, dense.draw_genes(design, 5), method)
     theta, found = likelihood.begin()

@@ -32,11 +32,11 @@ def assert_unmoved(found, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_fit_asks_for_what_was_committed(name):
+def test_a_fit_allocates_what_was_committed(name):
     assert_unmoved(operation_counts.of_model(name), name)
 
 
-def test_summing_up_asks_for_what_was_committed():
+def test_accumulation_allocates_what_was_committed():
     assert_unmoved(operation_counts.of_sums()["summing up"], "summing up")
 
 
@@ -61,7 +61,7 @@ def test_amounts_grow_linearly_with_genes_and_calls_not_at_all(name):
 
 
 @pytest.mark.parametrize("name", ["one effect", "two effects"])
-def test_nothing_grows_with_cells_once_they_are_summed_up(name):
+def test_nothing_grows_with_cells_after_accumulation(name):
     assert stages(name, GENES, 2) == stages(name, GENES)
 
 
@@ -155,12 +155,12 @@ def test_memory_is_counted_beyond_what_was_taken():
         ({"waits": 1}, "a: waits is 1, was 0 (+1)"),
     ],
 )
-def test_which_number_moved_and_by_how_much(now, line):
+def test_changed_numbers_and_their_differences(now, line):
     was = {"launches": 4, "bytes": 1_000, "waits": 0}
     assert moved({"a": was | now}, {"a": was}) == ([] if line is None else [line])
 
 
-def test_stages_that_come_and_go_are_told():
+def test_added_and_removed_stages_are_reported():
     assert moved({"new": {}}, {"old": {}}) == [
         "new: counted, but not in operation_counts.json",
         "old: in operation_counts.json, but not counted",

@@ -89,7 +89,7 @@ def test_the_unit_of_y(design, seed, method, c):
 
 @few
 @given(designs, seeds, methods, st.lists(st.floats(-100, 100), min_size=3, max_size=3))
-def test_fixed_effects_only_move_themselves(design, seed, method, a):
+def test_adding_fixed_effects_to_y_changes_only_their_estimates(design, seed, method, a):
     """y -> y + X a: beta by a, nothing else."""
     Y, a = dense.draw_genes(design, GENES, seed), np.array(a[: design.X.shape[1]])[:, None]
     wanted = fit(design, Y, method)

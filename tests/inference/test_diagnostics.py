@@ -128,7 +128,7 @@ def test_groups_without_cells():
         result.test("X2")
 
 
-def test_matrices_have_no_formula_to_mend():
+def test_errors_about_matrices_do_not_advise_on_formulas():
     X = np.column_stack([np.ones(N), OBS["half"] == "t"]).astype(float)
     result = lmm(sslmm(X, Y.T, pd.get_dummies(OBS["donor"]).to_numpy(float)))
     with pytest.warns(UserWarning, match="Add columns to Z: one for each level of var1 and each group of cells"):
@@ -144,7 +144,7 @@ def test_slopes_are_no_groups():
     assert [group.name for group in groupings(summary)] == ["a"]
 
 
-def test_indicators_are_told_from_numbers():
+def test_indicators_are_distinguished_from_numbers():
     X = np.column_stack([np.ones(N), OBS["arm"] == "v", OBS["x"], np.tile([0, 2], N // 2), np.tile([0.5, 0.5], N // 2)])
     summary = cross_products(X.astype(float), pd.get_dummies(OBS["donor"]).to_numpy(float), Y)
     assert groupings(summary)[0].indicators.tolist() == [True, True, False, False, False]

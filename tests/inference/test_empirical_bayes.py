@@ -1,6 +1,6 @@
 """limma's squeeze by its published equations, solved here by root finding, and what it does to contrasts.
 
-R's limma was not at hand; the equations are those of Smyth (2004), section 6.2, and of its `fitFDist`.
+Independent of R's limma; the equations are those of Smyth (2004), section 6.2, and of its `fitFDist`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def test_zero_variances_are_moved_off_zero():
     assert fit_prior(np.append(VARIANCES, 0.0), 7) == fit_prior(moved, 7)
 
 
-def test_one_gene_has_nothing_to_learn_from():
+def test_one_gene_cannot_be_moderated():
     assert fit_prior(np.array([2.0, np.nan]), 7).df == 0
 
 
@@ -194,7 +194,7 @@ def test_many_cells_make_it_idle():
 
 
 @pytest.mark.filterwarnings("ignore:.* did not converge:UserWarning")
-def test_moderated_tests_that_are_not_to_be_had(result):
+def test_unavailable_moderated_tests(result):
     with pytest.raises(ValueError, match="moderate=True: a joint F test with df='satterthwaite' has no moderated form"):
         result.test(["arm[T.v]", "half[T.t]"], df="satterthwaite", joint=True, moderate=True)
     rows, columns = np.array([0, 0, 1, 1, 2, 2, 3, 3]), np.array([0, 1, 1, 2, 2, 3, 3, 0])

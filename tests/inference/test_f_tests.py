@@ -298,5 +298,5 @@ def test_nothing_to_test_against_is_nan():
     result = fit((balanced_genes(1.0), OBS), "~ 0 + donor + half + (1 | donor)", progress=False)
     rows = np.array([[-1.0, 1, *[0] * 8], [-1, 0, 1, *[0] * 7]])
     for method in METHODS[:-1]:
-        if method != "kenward-roger":  # pbkrtest has an answer of its own
+        if method != "kenward-roger":  # pbkrtest's result differs
             assert result.test(rows, df=method)["p_value"].isna().all()

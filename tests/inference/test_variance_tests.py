@@ -299,7 +299,7 @@ def test_random_effects_of_one_component():
     assert len(part) == 2 * 6 and part["effect"].tolist() == [f"Z{i}" for i in range(10, 16)] * 2
 
 
-# --- faces ----------------------------------------------------------------------------------------
+# --- Python and R interfaces ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -313,7 +313,7 @@ def result():
 
 
 @pytest.mark.parametrize("method", ["lrt", "wald"])
-def test_a_gene_without_variance_spoils_nobody(result, method):
+def test_a_gene_without_variance_does_not_affect_the_others(result, method):
     table = result.variance_test("donor", method=method)
     assert list(table.columns) == [
         *("variable", "component", "variance", "statistic", "p_value", "adj_p_value", "log10_p_value", "mean_expr"),
@@ -346,7 +346,7 @@ def test_the_default_method(result):
         ({"component": 0, "method": "rlrt"}, "exact for one random effect and REML; this fit has 2 and is by REML"),
     ],
 )
-def test_what_variance_test_refuses(result, arguments, message):
+def test_arguments_that_variance_test_refuses(result, arguments, message):
     with pytest.raises(ValueError, match=message):
         result.variance_test(**arguments)
 

@@ -109,7 +109,7 @@ def test_no_genes(tmp_path):
 
 
 def test_sites_that_send_files(tmp_path):
-    """Summed up where the cells are, added up where the files are."""
+    """Accumulate where the cells are; add the statistics where the files are."""
     halves = [cross_products(*(A[rows] for A in (DESIGN.X, DESIGN.Z, dense.draw_genes(DESIGN, 4))), **LABELS)
               for rows in (slice(0, 25), slice(25, 60))]  # fmt: skip
     for i, part in enumerate(halves):

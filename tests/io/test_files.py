@@ -38,7 +38,7 @@ def test_a_symbolic_link_is_followed(tmp_path):
 
 
 @pytest.mark.parametrize("make", ["folder", "pipe", "device", "link to a folder", "cycle"])
-def test_what_is_no_regular_file_is_refused(tmp_path, make):
+def test_irregular_files_are_refused(tmp_path, make):
     path = tmp_path / "out.json"
     if make == "folder":
         path.mkdir()

@@ -116,7 +116,7 @@ def test_arrays_keep_their_type(matrix):
         np.testing.assert_array_equal(values(source), matrix)
 
 
-def test_frames_bring_names():
+def test_names_of_frames_are_used():
     with open_source((pd.DataFrame(COUNTS, index=CELLS, columns=GENES), OBS)) as source:
         assert source.features == tuple(GENES)
         np.testing.assert_array_equal(values(source), COUNTS)
@@ -301,7 +301,7 @@ def test_chunks_hold_cells(cells):
         next(open_source(COUNTS, OBS).chunks(cells))
 
 
-def test_wrong_things():
+def test_invalid_arguments():
     refused([1, 2], OBS, texts=("got list", "a pair (matrix, obs)"))
     refused(np.zeros(3), OBS, texts=("shape (3,)", "two axes"))
     refused(np.zeros((2, 2, 2)), OBS, texts=("shape (2, 2, 2)", "two axes"))

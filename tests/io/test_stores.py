@@ -264,7 +264,7 @@ def test_metadata_that_stop_the_library(tmp_path, monkeypatch, walk, says):
     assert_whole(tmp_path / "a.h5ad")  # the next file gets a new process
 
 
-def test_where_no_process_can_be_started(tmp_path, monkeypatch):
+def test_no_process_can_be_started(tmp_path, monkeypatch):
     from lmm_gpu.io import hdf5_files
 
     make().write_h5ad(tmp_path / "a.h5ad")

@@ -72,7 +72,7 @@ def test_an_empty_field_is_missing(tmp_path):
     assert column(tmp_path, ["a", "", '""']).isna().tolist() == [False, True, True]
 
 
-def test_what_is_assumed_is_logged(tmp_path, caplog):
+def test_assumptions_are_logged(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lmm_gpu"):
         (tmp_path / "obs.csv").write_text("cell,age,cond,score\nc0,1,NA,1.5\nc1,2,stim,NA\n")
         read_obs(tmp_path / "obs.csv")

@@ -559,7 +559,7 @@ def test_paired_plot_joins_donors_within_facets(paired):
     assert set(texts(ax)) == {"B", "T"} and ax.get_xlabel() == "condition"
 
 
-def test_factors_between_donors_need_no_random_effect_of_their_own(fit):
+def test_factors_between_donors_need_no_separate_random_effect(fit):
     means = paired_means(fit, "Gene6", "arm")
     assert means.attrs["component"] == "donor" and set(means["by"]) == {"reference", "stim"}
     np.testing.assert_allclose(means.set_index("unit")["mean"]["D5"], Y[DONOR == 5, 5].mean())

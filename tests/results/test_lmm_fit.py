@@ -42,7 +42,7 @@ def result() -> LMMFit:
 
 @pytest.fixture(scope="module")
 def r_fit() -> LMMFit:
-    """The same from R's face, with every output."""
+    """The same fit from the R-style API, with every output."""
     Z = pd.get_dummies(OBS[["donor", "plate"]]).to_numpy(float)
     X = np.column_stack([np.ones(N), OBS["arm"] == "stim", OBS["cls"] == "T"])
     return lmm(sslmm(X, Y.T, Z), d=[6, 3], output_FIM=True, output_RE=True, output_SS=True)
@@ -105,7 +105,7 @@ def test_every_attribute_is_a_key(r_fit):
     assert r_fit["method"] == "REML" and r_fit["epsilon"] == 1e-5
 
 
-def test_unknown_keys_are_told_the_known(r_fit):
+def test_unknown_keys_raise_an_error_with_the_known_ones(r_fit):
     assert "estimates" not in r_fit
     with pytest.raises(KeyError, match="'beta' is not part of a fit; known: method, epsilon"):
         r_fit["beta"]
@@ -157,7 +157,7 @@ def test_t_p_and_df_of_python(result):
     )
 
 
-def test_both_faces_estimate_the_same(result, r_fit):
+def test_both_apis_give_the_same_estimates(result, r_fit):
     for name in ("coef", "se", "theta", "se_theta", "logLik"):
         np.testing.assert_allclose(result[name], r_fit[name], rtol=1e-9)
 
@@ -250,7 +250,7 @@ def test_a_higher_level_is_a_wider_interval(result):
     assert (wide["ci_low"] < narrow["ci_low"]).all() and (wide["ci_high"] > narrow["ci_high"]).all()
 
 
-def test_residual_df_are_the_r_faces(result, r_fit):
+def test_residual_df_are_those_of_the_r_api(result, r_fit):
     table = result.test("arm[T.stim]", df="residual")
     np.testing.assert_allclose(table["p_value"], r_fit.p.loc["X2"], rtol=1e-8)
 
@@ -270,7 +270,7 @@ def test_residual_df_are_the_r_faces(result, r_fit):
         ({"level": 95}, "level=95: the coverage of the interval must lie between 0 and 1"),
     ],
 )
-def test_what_test_refuses(result, arguments, message):
+def test_arguments_that_test_refuses(result, arguments, message):
     with pytest.raises(ValueError, match=message):
         result.test(**arguments)
 

@@ -134,7 +134,7 @@ def test_only_what_is_left_is_read(tmp_path, monkeypatch):
 
 
 def test_killed_while_counting(tmp_path, monkeypatch):
-    """The first pass of normalize goes on where it was, too."""
+    """The first pass of normalize resumes, too."""
     every_chunk(monkeypatch)
     path, file = write(tmp_path / "a.h5ad"), tmp_path / "sums.h5"
     from lmm_gpu.sumstats import streaming
@@ -275,7 +275,7 @@ def test_writing_takes_a_small_share(tmp_path, monkeypatch):
     assert len(times) >= 5 and len(times) / clock[0] <= 0.05 + 1e-9
 
 
-def test_parts_of_a_killed_write_go(tmp_path):
+def test_parts_of_a_killed_write_are_removed(tmp_path):
     (tmp_path / ".sums.h5.123.part").write_bytes(b"half")
     (tmp_path / ".other.h5.123.part").write_bytes(b"half")
     Checkpoint(tmp_path / "sums.h5", {})

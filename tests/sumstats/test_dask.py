@@ -1,4 +1,4 @@
-"""Chunks summed up where they lie: the sums of any chunking, on workers that may die."""
+"""Accumulation of chunks on the workers that hold them: any chunking gives the same sums, also if workers die."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_no_checkpoint_of_what_dask_computes(here, tmp_path):
         lmm_gpu.summarize((chunked(COUNTS, 60, 4), OBS), FORMULA, checkpoint=tmp_path / "sums.h5")
 
 
-def test_what_is_stored_twice_is_added(here):
+def test_entries_stored_twice_are_added(here):
     """Before the transform, as it is elsewhere."""
     data, indices, indptr = np.ones(2 * N), np.zeros(2 * N, dtype=np.int32), np.arange(0, 2 * N + 1, 2)
     Y = sparse.csr_array((data, indices, indptr), shape=(N, 1))  # 1 + 1 in each cell
@@ -236,7 +236,7 @@ def test_terms_are_those_of_the_design(here):
     pd.testing.assert_frame_equal(found, wanted, rtol=1e-8)
 
 
-def test_a_chunk_is_summed_up_in_the_task_that_makes_it(here):
+def test_a_chunk_is_accumulated_in_the_task_that_makes_it(here):
     """No chunk is the result of a task, which could be moved."""
     made = da.map_blocks(lambda block_info: block_info, chunks=((80,) * 3, (5, 4)), dtype=float, meta=np.zeros((0, 0)))
     array = (made + 1) * 2
@@ -259,7 +259,7 @@ def test_additions_change_nothing_that_they_are_given():
 @pytest.mark.parametrize("dtype", [bool, np.int16, np.uint8, np.float32])
 @pytest.mark.parametrize("values", [[0, 0], [0, 3], [3, -1], [2, 0.5], [0.5, -2]])
 @pytest.mark.parametrize("form", [np.array, sparse.csr_array])
-def test_one_value_tells_whether_they_are_counts(dtype, values, form):
+def test_one_value_decides_whether_they_are_counts(dtype, values, form):
     """As looking at all of them does."""
     Y = form(np.array([values], dtype=float).astype(dtype))
     found = telling(Rows("Y", 0), Y)
@@ -340,7 +340,7 @@ def test_without_dask(monkeypatch):
     lmm_gpu.fit((VALUES, OBS), FORMULA)
 
 
-def test_what_is_dask():
+def test_dask_objects_are_recognised():
     assert is_dask(da.zeros(3))
     assert not any(is_dask(other) for other in (np.zeros(3), sparse.csr_array((2, 2)), pd.DataFrame(), None))
 
@@ -362,7 +362,7 @@ def summed_here(Y):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_block_is_a_fit_of_its_own():
+def test_a_block_equals_a_separate_fit():
     """Which warns of nothing: whoever puts blocks together does."""
     ss = summed_here(VALUES * (np.arange(M) != 4))
     part = fit_block(ss.select(slice(0)), _genes(ss.select(slice(3, 7))), FitOptions(block=M))
@@ -402,7 +402,7 @@ def client(cluster):
 
 @pytest.fixture
 def doomed():
-    """A client of workers of its own: one that is killed while it starts may not be started again."""
+    """A client with separate workers: a worker killed while it starts may not be restarted."""
     with two_processes() as cluster, distributed.Client(cluster, set_as_default=False) as client:
         yield client
 
@@ -503,7 +503,7 @@ def test_ways_to_name_the_workers(cluster, where):
 
 
 def test_an_active_client(cluster):
-    """Dask computes there, so that is where chunks are summed up."""
+    """Dask computes there, so chunks are accumulated there."""
     own = os.getpid()
 
     def make(block_info=None):
@@ -544,7 +544,7 @@ def test_a_scheduler_that_goes_away(here):
         lmm_gpu.summarize((array, OBS), FORMULA)
 
 
-def test_mistakes_come_back_as_they_are(client):
+def test_errors_are_returned_unchanged(client):
     values = VALUES.copy()
     values[150, 3] = np.inf
     with pytest.raises(ValueError, match=r"holds 1 value\(s\) that are NaN, infinite .* at position \(150, 3\)"):
@@ -564,7 +564,7 @@ def test_one_warning_for_all_blocks(client):
 @pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, np.asarray])
 @pytest.mark.parametrize("memory", [None, "20KB"])
 def test_files_are_read_by_the_workers(client, tmp_path, monkeypatch, ending, form, memory):
-    """Wherever they are: the path is told in full."""
+    """In any folder: workers get the absolute path."""
     anndata = pytest.importorskip("anndata", reason='needs: pip install ".[io]"')
     cells = anndata.AnnData(form(COUNTS.astype("float32")), OBS, pd.DataFrame(index=GENES))
     cells.layers["twice"] = form(2.0 * COUNTS)

@@ -184,7 +184,7 @@ def test_summarize_takes_the_options_of_reading(command):
     np.testing.assert_allclose(found.Ynorm, (values**2).sum(axis=0), rtol=1e-12)
 
 
-def test_summarize_goes_on_where_it_was(command, monkeypatch, tmp_path):
+def test_summarize_resumes(command, monkeypatch, tmp_path):
     """A checkpoint lies beside the file, and is gone with it."""
     monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", 50)
     monkeypatch.setattr("lmm_gpu.sumstats.checkpoint._SHARE", np.inf)
@@ -243,7 +243,7 @@ def test_merging_a_merge(merged):
     np.testing.assert_array_equal(one.ZY, other.ZY)
 
 
-def test_the_report_is_told(command):
+def test_the_written_file_is_reported(command):
     code, out, _ = command("summarize", *of("oslo"), "-o", "new/oslo.h5")
     assert code == 0
     assert out == "wrote new/oslo.h5  (90 cells, 8 genes, 3 fixed effects, random effects: donor (6))\n"

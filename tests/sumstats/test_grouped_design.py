@@ -104,7 +104,7 @@ def test_few_columns_are_multiplied():
 
 
 def test_groups_that_are_too_many_share_no_pass():
-    """Two factors of 20 levels each make 400 groups together: they are told apart by two passes."""
+    """Two factors of 20 levels each make 400 groups together: they take two passes."""
     n, rng = 4000, np.random.default_rng(1)
     a, b = rng.integers(0, 20, n), rng.integers(0, 20, n)
     X = np.column_stack([one_hot(a, 20), one_hot(b, 20)[:, 1:]])

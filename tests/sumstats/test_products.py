@@ -64,7 +64,7 @@ def test_columns_that_do_not(X):
     assert constant_of(scipy.sparse.csr_array(X)) is None
 
 
-def test_nearly_is_not_enough():
+def test_nearly_equal_is_not_equal():
     """1 + 1e-12 x would leave 1e-6 of a spread of 1 in values at 1e6."""
     assert constant_of((1 + 1e-12 * x)[:, None]) is None
 

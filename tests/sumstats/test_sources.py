@@ -238,7 +238,7 @@ def test_features_of_cellranger(tmp_path):
     assert found.features == tuple(f"name{gene}" for gene in GENES)
 
 
-# --- what is told ---------------------------------------------------------------------------------
+# --- log lines ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["csr", "csc"])

@@ -165,7 +165,7 @@ def test_bad_values_have_their_place_in_the_whole(cells):
 
 @pytest.mark.parametrize("cells", [1, 6, N])
 def test_values_far_from_zero_keep_their_digits(cells):
-    """Dense chunks are summed up about a centre that all of them share; one cell alone does not hide the rest."""
+    """All dense chunks are accumulated about one centre; a chunk of one cell does not hide the others."""
     Q = np.linalg.qr(DESIGN.X, mode="complete")[0][:, DESIGN.X.shape[1] :]
     found = chunked(VALUES + 1e6, cells)
     np.testing.assert_allclose(

@@ -103,7 +103,7 @@ def test_recognised_counts_are_said_in_one_line(caplog):
 
 
 @pytest.mark.parametrize("values", [COUNTS, COUNTS + 0.5])
-def test_the_caller_decides_without_a_word(values, caplog):
+def test_the_caller_decides_without_a_message(values, caplog):
     assert recognise(np.ceil(values), True) == Transform("log2p1")
     assert recognise(values, False) == Transform()
     assert not caplog.records
@@ -139,7 +139,7 @@ def test_vectors_have_places_too():
 
 
 @pytest.mark.parametrize("values", [np.array([["a"]]), np.array([[1j]]), np.array([[None]])])
-def test_what_is_no_number(values):
+def test_invalid_numbers(values):
     with pytest.raises(ValueError, match=r"^Y holds values of type .*; wanted numbers"):
         check_values(values)
 

@@ -255,7 +255,7 @@ class _CountingNumpy:
 
 
 def of_sums() -> dict[str, dict[str, Counts]]:
-    """Counts of summing up: what does not depend on cells, and what each cell, or non-zero, adds."""
+    """Counts of the accumulation: a constant part, and the part that each cell, or non-zero, adds."""
     dense = split(dense_sums(1), dense_sums(2), CELLS, "per_cell")
     few, many = sparse_sums(20), sparse_sums(40)
     more = many["non_zeros"] - few["non_zeros"]
