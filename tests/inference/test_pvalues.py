@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, special
 
-from lmm_gpu.inference.pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue
+from lmm_gpu.inference.pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue, z_scores
 
 ALTERNATIVES = ("two-sided", "less", "greater")
 
@@ -190,3 +190,11 @@ def test_p_values_that_underflow_keep_their_order():
 def test_nothing_to_adjust():
     assert benjamini_hochberg(np.array([])).shape == (0,)
     assert np.isnan(benjamini_hochberg(np.full(3, np.nan))).all()
+
+
+def test_z_scores_have_the_p_values_and_signs_of_t_statistics():
+    t, df = np.array([-40.0, -2.0, 0.5, 3.0, 60.0]), np.array([3.0, 5.0, 7.0, 40.0, 1e5])
+    z = z_scores(t, t_log10_pvalue(t, df))
+    assert (np.sign(z) == np.sign(t)).all()
+    np.testing.assert_allclose(2 * special.ndtr(-np.abs(z[:4])), 2 * special.stdtr(df[:4], -np.abs(t[:4])), rtol=1e-10)
+    assert 59.0 < z[4] < 60.0  # far below the smallest float, nearly normal

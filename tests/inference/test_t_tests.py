@@ -10,7 +10,7 @@ import scipy.stats
 from paths import REFERENCE
 
 from lmm_gpu import fit, lmm, sslmm
-from lmm_gpu.inference.strata import between_within_df
+from lmm_gpu.inference.strata import between_within_df, explained
 from lmm_gpu.inference.t_tests import ContrastTest, contrast_se_and_df
 
 
@@ -277,3 +277,13 @@ def test_unknown_methods_are_refused():
         result.contrast_test(np.eye(2), "kr")
     with refused:
         contrast_se_and_df(result.model.with_genes(result.summary), result.estimates.theta, np.eye(2), "kr", np.ones(2))
+
+
+def test_projection_on_an_effect_that_is_no_grouping():
+    """Weighted, dependent columns: least squares of X on Z, and the rank of Z."""
+    rng = np.random.default_rng(4)
+    X, Z = rng.normal(size=(30, 2)), rng.normal(size=(30, 3)) @ rng.normal(size=(3, 5))
+    gram, rank = explained(Z.T @ X, Z.T @ Z)
+    fitted_X = Z @ np.linalg.lstsq(Z, X, rcond=None)[0]
+    np.testing.assert_allclose(gram, X.T @ fitted_X, rtol=1e-8)
+    assert rank == 3

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lmm_gpu.inference.pvalues import t_pvalue
 from lmm_gpu.inference.t_tests import ContrastTest
-from lmm_gpu.inference.tables import tidy
+from lmm_gpu.inference.tables import tidy, to_wide
 
 FEATURES, LABELS = ("g1", "g2", "g3"), ("a", "b")
 ESTIMATE = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, np.nan]])
@@ -91,3 +92,18 @@ def test_levels_that_are_no_coverage(level):
 def test_unknown_alternatives():
     with pytest.raises(ValueError, match=r"alternative='two\.sided'.*two-sided, less, greater"):
         table(alternative="two.sided")
+
+
+def test_wide_tables_keep_the_order_and_leave_out_genes_without_a_number():
+    table = pd.DataFrame(
+        {
+            "variable": ["g3", "g1", "g2"] * 2,
+            "contrast": ["b"] * 3 + ["a"] * 3,
+            "statistic": [1.0, 2.0, 3.0, 4.0, np.nan, 6.0],
+        }
+    )
+    wide = to_wide(table, "statistic")
+    assert list(wide.index) == ["b", "a"] and list(wide.columns) == ["g3", "g2"]
+    np.testing.assert_array_equal(wide, [[1.0, 3.0], [4.0, 6.0]])
+    with pytest.raises(ValueError, match="has no z"):
+        to_wide(table, "z")
