@@ -201,6 +201,9 @@ def _tokens(text: str) -> list[Token]:
     if any(_is_operator(token, "~") for token in tokens):
         # formulaic evaluates what stands left of a ~ while it parses, before anything could be checked
         raise ValueError(f"cannot read the formula {shortened(text)!r}: it may have one '~', at its start")
+    if any(token.kind is Token.Kind.NAME and token.token == "1" for token in tokens):
+        # formulaic tells terms apart by their text: the column would become the intercept
+        raise ValueError("a formula cannot use a column named '1', which means the intercept: rename the column")
     return tokens
 
 

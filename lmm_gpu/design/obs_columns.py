@@ -76,7 +76,13 @@ class ObsColumns:
         column = self.raw(name)
         if isinstance(column.dtype, pd.CategoricalDtype):
             column = column.cat.remove_unused_categories()
-        codes, labels = pd.factorize(column, sort=not _is_mixed(column))
+        try:
+            codes, labels = pd.factorize(column, sort=not _is_mixed(column))
+        except TypeError as error:  # lists, dicts, arrays
+            raise ValueError(
+                f"obs column {name!r} has values that cannot name groups ({error}): make them text, as with "
+                f"obs[{name!r}].astype(str)"
+            ) from error
         names = [_level_name(label) for label in labels]
         if len(set(names)) < len(names):
             twice = next(text for text in names if names.count(text) > 1)

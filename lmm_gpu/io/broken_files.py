@@ -74,7 +74,7 @@ def limited(file: io.BufferedIOBase) -> io.BufferedReader:
 
 
 class _Limited(io.RawIOBase):
-    """A binary file that refuses to give more than `limit` bytes."""
+    """A file of text that refuses to give more than `limit` bytes, or zero bytes, at which parsers cut a field."""
 
     def __init__(self, file: io.BufferedIOBase, limit: int):
         self._file, self._left, self._limit = file, limit, limit
@@ -84,6 +84,8 @@ class _Limited(io.RawIOBase):
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         content = self._file.read(len(buffer))
+        if b"\0" in content:
+            raise ValueError("it has zero bytes, so that it is no text in UTF-8: save it as UTF-8")
         buffer[: len(content)] = content
         self._left -= len(content)
         if self._left < 0:

@@ -73,6 +73,8 @@ def check_layer(
     known = ", ".join([*layers, *(["raw"] if has_raw and "raw" not in layers else [])]) or "none"
     if use_raw and layer not in (None, "raw"):
         raise ValueError(f"got use_raw=True and layer={layer!r}: pass one of them")
+    if layer == "raw" and "raw" in layers and has_raw and not use_raw:
+        logger.info("%s has raw and a layer of this name: the layer is read; use_raw=True reads raw", name)
     use_raw = use_raw or (layer == "raw" and "raw" not in layers and has_raw)
     if use_raw and not has_raw:
         raise ValueError(f"got use_raw=True, but {name} has no raw: leave it out, or name a layer (layers: {known})")

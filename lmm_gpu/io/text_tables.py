@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import logging
 import re
 from collections.abc import Hashable, Iterator, Sequence
@@ -148,13 +149,40 @@ def check_exists(path: Path) -> None:
 def _read_texts(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    _refuse_repeated_names(path)
     with opened_text(path) as file:
-        table = pd.read_csv(
-            file, sep=separator_of(path), dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig"
-        )
+        table = pd.read_csv(file, sep=separator_of(path), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if not isinstance(table.index, pd.RangeIndex):  # R's write.table gives the row names no header
         table = table.reset_index(names="")
+    empty = table == ""
+    if empty.iloc[:, -1].any():  # pandas fills short rows with empty fields
+        _refuse_short_rows(path)
+    table = table.mask(empty)
     return table.rename(columns={name: "" for name in table.columns[:1] if str(name).startswith("Unnamed:")})
+
+
+def _refuse_repeated_names(path: Path) -> None:
+    """Refuse a header that has a name twice: pandas would rename the second column."""
+    with opened_text(path) as file:
+        head = next((line for line in file if line.strip()), b"").decode("utf-8-sig")
+    names = next(csv.reader([head], delimiter=separator_of(path)), [])
+    twice = sorted({name for name in names if name and names.count(name) > 1})
+    if twice:
+        raise ValueError(f"its header has several columns named {', '.join(twice)}: rename or drop all but one")
+
+
+def _refuse_short_rows(path: Path) -> None:
+    """Refuse rows with fewer fields than the header, such as the last one of an incomplete copy."""
+    limit = csv.field_size_limit(2**31 - 1)
+    try:
+        with opened_text(path) as file, io.TextIOWrapper(file, "utf-8-sig", newline="") as text:
+            rows = (row for row in csv.reader(text, delimiter=separator_of(path)) if row)
+            fields = len(next(rows, []))
+            short = [number for number, row in enumerate(rows, start=1) if len(row) < fields]
+    finally:
+        csv.field_size_limit(limit)
+    if short:
+        raise ValueError(f"{len(short)} of its rows have fewer fields than its header (first: row {short[0]})")
 
 
 def _is_unique(labels: pd.Series) -> bool:

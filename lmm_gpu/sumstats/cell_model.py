@@ -22,6 +22,7 @@ from ..design.design import Design, build_design, used_cells
 from ..io.source import Source, open_source
 from .checkpoint import Checkpoint, data_digest, digest
 from .gene_filter import GeneFilter, is_number
+from .gene_weights import check_magnitude
 from .streaming import accumulate, check_size_factors, count_totals
 from .summary_stats import SummaryStats
 from .transform import Transform
@@ -284,6 +285,7 @@ def _weights_of(source: Source, weights: str | np.ndarray | pd.Series) -> np.nda
         raise ValueError(f"{what}: {bad} of {source.n} weights are negative, infinite or missing; 0 leaves a cell out")
     if not found.any():
         raise ValueError(f"{what}: all weights are 0, so that no cell is left")
+    check_magnitude(found[found > 0].mean(), 1e50)
     return found
 
 

@@ -193,7 +193,21 @@ def check_weights(Y: Any, W: Any) -> tuple[np.ndarray, np.ndarray]:
             f"{bad} of {W.size} weights are zero, negative or not finite; weights per gene must be positive: leave "
             "out samples that are not to be used"
         )
+    check_magnitude(W.mean(axis=0), 1e6)
     return Y, W
+
+
+def check_magnitude(means: Any, largest: float) -> None:
+    """Refuse weights whose means lie outside 1 / `largest` to `largest`: the estimation would lose digits.
+
+    Only ratios of weights change tests, so that any weights can be scaled to a mean of 1.
+    """
+    lowest, highest = float(np.min(means)), float(np.max(means))
+    if lowest < 1 / largest or highest > largest:
+        raise ValueError(
+            f"mean weights lie between {lowest:g} and {highest:g}; expected {1 / largest:g} to "
+            f"{largest:g}: divide the weights by their mean, which changes no test"
+        )
 
 
 def column_pairs(Z: Any) -> tuple[tuple[np.ndarray, np.ndarray], Any]:

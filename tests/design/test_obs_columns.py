@@ -113,3 +113,16 @@ def test_polynomials_of_ordered_levels():
     X, names = fixed_design("~ C(stage, contr.poly)", pd.DataFrame({"stage": stage}))
     np.testing.assert_allclose(X[:3, 1:], [[-(0.5**0.5), 6**-0.5], [0, -2 * 6**-0.5], [0.5**0.5, 6**-0.5]], atol=1e-12)
     assert names[1:] == ("C(stage, contr.poly)[.L]", "C(stage, contr.poly)[.Q]")
+
+
+def test_values_that_cannot_name_groups_are_refused():
+    table = pd.DataFrame({"donor": [[0], [1]] * 5})
+    with pytest.raises(ValueError, match="cannot name groups"):
+        ObsColumns(table).groups("donor")
+
+
+@pytest.mark.parametrize("formula", ["~ `1`", "~ x + `1`", "~ x:`1`", "~ x + (`1` | g)", "~ x + (1 | g) + `1`"])
+def test_a_column_named_like_the_intercept_is_refused(formula):
+    table = pd.DataFrame({"1": np.arange(12.0), "x": np.arange(12.0) % 5, "g": list("abcd") * 3})
+    with pytest.raises(ValueError, match="column named '1'"):
+        build_design(formula, table)

@@ -283,3 +283,12 @@ def test_the_other_process_imports_nothing_from_the_current_folder(tmp_path, mon
     monkeypatch.setattr(hdf5_files, "_walker", hdf5_files._Walker())
     assert_whole(tmp_path / "a.h5ad")
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_layer_named_raw_beside_raw_is_reported(caplog):
+    data = make()
+    data.layers["raw"] = data.X * 3
+    with caplog.at_level("INFO"):
+        _, found = read(data, layer="raw")
+    np.testing.assert_array_equal(found, COUNTS * 3)
+    assert "use_raw=True reads raw" in caplog.text

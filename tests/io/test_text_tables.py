@@ -140,3 +140,25 @@ def test_more_text_than_memory_is_refused(tmp_path, monkeypatch):
     (tmp_path / "obs.csv.gz").write_bytes(gzip.compress(b"a,b\n1,2\n"))
     with pytest.raises(ValueError, match="more than 0 bytes of text: convert it to"):
         read_obs(tmp_path / "obs.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("cell,arm,arm\nc0,a,x\nc1,b,y\n", "several columns named arm"),
+        ("\n\ncell,arm,arm\nc0,a,x\nc1,b,y\n", "several columns named arm"),
+        ("cell,arm,donor\nc0,a,x\nc1,b\nc2,a,y\n", r"1 of its rows have fewer fields .*row 2"),
+        ("cell,arm,donor\nc0,a,x\nc1,b,y\nc2", r"1 of its rows have fewer fields .*row 3"),
+        ("cell,arm,donor\nc0,a,x\nc1,b\0c,y\n", "zero bytes"),
+        ("cell,arm,donor\nc0,a,x\n".encode("utf-16"), "zero bytes"),
+    ],
+)
+def test_tables_that_a_parser_would_change_are_refused(tmp_path, text, message):
+    (tmp_path / "obs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        read_obs(tmp_path / "obs.csv")
+
+
+def test_an_empty_last_field_is_missing(tmp_path):
+    (tmp_path / "obs.csv").write_text("cell,arm,donor\nc0,a,x\nc1,b,\n")
+    assert read_obs(tmp_path / "obs.csv")["donor"].isna().tolist() == [False, True]

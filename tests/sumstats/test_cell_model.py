@@ -192,6 +192,7 @@ def test_weights_of_one_are_no_weights():
         ("depht", "obs has no column 'depht'"),
         ("arm", "weights='arm': wanted numbers"),
         (np.full(N, -1.0), "weights: 120 of 120 weights are negative"),
+        (np.full(N, 1e-300), "divide the weights by their mean"),
         (np.full(N, np.nan), "weights: 120 of 120 weights are negative, infinite or missing"),
         (np.zeros(N), "all weights are 0"),
         (np.ones(3), r"weights has shape \(3,\), wanted one weight per cell: \(120,\)"),

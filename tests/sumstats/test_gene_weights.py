@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse
 
 from lmm_gpu.sumstats.assembly import cross_products
-from lmm_gpu.sumstats.gene_weights import column_pairs, weighted_products
+from lmm_gpu.sumstats.gene_weights import check_weights, column_pairs, weighted_products
 
 N, M = 40, 5
 
@@ -99,3 +99,11 @@ def test_pairs_of_columns_are_those_that_share_an_observation(data):
     ZZ = Z.T @ Z
     assert set(zip(rows.tolist(), columns.tolist(), strict=True)) == set(zip(*np.nonzero(np.triu(ZZ)), strict=True))
     np.testing.assert_allclose(values.sum(axis=0), ZZ[rows, columns], atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1e10])
+def test_weights_of_one_gene_far_from_one_are_refused(data, scale):
+    *_, Y, W = data
+    W = W * np.where(np.arange(M) == 2, scale, 1.0)
+    with pytest.raises(ValueError, match="divide the weights by their mean"):
+        check_weights(Y, W)
