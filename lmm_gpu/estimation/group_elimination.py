@@ -17,10 +17,10 @@ rows of the eliminated effects are ordered as in Z, effect by effect.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..backend.arrays import Array, namespace, zeros
-from ..backend.linalg import DEPENDENT, cholesky, cholesky_rows, eigh_psd, identity, inverse_and_logdet, solve_rows
+from ..backend.linalg import DEPENDENT, cholesky, cholesky_rows, eigh_stack, identity, inverse_and_logdet, solve_rows
 from .covariance_terms import Entries, congruent, entries, product, transposed
 
 #: Share of a crossed effect's squares that is added to S_R, which is singular where X explains an effect.
@@ -37,6 +37,8 @@ class GroupedDesign:
     root: Array  #: (k, k, 1 or b, G), L_g
     loads: Array  #: (1 or b, k G, p+q_R), X~
     within: Array  #: (1 or b, p+q_R, p+q_R), X+'X+ - X~'X~
+    border: Array  #: (1 or b, p+q_R, p+q_R), B with BB' the pseudo-inverse of `within`
+    border_error: Array  #: (1 or b, p+q_R), squared factors by which relative errors of products are larger in B'X+'y
     n_fixed: int  #: p
 
     @classmethod
@@ -46,17 +48,19 @@ class GroupedDesign:
         root = _roots(entries(ZZ))
         root = xp.stack([xp.stack(row, axis=0) for row in root], axis=0)
         loads = rotated(root, ZX)
-        return cls(root, loads, XX - xp.matmul(xp.matrix_transpose(loads), loads), n_fixed)
+        within = XX - xp.matmul(xp.matrix_transpose(loads), loads)
+        squares = xp.linalg.diagonal(XX)
+        left = xp.linalg.diagonal(within) > DEPENDENT * squares  # else in the span of the eliminated effects
+        within = xp.where(left[:, :, None] & left[:, None, :], within, 0.0)
+        border, error = _pseudo_roots(within, squares)
+        return cls(root, loads, within, border, error, n_fixed)
 
     @property
     def rank(self) -> int:
         """Rank of [X, Z], of a design that all genes share."""
         xp, k = namespace(self.loads), self.root.shape[0]
         own = sum(int(xp.count_nonzero(self.root[a, a, ...])) for a in range(k))
-        squares = xp.linalg.diagonal(self.within[0, ...] + self.loads[0, ...].T @ self.loads[0, ...])
-        unit = xp.sqrt(xp.where(squares > 0, squares, 1.0))
-        values, _ = eigh_psd(self.within[0, ...] / (unit[:, None] * unit[None, :]), xp.ones_like(unit[0]))
-        return own + int(xp.count_nonzero(values))
+        return own + int(xp.count_nonzero(self.border_error[0, :]))
 
     @property
     def per_gene(self) -> bool:
@@ -64,26 +68,38 @@ class GroupedDesign:
         return bool(self.loads.shape[0] > 1)
 
     def without_fixed(self) -> GroupedDesign:
-        """Return the design of the random effects alone."""
+        """Return the design of the random effects alone, without what only the remainder of y needs."""
         p = self.n_fixed
-        return replace(self, loads=self.loads[:, :, p:], within=self.within[:, p:, p:], n_fixed=0)
+        loads, within = self.loads[:, :, p:], self.within[:, p:, p:]
+        return GroupedDesign(self.root, loads, within, self.border[:, :0, :0], self.border_error[:, :0], 0)
 
     def take(self, index: Array) -> GroupedDesign:
         """Return the design of the genes at `index`."""
         if not self.per_gene:
             return self
         xp = namespace(index)
-        root = xp.take(self.root, index, axis=2)
-        loads, within = xp.take(self.loads, index, axis=0), xp.take(self.within, index, axis=0)
-        return replace(self, root=root, loads=loads, within=within)
+        rest = (self.loads, self.within, self.border, self.border_error)
+        loads, within, border, error = (xp.take(x, index, axis=0) for x in rest)
+        return GroupedDesign(xp.take(self.root, index, axis=2), loads, within, border, error, self.n_fixed)
 
     def part(self, lo: int, hi: int) -> GroupedDesign:
         """Return the design of a range of genes."""
         if not self.per_gene:
             return self
-        return replace(
-            self, root=self.root[:, :, lo:hi, :], loads=self.loads[lo:hi, ...], within=self.within[lo:hi, ...]
-        )
+        rest = (self.loads, self.within, self.border, self.border_error)
+        loads, within, border, error = (x[lo:hi, ...] for x in rest)
+        return GroupedDesign(self.root[:, :, lo:hi, :], loads, within, border, error, self.n_fixed)
+
+    def amplification(self, squares: Array) -> Array:
+        """Squared factors (1 or b, k G) by which relative errors of Z'y are larger once it is `rotated`.
+
+        `squares` (k, 1 or b, G) are the squared lengths of the eliminated columns.
+        """
+        xp, k = namespace(squares), squares.shape[0]
+        lengths = xp.sqrt(squares)
+        nothing = xp.zeros_like(lengths[0, ...])
+        columns = [xp.concat([lengths[a, ...] if a == c else nothing for a in range(k)], axis=1) for c in range(k)]
+        return xp.sum(xp.square(rotated(self.root, xp.stack(columns, axis=2))), axis=2)
 
 
 @dataclass(frozen=True)
@@ -193,6 +209,19 @@ def _roots(A: Entries) -> Entries:
             entry = A[i][j] - sum((L[i][c] * L[j][c] for c in range(j)), zero)
             L[i][j] = xp.where(good, entry / xp.where(good, L[j][j], 1.0), 0.0)
     return L
+
+
+def _pseudo_roots(A: Array, squares: Array) -> tuple[Array, Array]:
+    # B with B B' the pseudo-inverses of A (b, s, s), and squared factors (b, s) of relative errors, 0 for what is left
+    # out: eigenvalues that are rounding in units of `squares` (b, s), the diagonal before anything was taken out
+    xp = namespace(A)
+    if A.shape[1] == 0:
+        return A, A[:, 0, :]
+    unit = xp.sqrt(xp.where(squares > 0, squares, 1.0))
+    values, vectors = eigh_stack(A / (unit[:, :, None] * unit[:, None, :]))
+    kept = values > DEPENDENT
+    error = xp.where(kept, 1.0 / xp.where(kept, values, 1.0), 0.0)
+    return vectors / unit[:, :, None] * xp.sqrt(error)[:, None, :], error
 
 
 def _inverse(A: Entries) -> tuple[Entries, Array, Array]:

@@ -1,16 +1,19 @@
 """Correlated random effects and groupings of any size: the likelihood of covariance matrices by block elimination.
 
 The term with the most columns is eliminated level by level, the others border the fixed columns (`group_elimination`).
-The variance parameters are variances and covariances (`covariance_terms`); V is linear in them. Contrasts are in
+The variance parameters are variances and covariances (`covariance_terms`); V is linear in them. Between the levels
+there are only sums of squares: y'P0 P0 y - rss is the squared length of P0 y in the span of [X Z], which follows from
+X'P0 y = 0 and e = Z'P0 y, and y'P0 y = y'P0 P0 y + sum g_l e'E_l e. Contrasts are in
 coordinates in which X'X is the identity: their loadings `a` are (p, c), and y enters as Ry, of which X'Ry = 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..backend.arrays import Array, like, namespace, zeros
+from ..backend.linalg import eigh_psd
 from ..backend.sparse import diagonal_of, range_of
 from .covariance_terms import Term, by_pairs, orders
 from .fisher_scoring import Outcome, Rules
@@ -18,7 +21,7 @@ from .group_elimination import Elimination, GroupedDesign, eliminate, rotated, t
 from .grouped_forms import GroupedForms
 from .grouped_traces import design_traces
 from .likelihood import Traces
-from .projection import ProjectedGenes, Projection
+from .projection import ProjectedGenes, Projection, Remainder
 from .semidefinite import maximise_semidefinite, smallest_eigenvalues
 
 #: A covariance matrix whose smallest eigenvalue is less than this share of s_0 per unit of effect is singular.
@@ -38,8 +41,9 @@ class GroupedEffects(GroupedForms):
     within_y: Array  #: (b, q_R), Z_R'Ry less the part of the eliminated effects
     zry: Array  #: (q, b), Z'Ry
     yry: Array  #: (b,)
-    rss: Array  #: (b,), zero: `between_ss` is all of y'P0 y
-    rss_error: Array  #: (b,), rounding error of y'Ry
+    rss: Array  #: (b,)
+    rss_error: Array  #: (b,)
+    amplification: Array  #: (1 or b, k G), as of `_remainder`, of the coordinates of `y`
     n_effective: int
     residual_df: int
     rank: int
@@ -49,25 +53,13 @@ class GroupedEffects(GroupedForms):
     @classmethod
     def decompose(cls, projection: Projection, terms: Sequence[Term], method: str) -> GroupedEffects:
         """Eliminate the widest term of the design; no genes yet. `projection.xxz` makes columns of X orthonormal."""
-        xp, T, p = namespace(projection.ZX), projection.xxz, projection.xxz.shape[0]
-        widest = max(range(len(terms)), key=lambda t: terms[t].size)
-        term = terms[widest]
-        lo, hi = term.first, term.first + term.size
-        ZZ, ZX = projection.ZZ, projection.ZX @ T  # (q, q), (q, p)
-        within = xp.matmul(T.T, xp.matmul(projection.XX, T))
-        q = ZZ.shape[0]
-        outside = ((0, lo), (hi, q))
-        Z_e = xp.concat([range_of(ZZ, (lo, hi), columns, ZX) for columns in outside], axis=1)  # (k G, q_R)
-        rows = [xp.concat([range_of(ZZ, rows, columns, ZX) for columns in outside], axis=1) for rows in outside]
-        rest = xp.concat(rows, axis=0)  # (q_R, q_R)
-        ZX_R = xp.concat([ZX[:lo, :], ZX[hi:, :]], axis=0)
-        XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, rest], axis=1)], axis=0)
-        effects = [term.rows(a) for a in range(term.effects)]
-        ZZ_g = xp.stack([xp.stack([diagonal_of(ZZ, a, b, ZX) for b in effects], axis=0) for a in effects], axis=0)
-        ZZ_g = ZZ_g[:, :, None, :]  # (k, k, 1, G)
-        design = GroupedDesign.build(ZZ_g, xp.concat([ZX[lo:hi, :], Z_e], axis=1)[None, ...], XX[None, ...], p)
+        xp, p = namespace(projection.ZX), projection.xxz.shape[0]
+        widest = _widest(terms)
+        term, ZZ, ZX = terms[widest], projection.ZZ, projection.ZX
+        design, rest = _eliminated_design(projection, terms, widest)
         own = [term.rows(a) for term in terms for a in range(term.effects)]
         squares = [xp.sum(diagonal_of(ZZ, at, at, ZX)) / projection.n for at in own]
+        lengths = [diagonal_of(ZZ, at, at, ZX)[None, :] for at in map(term.rows, range(term.effects))]  # (1, G) each
         return cls(
             terms=tuple(terms),
             widest=widest,
@@ -80,6 +72,7 @@ class GroupedEffects(GroupedForms):
             yry=zeros((0,), ZX),
             rss=zeros((0,), ZX),
             rss_error=zeros((0,), ZX),
+            amplification=design.amplification(xp.stack(lengths, axis=0)),
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
             rank=design.rank - p,
@@ -95,14 +88,33 @@ class GroupedEffects(GroupedForms):
 
     def with_genes(self, genes: ProjectedGenes) -> GroupedEffects:
         """Return the likelihood of other genes of the same design."""
-        zry, yry = genes.sums.zry, genes.sums.yry
-        xp, term = namespace(zry), self.terms[self.widest]
-        eliminated, rest = self._split(xp.permute_dims(zry, (1, 0)))  # (b, k G), (b, q_R)
+        y, within_y = self._levels(genes.sums.zry)
+        levels = y, within_y
+        if genes.within is not genes.sums:
+            levels = self._levels(genes.within.zry)
+        rss, error = self._within_levels(genes.within, *levels)
+        sums = {"zry": genes.sums.zry, "yry": genes.sums.yry, "rss": rss, "rss_error": error}
+        return replace(self, y=y, within_y=within_y, **sums)
+
+    def _levels(self, zry: Array) -> tuple[Array, Array]:
+        # Q_g'Ry (b, k G), and Z_R'Ry less the part of the eliminated effects (b, q_R)
+        eliminated, rest = self._split(namespace(zry).permute_dims(zry, (1, 0)))  # (b, k G), (b, q_R)
         y = rotated(self.design.root, eliminated[:, :, None])[:, :, 0]
-        loads = self.design.loads[:, :, self.design.n_fixed :]  # (1 or b, k G, q_R)
-        assert term.size == y.shape[1]
-        sums = {"zry": zry, "yry": yry, "rss": 0.0 * yry, "rss_error": genes.sums.unit * genes.sums.size}
-        return replace(self, y=y, within_y=rest - transposed_times(loads, y), **sums)
+        return y, rest - transposed_times(self.design.loads[:, :, self.design.n_fixed :], y)
+
+    def _outside_levels(self, y: Array) -> Array:
+        # X'Ry, which is zero, less the part of the eliminated effects (b, p): exactly zero for columns in their span
+        xp, p = namespace(y), self.design.n_fixed
+        inside = xp.linalg.diagonal(self.design.within)[:, :p] == 0  # (1 or b, p)
+        return xp.where(inside, 0.0, -transposed_times(self.design.loads[:, :, :p], y))
+
+    def _within_levels(self, sums: Remainder, y: Array, within_y: Array) -> tuple[Array, Array]:
+        # the residual sum of squares on [X Z] (b,) and its error: y'Ry less the parts of the levels and of the border
+        xp, design = namespace(y), self.design
+        h = transposed_times(design.border, xp.concat([self._outside_levels(y), within_y], axis=1))  # (b, p+q_R)
+        explained = xp.sum(y * y, axis=1) + xp.sum(h * h, axis=1)
+        size = xp.sum(self.amplification * y * y, axis=1) + xp.sum(design.border_error * h * h, axis=1)
+        return self._guarded(sums, explained, size)
 
     def select(self, index: Array) -> GroupedEffects:
         """Return the same likelihood for the genes at `index` (integers) only."""
@@ -116,6 +128,7 @@ class GroupedEffects(GroupedForms):
             yry=xp.take(self.yry, index, axis=0),
             rss=xp.take(self.rss, index, axis=0),
             rss_error=xp.take(self.rss_error, index, axis=0),
+            amplification=self._own(lambda x: xp.take(x, index, axis=0)),
         )
 
     def _part(self, lo: int, hi: int) -> GroupedEffects:
@@ -124,7 +137,12 @@ class GroupedEffects(GroupedForms):
             return self
         genes = {"y": self.y[lo:hi, :], "within_y": self.within_y[lo:hi, :], "zry": self.zry[:, lo:hi]}
         genes |= {"yry": self.yry[lo:hi], "rss": self.rss[lo:hi], "rss_error": self.rss_error[lo:hi]}
+        genes["amplification"] = self._own(lambda x: x[lo:hi, :])
         return replace(self, design=self.design.part(lo, hi), **genes)
+
+    def _own(self, some: Callable[[Array], Array]) -> Array:
+        # the amplification of some genes
+        return some(self.amplification) if self.design.per_gene else self.amplification
 
     # --- the likelihood ---
 
@@ -148,14 +166,6 @@ class GroupedEffects(GroupedForms):
     def traces_at_zero(self) -> Traces:
         """Reduce the data without random effects."""
         return self.traces(zeros((self.n_components, self.yry.shape[0]), self.yry))
-
-    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
-        """Not available: a covariance matrix has no single ratio."""
-        raise NotImplementedError("sums of squares between the levels of correlated effects are not available")
-
-    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
-        """Not available, as `between_group_ss`."""
-        raise NotImplementedError("weights of the levels of correlated effects are not available")
 
     def _eliminated(self, g: Array) -> Elimination:
         return eliminate(self.design, self.terms[self.widest].matrix(g), self._crossed_covariance(g))
@@ -182,25 +192,33 @@ class GroupedEffects(GroupedForms):
         traced = self._trace_elimination(g, at)
         T, B = design_traces(traced, self.terms, self.widest)
         e, beta = self._residual_effects(at)
-        E = [by_pairs(e, e, term, a, b) for term in self.terms for a, b in term.pairs]
-        z = [by_pairs(xp.permute_dims(self.zry, (1, 0)), e, term, a, b) for term in self.terms for a, b in term.pairs]
-        gz = g * xp.stack(z, axis=0)  # (L, b)
+        E = xp.stack([by_pairs(e, e, term, a, b) for term in self.terms for a, b in term.pairs], axis=0)  # (L, b)
+        squares = self._span_squares(e)  # (b,)
         return Traces(
             T=T,
             B=B,
-            E=xp.stack(E, axis=0),
-            between_ss=self.yry - xp.sum(gz, axis=0),
-            between_error=xp.sum(xp.abs(gz), axis=0),
+            E=E,
+            between_ss=squares + xp.sum(g * E, axis=0),
+            between_error=squares + xp.sum(xp.abs(g * E), axis=0),
             logdet=traced.logdet,
             ok=at.ok & traced.ok,
             v=xp.permute_dims(beta, (1, 0)),
         )
 
+    def _span_squares(self, e: Array) -> Array:
+        # squared length (b,) of the part of P0 y in the span of [X Z], from X'P0 y = 0 and Z'P0 y = `e` (b, q)
+        xp, design = namespace(e), self.design
+        eliminated, rest = self._split(e)
+        t = rotated(design.root, eliminated[:, :, None])[:, :, 0]  # (b, k G)
+        border = xp.concat([zeros((e.shape[0], design.n_fixed), e), rest], axis=1)
+        h = transposed_times(design.border, border - transposed_times(design.loads, t))  # (b, p+q_R)
+        return xp.sum(t * t, axis=1) + xp.sum(h * h, axis=1)
+
     def _residual_effects(self, at: Elimination) -> tuple[Array, Array]:
         """Z'P0y (b, q), in the order of Z, and the fixed effects of Ry (b, p)."""
         xp, p = namespace(self.y), self.design.n_fixed
         Ky = times_vectors(at.K, self.y)  # (b, k G)
-        taken = transposed_times(self.design.loads[:, :, :p], Ky - self.y)  # (b, p): X'Ry itself is zero
+        taken = transposed_times(self.design.loads[:, :, :p], Ky) + self._outside_levels(self.y)  # (b, p)
         Ay = xp.concat([taken, self.within_y + transposed_times(self.design.loads[:, :, p:], Ky)], axis=1)
         beta = xp.matmul(at.W, Ay[:, :, None])[:, :, 0]
         e = times_vectors(at.moved, self.y) - xp.matmul(at.C, beta[:, :, None])[:, :, 0]
@@ -224,6 +242,41 @@ class GroupedEffects(GroupedForms):
     def at_boundary(self, theta: Array) -> Array:
         """Flags (b,) of genes with a singular covariance matrix."""
         return namespace(theta).abs(smallest_eigenvalues(self, theta)) <= SINGULAR
+
+
+def aligned(projection: Projection, terms: Sequence[Term]) -> Projection:
+    """Turn the orthonormal columns of X so that those in the span of the widest term come apart from the others.
+
+    What an elimination leaves of the former is then exactly zero: their coefficients keep their digits however small
+    the residual variance is.
+    """
+    design, _ = _eliminated_design(projection, terms, _widest(terms))
+    p = design.n_fixed
+    return replace(projection, xxz=projection.xxz @ eigh_psd(design.within[0, :p, :p])[1])
+
+
+def _widest(terms: Sequence[Term]) -> int:
+    return max(range(len(terms)), key=lambda t: terms[t].size)
+
+
+def _eliminated_design(projection: Projection, terms: Sequence[Term], widest: int) -> tuple[GroupedDesign, Array]:
+    # the design with the widest term eliminated, and Z_R'Z_R
+    xp, T, p = namespace(projection.ZX), projection.xxz, projection.xxz.shape[0]
+    term = terms[widest]
+    lo, hi = term.first, term.first + term.size
+    ZZ, ZX = projection.ZZ, projection.ZX @ T  # (q, q), (q, p)
+    within = xp.matmul(T.T, xp.matmul(projection.XX, T))
+    q = ZZ.shape[0]
+    outside = ((0, lo), (hi, q))
+    Z_e = xp.concat([range_of(ZZ, (lo, hi), columns, ZX) for columns in outside], axis=1)  # (k G, q_R)
+    rows = [xp.concat([range_of(ZZ, rows, columns, ZX) for columns in outside], axis=1) for rows in outside]
+    rest = xp.concat(rows, axis=0)  # (q_R, q_R)
+    ZX_R = xp.concat([ZX[:lo, :], ZX[hi:, :]], axis=0)
+    XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, rest], axis=1)], axis=0)
+    effects = [term.rows(a) for a in range(term.effects)]
+    ZZ_g = xp.stack([xp.stack([diagonal_of(ZZ, a, b, ZX) for b in effects], axis=0) for a in effects], axis=0)
+    ZZ_g = ZZ_g[:, :, None, :]  # (k, k, 1, G)
+    return GroupedDesign.build(ZZ_g, xp.concat([ZX[lo:hi, :], Z_e], axis=1)[None, ...], XX[None, ...], p), rest
 
 
 def _packed(t: Traces) -> Array:

@@ -119,14 +119,6 @@ class Likelihood(ABC):
         """Reduce the data without random effects, where all ratios are zero."""
 
     @abstractmethod
-    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
-        """Sum of squares between the levels of random effect j at T of its ratios (T, b), and its slope there (T, b).
-
-        y'P0 y less what is left of it as g_j goes to infinity, the other ratios being those of `g` (k, b). The slope
-        is -E_j. `nodes` ascend; at the last one the levels are to be next to fixed.
-        """
-
-    @abstractmethod
     def random_effects(self, g: Array) -> Array:
         """BLUPs u = D e (q, b)."""
 
@@ -145,10 +137,6 @@ class Likelihood(ABC):
     @abstractmethod
     def gradient_form(self, g: Array, a: Array) -> Array:
         """|w_i|^2 (k, c, b) for w = (I + S D)^-1 a, the columns of `a` being (q, c)."""
-
-    @abstractmethod
-    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
-        """w_j (d_j, c, b), the rows of random effect j of the w of `gradient_form`."""
 
     def untabulated(self: L) -> L:
         """Return the same without tables."""
@@ -264,8 +252,11 @@ class Likelihood(ABC):
         sums are larger in h: the error of h_j is that of a number of the size of h_j times the factor.
         """
         squares = h * h  # (r, b)
-        sizes = sums.size + (amplification @ squares)[0, :]
-        values = _within_ss(None, sums.yry, namespace(h).sum(squares, axis=0), sizes, sums.unit)
+        return self._guarded(sums, namespace(h).sum(squares, axis=0), (amplification @ squares)[0, :])
+
+    def _guarded(self, sums: Remainder, explained: Array, size: Array) -> tuple[Array, Array]:
+        # y'Ry less what is explained (b,), a sum of squares of numbers as accurate as those of `size` (b,)
+        values = _within_ss(None, sums.yry, explained, sums.size + size, sums.unit)
         return values if self.residual_df > self.rank else (0.0 * values[0], 0.0 * values[1])
 
 

@@ -7,7 +7,7 @@ of the size of the effects that are not eliminated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,18 +157,6 @@ class MultiComponent(Likelihood):
         E, between_ss, size = self._squares(xp.zeros_like(T), at_zero)
         return Traces(T, B, E, between_ss, size, logdet=zero, ok=at_zero.ok)
 
-    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
-        """Sum of squares between the levels of effect j at its ratios (T, b), and its slope (T, b): one solve each."""
-        xp = namespace(g)
-        between, slope = [], []
-        for node in nodes:
-            at = xp.concat([g[:j, :], xp.zeros_like(g[:1, :]) + node, g[j + 1 :, :]], axis=0)
-            E, between_ss, _ = self._squares(at, self._whitened(at))
-            between.append(between_ss)
-            slope.append(-E[j, :])
-        limit = between[-1] + nodes[-1] * slope[-1]  # g_j E_j is what it still falls by from the last node to infinity
-        return xp.stack(between, axis=0) - limit[None, :], xp.stack(slope, axis=0)
-
     def variance_table(self, a: Array, size: Array) -> RatioTable | None:
         """Table of `variance_form`, if there is a grid."""
         exact = lambda g: self.variance_form(g, a)  # noqa: E731
@@ -213,10 +201,6 @@ class MultiComponent(Likelihood):
         """|w_i|^2 (k, c, b) for w = a - K A^-1 K'D a."""
         xp = namespace(g)
         return xp.stack([xp.sum(w_i * w_i, axis=0) for w_i in self._effect_weights(g, a)], axis=0)
-
-    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
-        """w_j (d_j, c, b)."""
-        return self._effect_weights(g, a)[j]
 
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w_i' ZVZ_ij w_j (k, k, c, b)."""

@@ -20,7 +20,7 @@ from ..sumstats.summary_stats import SummaryStats
 from .block_size import Shape, blocks_pay
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
 from .covariance_terms import terms_of
-from .grouped_effects import GroupedEffects
+from .grouped_effects import GroupedEffects, aligned
 from .likelihood import Likelihood
 from .many_components import MultiComponent
 from .one_component import SingleComponent
@@ -94,8 +94,8 @@ class MixedModel:
                 "the columns of Z of the widest random effect share cells; with correlated effects, weights per gene, "
                 "or more than 10,000 columns they must be the levels of one grouping"
             )
-        projection = Projection.build(summary, by_blocks=True)
         terms = terms_of(summary.d, summary.term_sizes)
+        projection = aligned(Projection.build(summary, by_blocks=True), terms)
         likelihood = GroupedEffects.decompose(projection, terms, method)
         return cls._without_genes(summary, projection, likelihood, likelihood.scale[:, 0])
 

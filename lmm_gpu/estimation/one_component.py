@@ -6,11 +6,10 @@ number that Fisher scoring needs is a sum over q of elementwise products: no mat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backend.arrays import Array, like, namespace
+from ..backend.arrays import Array, namespace
 from ..backend.fusion import fused
 from ..backend.linalg import eigh_psd, log_product
 from .likelihood import Likelihood, Traces
@@ -126,13 +125,6 @@ class SingleComponent(Likelihood):
             ok=zero == 0,
         )
 
-    def between_group_ss(self, g: Array, j: int, nodes: Sequence[float]) -> tuple[Array, Array]:
-        """Sum c^2 w / lam (T, b), over the directions that have random effects, and its slope in g (T, b)."""
-        lam = self.lam[:, None]
-        w = 1.0 / (1.0 + lam * like(nodes, lam)[None, :])  # (q, T)
-        squares = self.inverse_lam[:, None] * self.c * self.c  # (q, b)
-        return w.T @ squares, -((lam * w * w).T @ squares)
-
     def random_effects(self, g: Array) -> Array:
         """BLUPs (q, b)."""
         return self.U @ self._rotated_effects(g)
@@ -156,11 +148,6 @@ class SingleComponent(Likelihood):
         w = self._shrinkage(g)
         ua = self.U.T @ a  # (q, c)
         return ((ua * ua).T @ (w * w))[None, :, :]
-
-    def effect_weights(self, g: Array, a: Array, j: int) -> Array:
-        """W (q, c, b)."""
-        w, ua = self._shrinkage(g), self.U.T @ a  # (q, b), (q, c)
-        return namespace(a).tensordot(self.U, ua[:, :, None] * w[:, None, :], axes=1)
 
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w' ZVZ w (1, 1, c, b)."""

@@ -31,14 +31,17 @@ def weighted_genes(T: Array, like: GroupedEffects, summary: WeightedStats) -> tu
     varies = ok & (yry > NO_VARIANCE * summary.Ynorm)
     sums = Remainder(zry, yry, size=2.0 * summary.Ynorm, unit=eps(yry) * summary.n)
     genes = ProjectedGenes(T @ first(beta, (1, 0)), sums, sums, varies)
-    designs = replace(like, design=gene_designs(like.terms, like.widest, XX, ZX, own))
-    return genes, designs.with_genes(genes)
+    design, squares = gene_designs(like.terms, like.widest, XX, ZX, own)
+    return genes, replace(like, design=design, amplification=design.amplification(squares)).with_genes(genes)
 
 
 def gene_designs(
     terms: tuple[Term, ...], widest: int, XX: Array, ZX: Array, own: GeneProductsOfDesign
-) -> GroupedDesign:
-    """Designs of b genes from X'WX (b, p, p) and Z'WX (b, q, p) in orthonormal coordinates, and Z'WZ."""
+) -> tuple[GroupedDesign, Array]:
+    """Designs of b genes from X'WX (b, p, p) and Z'WX (b, q, p) in orthonormal coordinates, and Z'WZ.
+
+    With squared lengths (k, b, G) of the eliminated columns.
+    """
     xp, term = namespace(XX), terms[widest]
     q, lo, hi = ZX.shape[1], term.first, term.first + term.size
     eliminated, rest = list(range(lo, hi)), [*range(lo), *range(hi, q)]
@@ -50,7 +53,8 @@ def gene_designs(
     loads = xp.concat([ZX[:, lo:hi, :], pairs.block(eliminated, rest)], axis=2)
     top = xp.concat([XX, xp.matrix_transpose(ZX_R)], axis=2)
     bottom = xp.concat([ZX_R, pairs.block(rest, rest)], axis=2)
-    return GroupedDesign.build(ZZ, loads, xp.concat([top, bottom], axis=1), XX.shape[1])
+    squares = xp.stack([ZZ[a, a, ...] for a in range(term.effects)], axis=0)
+    return GroupedDesign.build(ZZ, loads, xp.concat([top, bottom], axis=1), XX.shape[1]), squares
 
 
 class _Pairs:

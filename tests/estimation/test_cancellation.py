@@ -112,3 +112,76 @@ def test_a_saturated_design_has_no_residual_to_lose(effects):
     likelihood = MixedModel.build(summary).likelihood
     np.testing.assert_array_equal(likelihood.rss, 0.0)
     np.testing.assert_array_equal(likelihood.rss_error, 0.0)
+
+
+def slopes(ratio, genes=20):
+    """Intercepts and slopes of donors, of which `arm` and `x` explain a part; residuals of `ratio` of their size."""
+    rng = np.random.default_rng(3)
+    donor = np.repeat(np.arange(DONORS), CELLS)
+    x = np.tile(np.linspace(-1.0, 1.0, CELLS), DONORS)
+    levels = rng.normal(size=(2, DONORS, genes))
+    Y = levels[0][donor] + x[:, None] * levels[1][donor] + ratio * rng.normal(size=(donor.size, genes))
+    return pd.DataFrame({"donor": donor.astype(str), "arm": (donor % 2).astype(str), "x": x}), Y
+
+
+def donor_lines(obs, Y):
+    """Intercepts of donors (DONORS, m), and residual sums of squares (m,) about their lines, to all digits."""
+    intercepts, rss = [], np.zeros(Y.shape[1])
+    for donor in range(DONORS):
+        rows = (obs["donor"] == str(donor)).to_numpy()
+        line = np.column_stack([np.ones(CELLS), obs["x"][rows]])
+        coef = np.linalg.lstsq(line, Y[rows], rcond=None)[0]
+        left = Y[rows] - line @ coef
+        rss += np.square(left - line @ np.linalg.lstsq(line, left, rcond=None)[0]).sum(axis=0)
+        intercepts.append(coef[0])
+    return np.array(intercepts), rss
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+@pytest.mark.parametrize("bounds", ["auto", "nonnegative"])
+def test_the_test_of_random_slopes_is_the_t_test_of_the_intercepts_of_donors(ratio, bounds):
+    obs, Y = slopes(ratio)
+    fit = lmm_gpu.fit((Y, obs), "~ arm * x + (x | donor)", bounds=bounds, progress=False)
+    intercepts, rss = donor_lines(obs, Y)
+    tested, s_0 = fit.converged.to_numpy(), fit.estimates.theta[-1]
+    assert set(fit.status[~tested]) <= {"ill_conditioned"}
+    assert tested.all() if ratio >= 1e-5 else True
+    t = stats.ttest_ind(intercepts[1::2], intercepts[0::2]).statistic
+    np.testing.assert_allclose(fit.t.loc["arm[T.1]"][tested], t[tested], rtol=1e-6)
+    assert (s_0[tested] > 0).all()
+    np.testing.assert_allclose(s_0[tested], rss[tested] / (len(Y) - 2 * DONORS), rtol=5e-3)
+    assert np.isnan(fit.p.to_numpy()[:, ~tested]).all()
+    coef = intercepts[1::2].mean(axis=0) - intercepts[0::2].mean(axis=0)
+    np.testing.assert_allclose(fit.coef.loc["arm[T.1]"], coef, atol=1e-6)
+
+
+@pytest.mark.parametrize("effects", [1, 2])
+@pytest.mark.parametrize("ratio", [1e-2, 1e-4, 1e-6])
+def test_elimination_by_levels_finds_the_same_remainder(ratio, effects):
+    """Residual sums of squares of the two engines, and of values less their projection, within the bounds of each."""
+    design, Y = cells(ratio, effects, genes=100)
+    summary = cross_products(design.X, design.Z, Y, d=design.d)
+    columns = np.column_stack([design.X, design.Z])
+    residual = Y - columns @ np.linalg.lstsq(columns, Y, rcond=None)[0]
+    rss = np.square(residual - columns @ np.linalg.lstsq(columns, residual, rcond=None)[0]).sum(axis=0)
+    for model in (MixedModel.build(summary), MixedModel.by_blocks(summary).with_genes(summary)):
+        error = np.abs(model.likelihood.rss - rss)
+        assert (error < 4 * model.likelihood.rss_error).all()
+        assert np.median(error) > 0.005 * np.median(model.likelihood.rss_error)
+
+
+@pytest.mark.parametrize("ratio", [1e-2, 1e-5, 1e-8, 0.0])
+def test_genes_with_weights_keep_their_digits_or_their_status(ratio):
+    """Equal weights of 2: the t test of donor means, and twice the residual variance."""
+    _, Y = cells(ratio, 1)
+    donor = np.repeat(np.arange(DONORS), CELLS)
+    obs = pd.DataFrame({"donor": donor, "arm": donor % 2}).astype(str)
+    fit = lmm_gpu.fit((Y, obs), "~ arm + (1 | donor)", weights=np.full(Y.shape, 2.0), progress=False)
+    means = Y.reshape(DONORS, CELLS, -1).mean(axis=1)
+    tested, s_0 = fit.converged.to_numpy(), fit.estimates.theta[-1]
+    assert tested.all() if ratio >= 1e-3 else set(fit.status[~tested]) <= {"ill_conditioned"}
+    t = stats.ttest_ind(means[1::2], means[0::2]).statistic
+    np.testing.assert_allclose(fit.t.to_numpy()[1][tested], t[tested], rtol=1e-6)
+    rss = np.square(Y - means[donor]).sum(axis=0)
+    np.testing.assert_allclose(s_0[tested], 2.0 * rss[tested] / (len(Y) - DONORS), rtol=5e-3)
+    assert np.isnan(fit.p.to_numpy()[:, ~tested]).all()
