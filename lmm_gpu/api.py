@@ -235,6 +235,8 @@ def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | No
     if not isinstance(data, (str, Path)):
         return None
     of_cells = str(data).lower().endswith(tuple(ending for ending in MATRICES if ending != ".h5"))
+    if formula is None and Path(data).is_dir() and not of_cells:
+        raise ValueError(f"{data} needs a formula, such as '~ condition + (1 | donor)'")
     if kind_of(data) == STATISTICS or (formula is None and not of_cells):
         return load_statistics(data)
     return None

@@ -21,6 +21,7 @@ from ..results.lmm_fit import LMMFit
 from ..sumstats.gene_weights import weighted_statistics
 from .linear_models import fit_linear
 from .precision_weights import voom
+from .samples import as_samples, layer_of
 
 logger = logging.getLogger("lmm_gpu")
 
@@ -41,8 +42,9 @@ def dream(
 
     Parameters
     ----------
-    pb : AnnData
-        Counts of samples x genes, such as `pseudobulk` returns.
+    pb : AnnData, path or pair (counts, obs)
+        Counts of samples x genes, such as `pseudobulk` returns; or a path to .h5ad, or counts (array or DataFrame) and
+        the table of the samples.
     formula : str
         lme4 syntax; without random terms it is limma's voom, lmFit and eBayes.
     by : str, optional
@@ -83,6 +85,7 @@ def dream(
     >>> dream(pb, "~ time + (1 | donor)", contrast="time[T.t2]").shape[0]
     50
     """
+    pb = as_samples(pb)
     if by is None:
         return _tested(pb, formula, contrast, layer, (min_count, min_share), df, moderate)
     if by not in pb.obs:
@@ -103,7 +106,7 @@ def dream(
 def _tested(
     pb: Any, formula: str, contrast: Any, layer: str | None, least: tuple[int, float], df: str, moderate: bool
 ) -> pd.DataFrame:
-    counts = pb.X if layer is None else pb.layers[layer]
+    counts = layer_of(pb, layer)
     kept = np.asarray((counts >= least[0]).sum(axis=0)).ravel() >= least[1] * pb.n_obs
     if not kept.any():
         raise ValueError(f"no gene has {least[0]} counts in {least[1]:.0%} of {pb.n_obs} samples")

@@ -17,6 +17,7 @@ from ..results.fitting import fit_summary
 from ..results.lmm_fit import LMMFit
 from ..sumstats.assembly import cross_products
 from .linear_models import fit_linear
+from .samples import as_samples, layer_of
 from .size_normalisation import check_counts, tmm_factors
 
 NORMALISATIONS = ("TMM", "none")
@@ -61,8 +62,9 @@ def voom(
 
     Parameters
     ----------
-    pb : AnnData
-        Counts of samples x genes, such as `pseudobulk` returns.
+    pb : AnnData, path or pair (counts, obs)
+        Counts of samples x genes, such as `pseudobulk` returns; or a path to .h5ad, or counts (array or DataFrame) and
+        the table of the samples.
     formula : str
         lme4 syntax, such as ``"~ time + (1 | donor)"``.
     obs : DataFrame, optional
@@ -104,7 +106,8 @@ def voom(
     if not 0 < span <= 1:
         raise ValueError(f"span={span!r}: the share of genes in a local regression lies between 0 and 1, such as 0.5")
     anndata = require("anndata", "voom")
-    counts = check_counts(pb.X if layer is None else pb.layers[layer])  # (n, m)
+    pb = as_samples(pb)
+    counts = check_counts(layer_of(pb, layer))  # (n, m)
     table = pb.obs if obs is None else obs
     factors = tmm_factors(counts) if normalize == "TMM" else np.ones(len(counts))
     sizes = counts.sum(axis=1) * factors  # (n,)

@@ -139,7 +139,10 @@ def _pairs(grid: ReferenceGrid, name: str, pair: Any) -> Iterator[tuple[str, tup
             yield f"{first} - {second}", (first, second)
         return
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ValueError(f"{name}={pair!r}: expected a pair such as {name}=('stim', 'ctrl'), or 'pairwise'")
+        raise ValueError(
+            f"{name}={pair!r}: expected a pair such as {name}=('stim', 'ctrl'), or 'pairwise'; "
+            f"to compare other levels at one value of {name}, pass at={{{name!r}: {pair!r}}}"
+        )
     left, right = pair
     prefix = "" if name in grid.factors else f"{name} "
     yield f"{prefix}{_shown(left)} - {_shown(right)}", (left, right)

@@ -62,8 +62,7 @@ class ReferenceGrid:
         every = sorted({*self.factors, *self.covariates})
         if name in every:
             return name
-        close = difflib.get_close_matches(str(name), every)
-        raise ValueError(f"the model has no factor or covariate {name!r}; it has {', '.join(close or every) or 'none'}")
+        raise ValueError(f"the model has no factor or covariate {name!r}; it has {_known(str(name), every) or 'none'}")
 
     def levels(self, name: str) -> tuple[str, ...]:
         """Levels of a factor."""
@@ -85,8 +84,7 @@ class ReferenceGrid:
         chosen = [str(item) for item in value] if isinstance(value, (list, tuple, set)) else [_level(value, levels)]
         unknown = [level for level in chosen if level not in levels]
         if unknown or not chosen:
-            close = difflib.get_close_matches(unknown[0], levels) if unknown else ()
-            shown = ", ".join(close or levels[:10])
+            shown = _known(unknown[0] if unknown else "", levels)
             raise ValueError(f"{name} has no level {unknown[0] if unknown else chosen!r}; it has {shown}")
         return np.array([chosen.count(level) / len(chosen) for level in levels])
 
@@ -245,3 +243,10 @@ def terms_with_missing_cells(terms: Terms, p: int, null: Sequence[np.ndarray]) -
                 missing.append(tuple(zip(names, places, strict=True)))
         found.append(Term(term.name, term.columns, term.products, tuple(missing)))
     return tuple(found)
+
+
+def _known(name: str, names: Sequence[str]) -> str:
+    """List of names for a message, those that resemble `name` first."""
+    close = difflib.get_close_matches(name, names)
+    ordered = list(dict.fromkeys([*close, *names]))
+    return ", ".join(ordered[:10]) + (", ..." if len(ordered) > 10 else "")

@@ -133,8 +133,22 @@ def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
     # the formula with random effects for what each of the contrasts C (c, p) compares
     if summary.formula is None:
         return f"Add columns to Z: one for each level of {group} and each group of cells that is compared"
-    terms = dict.fromkeys(term for c in C for term in _slopes(summary.terms or (), group, c))
-    return f"Write '{' + '.join([summary.formula, *terms])}'"
+    terms, present = summary.terms or (), "".join(summary.formula.split())
+
+    def absent(rows: np.ndarray) -> list[str]:
+        found = dict.fromkeys(term for c in rows for term in _slopes(terms, group, c))
+        return [term for term in found if "".join(term.split()) not in present]
+
+    added = absent(C) or absent(_with_interactions(terms, C))
+    return f"Write '{' + '.join([summary.formula, *added])}'"
+
+
+def _with_interactions(terms: Sequence[Term], C: np.ndarray) -> np.ndarray:
+    # contrasts (1, p) of every column that shares a factor with one of the columns compared by C (c, p)
+    products = [product_of(terms, column) for column in range(C.shape[1])]
+    names = [{name for part in one.parts for name in part.variables} if one else set() for one in products]
+    compared = set().union(*(names[column] for column in np.flatnonzero(C.any(axis=0))))
+    return np.array([[bool(compared & one) for one in names]], dtype=float)
 
 
 def _slopes(terms: Sequence[Term], group: str, c: np.ndarray) -> list[str]:

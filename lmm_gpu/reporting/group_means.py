@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator
 
@@ -64,7 +65,8 @@ def position(fit: LMMFit, gene: str) -> int:
     names = fit.summary.features
     if gene not in names:
         same = [name for name in names if name.lower() == str(gene).lower()]
-        hint = f"did you mean {same[0]}?" if same else f"it has {', '.join(names[:5])}, ..."
+        near = same or difflib.get_close_matches(str(gene), names, n=3, cutoff=0.85)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names[:5])}, ..."
         raise ValueError(f"{gene!r} is not a gene of the fit; {hint}")
     return names.index(gene)
 

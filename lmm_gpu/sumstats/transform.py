@@ -144,7 +144,10 @@ def recognise(Y: Any, is_counts: bool | None) -> Transform:
     if is_counts is None:
         is_counts = looks_like_counts(Y)
         if is_counts:
-            logger.warning("raw counts recognised: fitting log2(1 + y), unless is_counts or transform says otherwise")
+            logger.warning(
+                "raw counts recognised: fitting log2(1 + y); another transform (--transform) or is_counts=False "
+                "(--no-counts) overrides this"
+            )
     elif is_counts and Y is not None and has_fractions(Y):
         raise ValueError(not_counts("the matrix", "it"))
     return Transform("log2p1" if is_counts else None)

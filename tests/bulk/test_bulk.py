@@ -190,3 +190,23 @@ def test_values_that_are_not_counts_are_refused(cells):
 def test_no_group_is_large_enough(cells):
     with pytest.raises(ValueError, match="min_cells=1000 cells; the largest has"):
         pseudobulk(cells, "donor", min_cells=1000)
+
+
+def test_a_pair_of_counts_and_samples_is_the_same_as_an_anndata(pb, tmp_path):
+    counts = pd.DataFrame(np.asarray(pb.X), index=pb.obs_names, columns=pb.var_names)
+    expected = voom(pb, "~ 1").layers["weights"]
+    pb.write_h5ad(tmp_path / "samples.h5ad")
+    for same in ((counts, pb.obs), (counts.to_numpy(), pb.obs), tmp_path / "samples.h5ad"):
+        np.testing.assert_allclose(voom(same, "~ 1").layers["weights"], expected, rtol=1e-11)
+
+
+def test_counts_that_do_not_fit_their_samples_are_refused(pb):
+    counts = pd.DataFrame(np.asarray(pb.X), index=pb.obs_names, columns=pb.var_names)
+    with pytest.raises(ValueError, match="transpose them"):
+        dream((counts.T, pb.obs), "~ 1")
+    with pytest.raises(ValueError, match="in the same order"):
+        dream((counts[::-1], pb.obs), "~ 1")
+    with pytest.raises(ValueError, match="got DataFrame, expected counts of samples x genes"):
+        voom(counts, "~ 1")
+    with pytest.raises(ValueError, match=r"no such layer \(layers: "):
+        dream(pb, "~ 1", layer="counts")

@@ -117,8 +117,9 @@ def test_proportional_weights():
     [
         ({}, {}, "at least one variable"),
         ({"condition": ("stim", "ctrl")}, {}, "no factor or covariate 'condition'; it has cond"),
-        ({"cond": ("stim", "control")}, {}, "cond has no level .control.; it has ctrl"),
+        ({"cond": ("stim", "control")}, {}, "cond has no level 'control'; it has ctrl, stim"),
         ({"cond": "stim"}, {}, r"expected a pair such as cond=\('stim', 'ctrl'\)"),
+        ({"cond": "stim"}, {}, r"pass at=\{'cond': 'stim'\}"),
         ({"cond": ("stim", "ctrl")}, {"by": "age"}, "age is a covariate of the model and has no levels"),
         ({"cond": ("stim", "ctrl")}, {"by": "cond"}, "cond is given twice"),
         ({"cond": ("stim", "ctrl")}, {"at": {"age": "old"}}, "age='old': expected a number"),

@@ -97,6 +97,7 @@ def test_a_pair_of_plates_is_no_group_of_few_donors():
         ("~ C(half, contr.sum) + (1 | donor)", "C(half, contr.sum)[S.s]", "(1 | donor:half)"),
         ("~ x + (1 | donor)", "x", "(0 + x | donor)"),
         ("~ arm * half + (1 | donor)", "arm[T.v]:half[T.t]", "(1 | donor:arm:half)"),
+        ("~ half * cls + (1|donor)+(1|donor:half)", "half[T.t]", "(1 | donor:half:cls)"),
     ],
 )
 def test_a_contrast_within_donors_without_a_slope(formula, contrast, remedy):

@@ -456,6 +456,8 @@ def test_component_and_by_are_checked(fit):
             pl.gene(fit, "Gene6", **wrong)
     with pytest.raises(ValueError, match="'Gene9' is not a gene of the fit; it has Gene1, Gene2"):
         pl.gene(fit, "Gene9")
+    with pytest.raises(ValueError, match="'Genne1' is not a gene of the fit; did you mean Gene1"):
+        pl.gene(fit, "Genne1")
 
 
 def test_gene_without_estimate_shows_its_means(fit):

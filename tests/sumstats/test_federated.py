@@ -335,6 +335,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["fit", "cut.h5", "-o", "x"], "cannot use cut.h5: "),
         (["fit", "run/fit.h5", "-o", "x"], "it is no file of lmm_gpu summary statistics"),
         (["fit", "oslo.npz", "-o", "x"], "oslo.npz needs a formula"),
+        (["fit", "run", "-o", "x"], "run needs a formula"),
         (
             ["fit", "all.h5", "-f", "~ arm + (1 | donor)", "-o", "x"],
             "has its model and values already: leave out --formula",
