@@ -352,7 +352,12 @@ def calibration_sentences(results: dict) -> str:
 
 def calibration_designs(results: dict) -> str:
     """Return rates over nominal at 5 %, 1 % and 0.1 %, and power at 5 % and 0.1 %, for each design."""
-    titles = {"generalized": "default", "kenward-roger": "Kenward-Roger", "pseudobulk": "pseudobulk t"}
+    titles = {
+        "generalized": "default",
+        "kenward-roger": "Kenward-Roger",
+        "satterthwaite": "Satterthwaite",
+        "pseudobulk": "pseudobulk t",
+    }
     lines = [["design", "variances", *titles.values(), "power of the default"], ["---"] * (3 + len(titles))]
     for row in results["rows"]:
         rates = row["rates"]
