@@ -47,10 +47,11 @@ def test(
         uneven donors. With more random effects, correlated ones, weights per gene or thousands of levels it is Kenward
         and Roger's test (after ML: Satterthwaite's); with correlated effects a log line says so.
         "satterthwaite": by the expected information, at most the between-within df, which also apply at the boundary: a
-        component is held at zero or a covariance matrix is singular. "kenward-roger" (REML only): pbkrtest's, with its adjusted standard errors; conservative where
-        a component is at zero. "lmertest": lmerTest's, by the observed information; between-within at the
-        boundary, where lmerTest itself jumps to about n - p. "between-within": levels of the coarsest random effect
-        within whose levels the contrast cannot be estimated, less what is estimated between them. "residual": n - p.
+        component is held at zero or a covariance matrix is singular. "kenward-roger" (REML only): pbkrtest's, with its
+        adjusted standard errors; conservative where a component is at zero. "lmertest": lmerTest's, by the observed
+        information; between-within at the boundary, where lmerTest itself jumps to about n - p. "between-within":
+        levels of the coarsest random effect within whose levels the contrast cannot be estimated, less what is
+        estimated between them. "residual": n - p.
         The p-values depend on the hypothesis, not on how a factor is coded.
     alternative : {"two-sided", "less", "greater"}
     level : float
