@@ -24,6 +24,7 @@ from ._flashmm_inputs import (
 from .backend.arrays import entered, indices, is_array, is_sparse_on_device, namespace, to_numpy
 from .backend.blocks import blocks
 from .backend.devices import Device, resolve
+from .backend.linalg import DEPENDENT
 from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
 from .backend.sparse import is_sparse, stored_values
@@ -39,6 +40,8 @@ from .sumstats.within_sums import nearly_constant, sampled_cells, widest, within
 
 #: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
+#: A column whose standard deviation is below this share of its mean is constant up to rounding.
+_ROUNDED = 1e-14
 
 
 def sslmm(
@@ -123,11 +126,13 @@ def sslmm(
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
+    constant = constant_of(X)
+    if constant is not None:
+        check_far_columns(X, labels["fixed_names"])
     W = read_weights(weights, m, n)
     if W is not None and W.ndim == 2:
         check_values(Y, "Y")
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
-    constant = constant_of(X)
     size = block_size(m, n, nBlocks, parse_memory(memory))
     with np.errstate(invalid="ignore", over="ignore"):
         products = products_by_block((X, Z, constant, W), values, blocks(m, size), devices)
@@ -144,6 +149,25 @@ def check_blocks(nBlocks: int) -> int:
     if not isinstance(nBlocks, Integral) or nBlocks < 1:
         raise ValueError(f"nBlocks={nBlocks!r}: expected a whole number, at least one block")
     return int(nBlocks)
+
+
+def check_far_columns(X: np.ndarray, names: Sequence[str]) -> None:
+    """Refuse columns of X (n, p), beside a constant, whose products lose their spread: dates, seconds since 1970.
+
+    Examples
+    --------
+    >>> check_far_columns(np.array([[1.0, 20240101.0], [1.0, 20240102.0]]), ["one", "day"])
+    Traceback (most recent call last):
+    ValueError: the column day of X lies far from zero for its spread (mean 2.02401e+07, SD 0.5), so that ...
+    """
+    mean, spread = X.mean(axis=0), X.std(axis=0)
+    far = (spread < math.sqrt(2 * DEPENDENT) * np.abs(mean)) & (spread > _ROUNDED * np.abs(mean))
+    for j in np.flatnonzero(far).tolist():
+        raise ValueError(
+            f"the column {names[j]} of X lies far from zero for its spread (mean {mean[j]:.6g}, SD {spread[j]:.3g}), "
+            f"so that its sums of squares cannot distinguish it from a constant: subtract its mean, as in "
+            f"X[:, {j}] - X[:, {j}].mean(). Its coefficient stays the same; the intercept is then that at the mean"
+        )
 
 
 def block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:

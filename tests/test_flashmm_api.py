@@ -652,3 +652,16 @@ def test_a_gene_without_variance_is_a_warning_not_an_error():
     assert len(caught) == 1
     assert fit.status.tolist() == ["converged", "converged", "no_variance", "converged"]
     assert fit.p.iloc[:, 2].isna().all() and fit.p.drop(columns="Gene3").notna().all(axis=None)
+
+
+@pytest.mark.parametrize("origin", [20240100.0, 1.7e9])
+def test_a_column_far_from_zero_is_refused_with_advice_that_works(origin):
+    rng = np.random.default_rng(5)
+    Z, day = np.repeat(np.eye(6), 10, axis=0), rng.integers(1, 29, 60).astype(float)
+    X = np.stack([np.ones(60), origin + day], axis=1)
+    Y = rng.normal(size=(3, 60))
+    with pytest.raises(ValueError, match=r"column day of X lies far from zero.*subtract its mean"):
+        lmmfit(Y, X, Z, X_names=["one", "day"])
+    X[:, 1] -= X[:, 1].mean()
+    plain = lmmfit(Y, np.stack([np.ones(60), day], axis=1), Z, X_names=["one", "day"])
+    np.testing.assert_allclose(lmmfit(Y, X, Z, X_names=["one", "day"]).t.loc["day"], plain.t.loc["day"], rtol=1e-6)
