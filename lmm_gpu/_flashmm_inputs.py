@@ -119,7 +119,8 @@ def read_weights(weights: Any, m: int, n: int) -> np.ndarray | None:
     bad = int(np.count_nonzero(~(np.isfinite(found) & (found > 0))))
     if bad:
         raise ValueError(
-            f"{bad} of {found.size} weights are not positive numbers: leave out cells that are not to be used"
+            f"{bad} of {found.size} weights are not positive numbers: leave out cells that are not to be used; fit "
+            "features that lack some cells on their own, without these"
         )
     return found
 

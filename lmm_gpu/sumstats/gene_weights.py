@@ -191,7 +191,7 @@ def check_weights(Y: Any, W: Any) -> tuple[np.ndarray, np.ndarray]:
     if bad:
         raise ValueError(
             f"{bad} of {W.size} weights are zero, negative or not finite; weights per gene must be positive: leave "
-            "out samples that are not to be used"
+            "out samples that are not to be used, and fit genes that lack some samples on their own, without these"
         )
     check_magnitude(W.mean(axis=0), 1e6)
     return Y, W
