@@ -23,7 +23,7 @@ from .run import Run, fit_to_folder
 if TYPE_CHECKING:
     from anndata import AnnData
 
-DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam)"
+DEMO_FORMULA = "~ 0 + cls + cls:trt + (1 | sam) + (1 | sam:cls)"
 FDR = 0.05
 
 

@@ -261,6 +261,6 @@ def _column(fit: LMMFit, group: Grouping, by: str | None) -> int | None:
         known = [names[i] for i in np.flatnonzero(between)]
         raise ValueError(
             f"by={by!r}: expected a fixed effect that is 0 or 1 within every group of {group.name} ({_listed(known)}), "
-            "or a factor of the design"
+            "or a factor of the formula"
         )
     return names.index(by)

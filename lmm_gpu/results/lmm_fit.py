@@ -158,7 +158,7 @@ class LMMFit:
         ss = self.summary
         counts = ", ".join(f"{n:,} {word}" for word, n in self.status.value_counts().items())
         effects = ", ".join(f"{name} ({d})" for name, d in zip(ss.component_names, ss.d, strict=True))
-        size = f"{ss.n:,} cells, {ss.m:,} features, {len(ss.fixed_names)} fixed effects, random effects: {effects}"
+        size = f"{ss.n:,} cells, {ss.m:,} genes, {len(ss.fixed_names)} fixed effects, random effects: {effects}"
         taken = {} if self.seconds is None else {"time": f"read and fitted in {self.seconds:.1f} s"}
         return {"model": ss.formula or "X, Z", "size": size, "status": counts} | taken
 

@@ -289,7 +289,7 @@ def test_repr_is_three_lines(result, r_fit):
     counts = result.status.value_counts()
     lines = repr(result).splitlines()
     assert lines[0] == f"LMMFit (REML): {FORMULA}"
-    assert lines[1].split() == f"{N} cells, {M} features, 3 fixed effects, random effects: donor (6), plate (3)".split()
+    assert lines[1].split() == f"{N} cells, {M} genes, 3 fixed effects, random effects: donor (6), plate (3)".split()
     assert lines[2].strip().startswith("status: ") and len(lines) == 3
     assert all(f"{count} {word}" in lines[2] for word, count in counts.items())
     assert repr(r_fit).startswith("LMMFit (REML): X, Z\n")
@@ -299,7 +299,7 @@ def test_html_says_the_same_and_escapes(result):
     said = replace(result, seconds=2.34, summary=replace(result.summary, formula="~ I(depth<3) + (1 | donor)"))
     counts = result.status.value_counts()
     shown = said._repr_html_()
-    for text in ("~ I(depth&lt;3) + (1 | donor)", f"{N} cells, {M} features", "donor (6), plate (3)", "in 2.3 s"):
+    for text in ("~ I(depth&lt;3) + (1 | donor)", f"{N} cells, {M} genes", "donor (6), plate (3)", "in 2.3 s"):
         assert text in shown
     assert all(f"{count} {word}" in shown for word, count in counts.items())
     assert ElementTree.fromstring(shown).tag == "table"
