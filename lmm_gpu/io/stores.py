@@ -17,7 +17,7 @@ from .found import Found, Selection, kept_features, types_of
 from .hdf5_files import check_hdf5_content, child, open_hdf5, start_walker
 from .hdf5_sparse import StoredSparse
 from .stored_arrays import stored_array
-from .zarr_files import check_zarr_sparse, check_zarr_table, open_zarr
+from .zarr_files import check_zarr_sparse, check_zarr_table, open_zarr, report_missing_chunks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -103,6 +103,7 @@ def stored_matrix(stored: Any, shape: tuple[int, int] | None = None) -> Any:
     if not hasattr(stored, "keys"):
         if len(stored.shape) != 2 or (shape is not None and tuple(stored.shape) != shape):
             raise ValueError(f"its values have shape {tuple(stored.shape)}, but obs and var are {shape}")
+        report_missing_chunks(stored)
         return stored_array(stored)
     kind = str(stored.attrs.get("encoding-type", stored.attrs.get("h5sparse_format", "")))
     given = stored.attrs.get("shape", stored.attrs.get("h5sparse_shape", shape))

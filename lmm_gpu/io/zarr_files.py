@@ -88,6 +88,18 @@ def check_zarr_sparse(group: Any, indptr: np.ndarray) -> None:
             raise ValueError(f"{group[name].path} has no chunk {place[0]}: {_ADVICE}")
 
 
+def report_missing_chunks(array: Any) -> None:
+    """Warn of a dense matrix of which chunks are missing: zarr leaves out those that are all zero."""
+    missing = missing_chunks(array) if hasattr(array, "chunks") else []
+    if missing:
+        logger.warning(
+            "%s has no file for %d of its chunks (first: %s), which are read as zeros; compare the copy if in doubt",
+            array.path,
+            len(missing),
+            missing[0],
+        )
+
+
 def check_zarr_table(table: Any) -> None:
     """Check the columns of obs or var for missing chunks.
 

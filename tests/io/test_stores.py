@@ -292,3 +292,13 @@ def test_a_layer_named_raw_beside_raw_is_reported(caplog):
         _, found = read(data, layer="raw")
     np.testing.assert_array_equal(found, COUNTS * 3)
     assert "use_raw=True reads raw" in caplog.text
+
+
+def test_missing_chunks_of_a_dense_zarr_are_reported(tmp_path, caplog):
+    make(np.asarray).write_zarr(tmp_path / "c.zarr")
+    read(tmp_path / "c.zarr")
+    assert "read as zeros" not in caplog.text
+    chunk = next(path for path in (tmp_path / "c.zarr" / "X").rglob("*0") if path.is_file())
+    chunk.unlink()
+    read(tmp_path / "c.zarr")
+    assert "X has no file for 1 of its chunks" in caplog.text
