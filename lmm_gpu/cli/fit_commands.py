@@ -29,6 +29,16 @@ def _repeated(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        help="Repeat a run from its folder or run.json; options on the command line take precedence.",
+        callback=_repeated,
+        is_eager=True,
+    ),
+]
+
+
 def fit(
     context: typer.Context,
     data: Annotated[Path, typer.Argument(help=f"File that `summarize` or `merge` wrote, or {opt.CELLS}.")],
@@ -58,14 +68,7 @@ def fit(
     threads: opt.Threads = None,
     scheduler: opt.Scheduler = None,
     table: Annotated[str, typer.Option(help=f"Format of the tables: {' or '.join(opt.TABLE_FORMATS)}.")] = "csv.gz",
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="Repeat a run from its folder or run.json; options on the command line take precedence.",
-            callback=_repeated,
-            is_eager=True,
-        ),
-    ] = None,
+    config: _Config = None,
     force: opt.Force = False,
     json: opt.Json = False,
 ) -> None:
@@ -80,39 +83,15 @@ def fit(
 
     if config is not None:
         check_data(read_record(config), config, data)
-    reading = given(
-        obs=obs,
-        features=features,
-        layer=layer,
-        use_raw=use_raw,
-        feature_types=feature_types,
-        transform=transform,
-        is_counts=is_counts,
-        size_factors=size_factors,
-        target=target,
-        cells=cells,
-        weights=weights,
-        genes=genes,
-        min_cells=min_cells,
-        min_mean=min_mean,
-        threads=threads,
-    )
-    run = fit_to_folder(
-        data,
-        formula,
-        output,
-        contrast,
-        df=df,
-        table_format=table,
-        resume=resume,
-        force=force,
-        reading=reading,
-        method=method,
-        bounds=bounds,
-        memory=memory,
-        device=device,
-        scheduler=scheduler,
-    )
+    reading = {
+        **given(obs=obs, features=features, layer=layer, use_raw=use_raw, feature_types=feature_types),
+        **given(transform=transform, is_counts=is_counts, size_factors=size_factors, target=target),
+        **given(cells=cells, weights=weights, genes=genes, min_cells=min_cells, min_mean=min_mean, threads=threads),
+    }
+    model: dict[str, Any] = {"method": method, "bounds": bounds}
+    computing: dict[str, Any] = {"memory": memory, "device": device, "scheduler": scheduler}
+    writing: dict[str, Any] = {"table_format": table, "resume": resume, "force": force}
+    run = fit_to_folder(data, formula, output, contrast, df=df, reading=reading, **writing, **model, **computing)
     shell: Output = context.obj
     show_run(shell, run)
     shell.answer(run.record)

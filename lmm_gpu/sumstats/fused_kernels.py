@@ -73,6 +73,18 @@ def _add_row(buffer, places, count, weight, r, codes, slopes, covariates, m, sum
 
 
 @_compiled
+def _first_from(indices, i, e, lo):  # type: ignore[no-untyped-def]
+    # the first position from i up to e whose column is at least lo, by binary search
+    while i < e:
+        middle = (i + e) >> _U(1)
+        if indices[middle] < lo:
+            i = middle + _U(1)
+        else:
+            e = middle
+    return i
+
+
+@_compiled
 def add_csr(  # type: ignore[no-untyped-def]
     data,
     indices,
@@ -101,13 +113,7 @@ def add_csr(  # type: ignore[no-untyped-def]
         r = first + k
         i, e = _U(indptr[k]), _U(indptr[k + 1])
         if lo > 0:
-            b = e
-            while i < b:  # binary search for the first gene of the range
-                middle = (i + b) >> _U(1)
-                if indices[middle] < lo:
-                    i = middle + _U(1)
-                else:
-                    b = middle
+            i = _first_from(indices, i, e, lo)
         factor = factors[r] if mode == NORMALIZED else 1.0
         table, size = lookup, known
         if mode == NORMALIZED and e - i > _U(_TABULATED * _WORTH):
