@@ -185,3 +185,13 @@ def test_genes_with_weights_keep_their_digits_or_their_status(ratio):
     rss = np.square(Y - means[donor]).sum(axis=0)
     np.testing.assert_allclose(s_0[tested], 2.0 * rss[tested] / (len(Y) - DONORS), rtol=5e-3)
     assert np.isnan(fit.p.to_numpy()[:, ~tested]).all()
+
+
+def test_pieces_of_genes_with_weights_give_what_all_at_once_give(monkeypatch):
+    obs, Y = slopes(0.5, genes=4)
+    weights = np.random.default_rng(5).uniform(0.5, 2.0, Y.shape)
+    whole = lmm_gpu.fit((Y, obs), "~ arm * x + (x | donor)", weights=weights, progress=False)
+    monkeypatch.setattr("lmm_gpu.estimation.grouped_forms.PIECE_BYTES", 1)
+    parts = lmm_gpu.fit((Y, obs), "~ arm * x + (x | donor)", weights=weights, progress=False)
+    np.testing.assert_allclose(parts.estimates.theta, whole.estimates.theta, rtol=1e-9)
+    np.testing.assert_allclose(parts.estimates.se, whole.estimates.se, rtol=1e-9)
