@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from ..sumstats.assembly import cross_products
 from .linear_models import fit_linear
 from .samples import as_samples, layer_of
 from .size_normalisation import check_counts, tmm_factors
+
+logger = logging.getLogger(__name__)
 
 NORMALISATIONS = ("TMM", "none")
 #: Rounds of reweighting of lowess, and the share of its range within which fits are interpolated, as in R.
@@ -108,6 +111,8 @@ def voom(
     anndata = require("anndata", "voom")
     pb = as_samples(pb)
     counts = check_counts(layer_of(pb, layer))  # (n, m)
+    if counts.max(initial=0.0) < 40 and (counts != np.rint(counts)).any():
+        logger.warning("voom expects counts, but the values look like logarithms (fractions, all below 40)")
     table = pb.obs if obs is None else obs
     factors = tmm_factors(counts) if normalize == "TMM" else np.ones(len(counts))
     sizes = counts.sum(axis=1) * factors  # (n,)

@@ -210,3 +210,11 @@ def test_counts_that_do_not_fit_their_samples_are_refused(pb):
         voom(counts, "~ 1")
     with pytest.raises(ValueError, match=r"no such layer \(layers: "):
         dream(pb, "~ 1", layer="counts")
+
+
+def test_logarithms_in_place_of_counts_are_noted(pb, caplog):
+    voom(pb, "~ 1")
+    assert "look like logarithms" not in caplog.text
+    logs = anndata.AnnData(np.log2(1.0 + np.asarray(pb.X)), pb.obs)
+    voom(logs, "~ 1")
+    assert "voom expects counts, but the values look like logarithms" in caplog.text
