@@ -24,12 +24,12 @@ _BOUNDS = {
     "none": "Variance components may be negative as long as the covariance matrix of the cells is positive definite.",
 }
 _DF = {
-    "generalized": "For effects between groups, such as treatments of donors, standard errors and degrees of freedom "
-    "average over the uncertainty of the variance between groups (generalized p-values; with groups of equal size the "
-    "t test of the group means). For other effects, degrees of freedom are Satterthwaite's, from the expected "
-    "information.",
+    "generalized": "With one or two random effects, standard errors and degrees of freedom average over the "
+    "uncertainty of the variance components (generalized p-values; with groups of equal size the t test of the group "
+    "means); in other models they are those of Kenward and Roger (after ML: Satterthwaite's).",
     "satterthwaite": "Degrees of freedom are Satterthwaite's, from the expected information, limited to the "
-    "between-within degrees of freedom, which are also used if a component is held at zero.",
+    "between-within degrees of freedom, which are also used if a component is held at zero or a covariance matrix is "
+    "singular.",
     "kenward-roger": "Degrees of freedom and standard errors are those of Kenward and Roger.",
     "lmertest": "Degrees of freedom are Satterthwaite's, from the observed information, as in lmerTest.",
     "between-within": "Degrees of freedom are between-within: for effects between groups, the number of groups minus "
