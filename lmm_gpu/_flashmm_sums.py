@@ -156,7 +156,7 @@ def check_far_columns(X: np.ndarray, names: Sequence[str]) -> None:
 
     Examples
     --------
-    >>> check_far_columns(np.array([[1.0, 20240101.0], [1.0, 20240102.0]]), ["one", "day"])
+    >>> check_far_columns(np.array([[1.0, 20240101.0], [1.0, 20240102.0]]), ["one", "day"])  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ValueError: the column day of X lies far from zero for its spread (mean 2.02401e+07, SD 0.5), so that ...
     """

@@ -269,7 +269,7 @@ def _judge(xp: Any, before: State, after: State, plan: Array, score_size: Array,
     small = (score_size <= rules.epsilon) & (after.decrement <= SMALL_DECREMENT)
     converged = plan & (small | (after.decrement <= TINY_DECREMENT))
     rounding = plan & at_rounding & (after.decrement >= before.decrement)
-    stuck = ~plan & (after.length < SHORTEST_STEP)
+    stuck = ~plan & ~(after.length >= SHORTEST_STEP)  # a length that overflowed is no number, and stuck too
     if rules.most_refused is not None:
         stuck = stuck | (after.refused >= rules.most_refused)
     nothing_to_gain = at_rounding & (~plan | out_of_steps)  # a step that is refused, or the last one

@@ -4,6 +4,7 @@ import warnings
 
 import dense
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.optimize
 
@@ -226,3 +227,16 @@ def test_constant_genes_far_from_zero(value):
     with pytest.warns(UserWarning, match="2 of 3 features do not vary"):
         fit = lmm_gpu.lmmfit(Y.T, design.X, design.Z, is_counts=False)
     assert fit.status.tolist() == ["converged", "no_variance", "no_variance"]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers that overflow
+def test_a_gene_whose_squares_vanish_ends_with_a_status():
+    """Steps of such a gene are no numbers: it fails, the others are as without it."""
+    rng, donor = np.random.default_rng(1), np.repeat(np.arange(8), 12)
+    obs = pd.DataFrame({"donor": donor.astype(str), "arm": np.where(donor < 4, "a", "b"), "x": rng.normal(size=96)})
+    Y = np.column_stack([rng.normal(size=96) + donor, 1e-150 * rng.normal(size=96)])
+    with pytest.warns(UserWarning, match=r"1 of 2 features did not converge \(1 failed\)"):
+        fit = lmm_gpu.fit((Y, obs), "~ arm + (x | donor)", progress=False)
+    alone = lmm_gpu.fit((Y[:, :1], obs), "~ arm + (x | donor)", progress=False)
+    assert fit.status.tolist()[1] == "failed" and fit.coef.iloc[:, 1].isna().all()
+    np.testing.assert_allclose(fit.theta.iloc[:, 0], alone.theta.iloc[:, 0], rtol=1e-10)

@@ -307,6 +307,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize("name", DAMAGE)
 def test_numbers_that_cannot_be_sums_are_refused(tmp_path, name):
     ss = summed((VALUES, OBS))
