@@ -158,8 +158,8 @@ def _run(words: list[str], output: Output) -> int:
         command = mistake.ctx.command_path if mistake.ctx else "lmm-gpu"
         output.error(f"{mistake.format_message().rstrip('.')}; see {command} --help")
     except OSError as trouble:
-        told = trouble.strerror or str(trouble) or type(trouble).__name__
-        output.error(told if trouble.filename is None else f"{told}: {trouble.filename}")
+        message = trouble.strerror or str(trouble) or type(trouble).__name__
+        output.error(message if trouble.filename is None else f"{message}: {trouble.filename}")
     except (ValueError, MemoryError) as mistake:
         output.error(in_options(str(mistake) or "not enough memory", _flags(words)))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A folder of results with one commit point: a reader finds one whole run in it, or is told that there is none.
+"""A folder of results with one commit point: a reader finds one whole run in it, or refuses it as incomplete.
 
 All files are written into a staging folder inside it. Then the commit: run.json is removed, the other files are moved
 into place, and run.json, with the SHA-256 of each of them, is moved last. A folder without run.json is incomplete;
