@@ -7,13 +7,13 @@ import gzip
 import io
 import json
 import re
-import shutil
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import open_chromium
 from scipy import stats
 
 import lmm_gpu
@@ -273,24 +273,11 @@ def test_missing_jinja2_is_named(fit, tmp_path, monkeypatch):
 
 # --- in a browser ---------------------------------------------------------------------------------
 
-HOW = "needs Chromium: apt-get install chromium chromium-driver, and pip install '.[test]'"
-
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason=HOW)
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        pytest.skip(HOW)
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
+    with open_chromium() as opened:
+        yield opened
 
 
 @pytest.fixture
