@@ -1,7 +1,7 @@
 """Decompression of the chunks of HDF5 and zarr, outside of their locks: each function here may run on any thread.
 
 The decoders release the interpreter's lock while they work: libdeflate (package `deflate`) or zlib for gzip, numcodecs
-for zstd and blosc; the shuffle filter is undone with NumPy.
+for zstd and blosc, numba for lzf; the shuffle filter is undone with NumPy.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import zlib
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,31 @@ import numpy as np
 #: Takes the bytes of a chunk and the size of the result in bytes.
 Decoder = Callable[[Any, int], Any]
 #: Codes of HDF5 filters.
-DEFLATE, SHUFFLE, ZSTD, BLOSC = 1, 2, 32015, 32001
+DEFLATE, SHUFFLE, LZF, ZSTD, BLOSC = 1, 2, 32000, 32015, 32001
+#: Bytes from which on numba is loaded to decompress lzf; h5py reads smaller datasets.
+_WORTH_COMPILING = 2**26
 
 
-def hdf5_decoders(filters: Sequence[tuple[int, tuple[int, ...]]], itemsize: int) -> list[Decoder] | str:
+def hdf5_decoders(filters: Sequence[int], itemsize: int, size: int) -> list[Decoder] | str:
     """Return the decoders of a dataset, in the order of decoding, or the reason why there are none.
 
     Parameters
     ----------
     filters
-        Code and parameters of each filter, in the order of writing.
+        Code of each filter, in the order of writing.
     itemsize
         Bytes of a value.
+    size
+        Bytes of all values.
     """
     decoders: list[Decoder] = []
-    for code, _ in reversed(filters):
+    for code in reversed(filters):
         if code == DEFLATE:
             decoders.append(inflate_zlib)
         elif code == SHUFFLE:
             decoders.append(unshuffler(itemsize))
+        elif code == LZF and size >= _WORTH_COMPILING and find_spec("numba") is not None:
+            decoders.append(importlib.import_module(".lzf", __package__).decompress_lzf)
         elif code in (ZSTD, BLOSC) and (found := numcodecs_decoder({ZSTD: "zstd", BLOSC: "blosc"}[code])):
             decoders.append(found)
         else:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from .zarr_files import chunk_files
 
 #: Bytes from which on a chunk is read in parts if that is possible.
 _LARGE = 2**25
+#: Bytes that a thread reads at a time of a chunk that is not compressed.
+_PART = 2**21
 #: Position of a chunk in the grid of chunks.
 Place = tuple[int, ...]
 
@@ -35,8 +37,8 @@ class StoredArray:
     """An array in a file; ``array[lo:hi]`` reads rows.
 
     Chunks that only a part of the rows is taken of are kept until the next read, so that reading all rows in order
-    decodes each chunk once, whatever its size. Very large chunks of one axis are decompressed in parts instead, if they
-    are plain or only compressed with gzip.
+    decodes each chunk once, whatever its size. Chunks of whole rows are read in parts if they are not compressed, and
+    decompressed in parts if they are very large and compressed with gzip alone. An array without chunks is one chunk.
 
     Attributes
     ----------
@@ -74,28 +76,40 @@ class StoredArray:
         first, last = lo // step, -(-hi // step)
         across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
         kept, self._kept = self._kept, {}
-        places = list(itertools.product(range(first, last), *across))
-        return [lambda place=place: self._fill(place, lo, hi, out, kept.get(place)) for place in places]  # type: ignore[misc]
+        tasks: list[Callable[[], None]] = []
+        for place in itertools.product(range(first, last), *across):
+            begin, end = max(lo, place[0] * step), min(hi, place[0] * step + step)
+            for start in range(begin, end, self._rows_at_once):
+                rows = slice(start, min(start + self._rows_at_once, end))
+                tasks.append(partial(self._fill, place, rows, out[rows.start - lo : rows.stop - lo], kept.get(place)))
+        return tasks
 
-    def _fill(self, place: Place, lo: int, hi: int, out: np.ndarray, chunk: np.ndarray | None) -> None:
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of a chunk that one thread reads: threads share the large ones that are not compressed."""
+        if self.decoders or self.chunks[1:] != self.shape[1:]:
+            return self.chunks[0]
+        return max(1, _PART // (prod(self.chunks[1:]) * self.dtype.itemsize))
+
+    def _fill(self, place: Place, rows: slice, out: np.ndarray, chunk: np.ndarray | None) -> None:
+        """Fill `out` with `rows` of the array, of the columns that are in the chunk at `place`, kept or not."""
         starts = [at * size for at, size in zip(place, self.chunks, strict=True)]
         ends = [min(start + size, full) for start, size, full in zip(starts, self.chunks, self.shape, strict=True)]
-        begin, end = max(lo, starts[0]), min(hi, ends[0])
+        begin, end = rows.start - starts[0], rows.stop - starts[0]
         if chunk is None and (extent := self._in_parts(place)) is not None:
-            view = out[begin - lo : end - lo].data.cast("B")
-            extent.read_into((begin - starts[0]) * self.dtype.itemsize, view)
+            extent.read_into(begin * out[:1].nbytes, out.data.cast("B"))
             return
         chunk = self._decoded(place, starts, ends) if chunk is None else chunk
         inner = [slice(0, end - start) for start, end in zip(starts[1:], ends[1:], strict=True)]
         outer = [slice(start, end) for start, end in zip(starts[1:], ends[1:], strict=True)]
-        out[(slice(begin - lo, end - lo), *outer)] = chunk[(slice(begin - starts[0], end - starts[0]), *inner)]
-        if end < ends[0]:
+        out[(slice(None), *outer)] = chunk[(slice(begin, end), *inner)]
+        if rows.stop < ends[0]:
             self._kept[place] = chunk
 
     def _in_parts(self, place: Place) -> Extent | InflatedExtent | None:
         """Return a chunk that is read in parts: one that is not compressed, or too large to be decoded as a whole."""
         size = prod(self.chunks) * self.dtype.itemsize
-        if len(self.shape) != 1 or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
+        if self.chunks[1:] != self.shape[1:] or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
             return None
         if not self.decoders:
             extent = self.extent(place)
@@ -151,7 +165,8 @@ def stored_array(array: Any) -> Any:
     places = _hdf5_extents(array) if hasattr(array, "id") else _zarr_extents(array)
     decoders = _decoders(array)
     assert not isinstance(decoders, str)
-    return StoredArray(tuple(array.shape), np.dtype(array.dtype), tuple(array.chunks), places, decoders, array)
+    chunks = tuple(array.chunks or array.shape)
+    return StoredArray(tuple(array.shape), np.dtype(array.dtype), chunks, places, decoders, array)
 
 
 def why_not(array: Any) -> str | None:
@@ -163,12 +178,15 @@ def why_not(array: Any) -> str | None:
         return f"type {dtype}"
     if not dtype.isnative:
         return "byte order"
-    if not array.chunks or 0 in array.shape:
-        return "no chunks"
-    check_size(prod(array.chunks) * dtype.itemsize, "a chunk of its values")
+    if not array.shape or 0 in array.shape:
+        return "no values"
+    if array.chunks:
+        check_size(prod(array.chunks) * dtype.itemsize, "a chunk of its values")
     if hasattr(array, "id"):
         if array.is_virtual or array.external:
             return "values in other files"
+        if not array.chunks and array.id.get_offset() is None:
+            return "no chunks"  # in the header of the dataset, or never written
         file = array.file
         if file.driver != "sec2" or file.userblock_size or not Path(file.filename).is_file():
             return f"driver {file.driver}"
@@ -182,13 +200,16 @@ def _decoders(array: Any) -> list[Decoder] | str:
     if not hasattr(array, "id"):
         return zarr_decoders(array)
     plist = array.id.get_create_plist()
-    filters = [plist.get_filter(i) for i in range(plist.get_nfilters())]
-    return hdf5_decoders([(code, tuple(values)) for code, _, values, _ in filters], array.dtype.itemsize)
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    return hdf5_decoders(filters, array.dtype.itemsize, array.size * array.dtype.itemsize)
 
 
 def _hdf5_extents(dataset: Any) -> Callable[[Place], Extent | None]:
     extents: dict[Place, Extent] = {}
     file = OpenFile(dataset.file.filename)
+    if not dataset.chunks:
+        whole = Extent(file, dataset.id.get_offset(), dataset.id.get_storage_size())
+        return lambda place: whole
 
     def note(info: Any) -> None:
         if not info.filter_mask:

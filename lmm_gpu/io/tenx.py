@@ -1,4 +1,7 @@
-"""CellRanger's .h5 files (version 3 and later): genes x cells by columns, which is cells x genes by rows."""
+"""CellRanger's .h5 files: genes x cells by columns, which is cells x genes by rows.
+
+Version 3 and later: group "matrix", whose features have types. Version 2: a group for each genome, with genes alone.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 from .broken_files import reading
 from .found import Found, kept_features
-from .hdf5_files import check_hdf5_content, open_hdf5
+from .hdf5_files import check_hdf5_content, child, open_hdf5
 from .hdf5_sparse import StoredSparse
 from .market_files import unique_names
 
@@ -26,14 +29,16 @@ def open_10x(path: Path, feature_types: str | Sequence[str] | None, files: ExitS
 
     store = open_hdf5(path, files)
     with reading(path):
-        group = store.get("matrix")
-        if group is None or "features" not in group:
-            raise ValueError("it has no matrix/features: it is not what CellRanger 3 and later write")
+        group = _matrix_of(store)
         check_hdf5_content(group)
         cells = pd.DataFrame(index=pd.Index(_texts(group["barcodes"]), dtype=object))
-        features = group["features"]
-        names, ids = _texts(features["name"]), _texts(features["id"])
-        types = _texts(features["feature_type"]) if "feature_type" in features else None
+        types: list[str] | None = None
+        if "features" in group:
+            features = group["features"]
+            names, ids = _texts(features["name"]), _texts(features["id"])
+            types = _texts(features["feature_type"]) if "feature_type" in features else None
+        else:
+            names, ids = _texts(group["gene_names"]), _texts(group["genes"])
         shape = [int(size) for size in group["shape"][()]]
         if shape != [len(names), len(cells)] or len(ids) != len(names) or len(types or names) != len(names):
             raise ValueError(f"its shape is {shape}, but it has {len(names)} features and {len(cells)} barcodes")
@@ -44,6 +49,28 @@ def open_10x(path: Path, feature_types: str | Sequence[str] | None, files: ExitS
     chosen = [names[i] for i in kept.nonzero()[0]]
     unique = len(set(chosen)) == len(chosen)
     return Found(matrix, cells, names if unique else ids, kept)
+
+
+def _matrix_of(store: Any) -> Any:
+    """Return the group of the matrix.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or version 2 has those of several genomes.
+    """
+    if "matrix" in store and "features" in child(store, "matrix"):
+        return child(store, "matrix")
+    groups = [child(store, name) for name in store]
+    genomes = [
+        group for group in groups if hasattr(group, "keys") and {"genes", "gene_names", "barcodes"} <= set(group)
+    ]
+    if len(genomes) > 1:
+        names = ", ".join(group.name.lstrip("/") for group in genomes)
+        raise ValueError(f"it has the matrices of several genomes ({names}): save the one to fit as .h5ad")
+    if not genomes:
+        raise ValueError("it has neither matrix/features nor a genome with genes: it is not what CellRanger writes")
+    return genomes[0]
 
 
 def _texts(dataset: Any) -> list[str]:

@@ -27,6 +27,8 @@ MISSING_WORDS = frozenset({"NA", "N/A", "n/a", "nan", "NaN", "NAN", "None", "nul
 #: A number as programs write it: no leading zeros (007), no plus sign, no bare exponent (1E1).
 _NUMBER = re.compile(r"-?(?:(?:0|[1-9]\d*)(?:\.\d+)?|\.\d+)(?:[eE][+-]\d+)?|-?[iI]nf")
 _INTEGER = re.compile(r"-?\d{1,18}")
+#: Separators of columns, and their names in messages.
+_SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
 _TRUTHS = ({"True", "False"}, {"TRUE", "FALSE"})
 
 
@@ -79,8 +81,7 @@ def read_genes_by_cells(path: Path) -> tuple[np.ndarray, list[str] | None, list[
 
     with reading(path):
         with opened_text(path) as file:
-            head = file.readline()
-            genes = next(csv.reader([head.decode("utf-8-sig")], delimiter=separator_of(path)), [])
+            genes = _header_of(file.readline(), path)
             form = {"sep": separator_of(path), "header": None, "low_memory": False, "converters": {0: str}}
             table: pd.DataFrame = pd.read_csv(file, **form)  # type: ignore[call-overload]
         if len(genes) == table.shape[1] - 1:  # R's write.table gives the row names no header
@@ -149,7 +150,7 @@ def check_exists(path: Path) -> None:
 def _read_texts(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    _refuse_repeated_names(path)
+    _check_header(path)
     with opened_text(path) as file:
         table = pd.read_csv(file, sep=separator_of(path), dtype=str, keep_default_na=False, encoding="utf-8-sig")
     if not isinstance(table.index, pd.RangeIndex):  # R's write.table gives the row names no header
@@ -161,14 +162,26 @@ def _read_texts(path: Path) -> pd.DataFrame:
     return table.rename(columns={name: "" for name in table.columns[:1] if str(name).startswith("Unnamed:")})
 
 
-def _refuse_repeated_names(path: Path) -> None:
-    """Refuse a header that has a name twice: pandas would rename the second column."""
+def _check_header(path: Path) -> None:
+    """Refuse a header that has a name twice, as pandas would rename the second column, or is split otherwise."""
     with opened_text(path) as file:
-        head = next((line for line in file if line.strip()), b"").decode("utf-8-sig")
-    names = next(csv.reader([head], delimiter=separator_of(path)), [])
+        names = _header_of(next((line for line in file if line.strip()), b""), path)
     twice = sorted({name for name in names if name and names.count(name) > 1})
     if twice:
         raise ValueError(f"its header has several columns named {', '.join(twice)}: rename or drop all but one")
+
+
+def _header_of(line: bytes, path: Path) -> list[str]:
+    """Return the names of a header; one whose columns are separated by something else is refused."""
+    text, expected = line.decode("utf-8-sig"), separator_of(path)
+    names = next(csv.reader([text], delimiter=expected), [])
+    for separator, name in _SEPARATORS.items() if len(names) == 1 else ():
+        if separator != expected and len(next(csv.reader([text], delimiter=separator), [])) > 1:
+            raise ValueError(
+                f"its columns are separated by {name}, but its ending stands for {_SEPARATORS[expected]}: save it with "
+                f"{_SEPARATORS[expected]}" + ("" if separator != "\t" else ", or rename it to .tsv")
+            )
+    return names
 
 
 def _refuse_short_rows(path: Path) -> None:

@@ -89,48 +89,48 @@ def check_zarr_sparse(group: Any, indptr: np.ndarray) -> None:
 
 
 def report_missing_chunks(array: Any) -> None:
-    """Warn of a dense matrix of which chunks are missing: zarr leaves out those that are all zero."""
+    """Warn of a dense matrix of which chunks are missing: zarr leaves out those that hold its fill value alone."""
     missing = missing_chunks(array) if hasattr(array, "chunks") else []
     if missing:
         logger.warning(
-            "%s has no file for %d of its chunks (first: %s), which are read as zeros; compare the copy if in doubt",
-            array.path,
-            len(missing),
-            missing[0],
-        )
+            "%s has no file for %d of its chunks (first: %s), which are read as %s; compare the copy if in doubt",
+            array.path, len(missing), missing[0], array.fill_value,
+        )  # fmt: skip
 
 
 def check_zarr_table(table: Any) -> None:
     """Check the columns of obs or var for missing chunks.
 
-    Refused are texts without a chunk, and categories of which every code is missing though there are several; of other
-    columns, a log line names those that lack a part of their chunks.
+    Refused are texts without a chunk, and categories of which every code is missing though there are several. One log
+    line names the other columns that lack chunks, and what is read instead: zarr's fill value, as anndata reads them.
+    Left out of it are the codes of one category, and the mask of a column that may have missing values but has none.
     """
-    partly = []
-    for array, is_codes, levels in _columns(table):
+    lacking = []
+    for array, part, levels in _columns(table):
         missing = missing_chunks(array)
         total = -(-array.shape[0] // _stored_chunks(array)[0]) if array.shape else 1
         if not missing or not array.size:
             continue
-        if getattr(array.dtype, "kind", "O") not in "biufc" or (is_codes and levels > 1 and len(missing) == total):
+        is_whole = len(missing) == total
+        if getattr(array.dtype, "kind", "O") not in "biufc" or (part == "codes" and levels > 1 and is_whole):
             raise ValueError(f"{array.path} has no chunk {missing[0]}: {_ADVICE}, or remove unused categories")
-        if len(missing) < total:
-            partly.append(f"{array.path} ({len(missing)} of {total})")
-    if partly:
+        if not (is_whole and part in ("codes", "mask")):
+            lacking.append(f"{array.path} ({len(missing)} of {total} chunks, read as {array.fill_value})")
+    if lacking:
         logger.warning(
-            "%s: chunks that are not there are read as zeros, as zarr leaves them out; compare the copy if in doubt",
-            ", ".join(partly),
+            "chunks are missing of %s: zarr leaves out those of zeros; compare the copy if in doubt", ", ".join(lacking)
         )
 
 
-def _columns(table: Any) -> Iterator[tuple[Any, bool, int]]:
+def _columns(table: Any) -> Iterator[tuple[Any, str, int]]:
+    """Yield the arrays of a table, with the name of those that are a part of a column, and its number of categories."""
     if not hasattr(table, "members"):  # zarr 2, whose stores do not tell where chunks are
         return
     for _, item in table.members():
         if not hasattr(item, "members"):
-            yield item, False, 0
+            yield item, "", 0
             continue
         levels = item["categories"].shape[0] if "categories" in item else 0
         for name, part in item.members():
             if not hasattr(part, "members"):
-                yield part, name == "codes", levels
+                yield part, name, levels

@@ -10,8 +10,8 @@ from ..io.source import Source
 
 #: Default budgets of dense and sparse chunks: larger dense chunks are slower, larger sparse ones hardly faster.
 _CHUNK_BYTES, _SPARSE_BYTES = 2**27, 2**29
-#: Largest number of stored values of a chunk: larger arrays are not reused by the C library.
-_MOST_VALUES = 2_000_000
+#: Largest number of stored values of a chunk: larger chunks are not faster, and their arrays take new pages each time.
+_MOST_VALUES = 1_000_000
 #: A chunk, its transform and its float64 copy are in memory at the same time.
 _COPIES = 4
 #: Bytes per non-zero: copies as it is stored (two chunks, and one by rows or of some cells); and its value, weighted,

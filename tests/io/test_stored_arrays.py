@@ -32,14 +32,23 @@ def assert_read_alike(found, values):
 def hdf5_options():
     plain = [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}, {"shuffle": True}]
     plugin = pytest.importorskip("hdf5plugin")
-    return [*plain, dict(plugin.Zstd()), dict(plugin.Blosc(cname="lz4", shuffle=1)), dict(plugin.Blosc(cname="zstd"))]
+    lzf = [{"compression": "lzf"}, {"compression": "lzf", "shuffle": True}]
+    blosc = [dict(plugin.Blosc(cname="lz4", shuffle=1)), dict(plugin.Blosc(cname="zstd"))]
+    return [*plain, dict(plugin.Zstd()), *blosc, *lzf]
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """Small datasets are decoded here too."""
+    pytest.importorskip("numba")
+    monkeypatch.setattr(chunk_codecs, "_WORTH_COMPILING", 0)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "int64", "float32", "float64"])
-@pytest.mark.parametrize("options", range(7))
+@pytest.mark.parametrize("options", range(9))
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("deflate", [True, False])
-def test_hdf5(tmp_path, monkeypatch, dtype, options, threads, deflate):
+def test_hdf5(tmp_path, monkeypatch, any_size, dtype, options, threads, deflate):
     monkeypatch.setattr(stored_arrays, "workers", lambda: threads)
     if not deflate:
         monkeypatch.setattr(chunk_codecs, "_deflate", None)
@@ -83,6 +92,28 @@ def test_tables(tmp_path, chunks):
         assert_read_alike(stored_array(file["x"]), TABLE)
 
 
+@pytest.mark.parametrize("part", [2**21, 1000, 1])
+@pytest.mark.parametrize("values", [VALUES, TABLE])
+def test_without_chunks(tmp_path, monkeypatch, values, part):
+    monkeypatch.setattr(stored_arrays, "_PART", part)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("before", data=np.ones(3))
+        file.create_dataset("x", data=values)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert_read_alike(stored_array(file["x"]), values)
+
+
+def test_small_values_in_the_header_of_a_dataset_are_left_to_h5py(tmp_path):
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_layout(h5py.h5d.COMPACT)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        space = h5py.h5s.create_simple((1003,))
+        h5py.Dataset(h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_INT64, space, plist))[:] = VALUES
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert why_not(file["x"]) == "no chunks"
+        np.testing.assert_array_equal(read_rows([stored_array(file["x"])], slice(1, 40))[0], VALUES[1:40])
+
+
 # --- what is left to h5py and zarr ----------------------------------------------------------------
 
 
@@ -94,14 +125,14 @@ def made(tmp_path, **options):
 
 
 REASONS = {
-    "another filter": ({"compression": "lzf"}, "filter 32000"),
+    "few values": ({"compression": "lzf"}, "filter 32000"),
     "a checksum": ({"fletcher32": True}, "filter 3"),
     "scale and offset": ({"scaleoffset": 0}, "filter 6"),
     "big-endian": ({"dtype": ">f8"}, "byte order"),
     "texts": ({"data": ["a", "b"], "chunks": (1,)}, "type object"),
     "truth values": ({"data": VALUES > 2}, "type bool"),
-    "no chunks": ({"chunks": None}, "no chunks"),
-    "no values": ({"data": np.zeros(0), "chunks": (1,), "maxshape": (None,)}, "no chunks"),
+    "never written": ({"data": None, "shape": (1003,), "dtype": "i8", "chunks": None, "fillvalue": 7}, "no chunks"),
+    "no values": ({"data": np.zeros(0), "chunks": (1,), "maxshape": (None,)}, "no values"),
 }
 
 
@@ -114,6 +145,13 @@ def test_left_to_h5py(tmp_path, name):
     np.testing.assert_array_equal(read_rows([dataset], slice(1, 40))[0], np.asarray(dataset[1:40]))
 
 
+def test_lzf_without_numba_is_left_to_h5py(tmp_path, monkeypatch, any_size):
+    dataset = made(tmp_path, compression="lzf")
+    assert why_not(dataset) is None
+    monkeypatch.setattr(chunk_codecs, "find_spec", lambda name: None)
+    assert why_not(dataset) == "filter 32000"
+
+
 def test_values_in_other_files_are_left_to_h5py(tmp_path):
     made(tmp_path)
     layout = h5py.VirtualLayout((1003,), VALUES.dtype)
@@ -121,7 +159,7 @@ def test_values_in_other_files_are_left_to_h5py(tmp_path):
     with h5py.File(tmp_path / "b.h5", "w") as file:
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("external", (8,), "i8", external=[(str(tmp_path / "c"), 0, 64)])
-        assert {why_not(file[name]) for name in file} == {"no chunks"}  # neither has chunks
+        assert {why_not(file[name]) for name in file} == {"values in other files"}
     assert why_not(_Virtual(made(tmp_path))) == "values in other files"
 
 
@@ -236,8 +274,8 @@ def test_damage_of_a_chunk_that_is_read_in_parts(tmp_path, monkeypatch):
                 assert len(damage) == 20
 
 
-@pytest.mark.parametrize("options", range(7))
-def test_damaged_chunks_are_refused_or_read_as_h5py_does(tmp_path, options):
+@pytest.mark.parametrize("options", range(9))
+def test_damaged_chunks_are_refused_or_read_as_h5py_does(tmp_path, any_size, options):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("x", data=VALUES, chunks=(500,), **hdf5_options()[options])
@@ -267,6 +305,19 @@ def test_chunks_outside_the_file_are_refused(tmp_path):
         (tmp_path / "a.h5").write_bytes(b"")
         with pytest.raises(ValueError, match="the file ends before a chunk does"):
             found[0:1003]
+
+
+def test_lzf_that_is_none_stays_within_its_output():
+    lzf = pytest.importorskip("lmm_gpu.io.lzf")
+    content = b"\x03abcd" + b"\x20\x03" + b"\xe0\x04\x00"  # four letters, three of them again, the last one 13 times
+    assert lzf.decompress_lzf(content, 20).tobytes() == b"abcd" + b"abc" + 13 * b"c"
+    for damaged in (content[:-1], content[:3], b"\x20\x00" + content, content + b"\x00a", b""):
+        with pytest.raises(ValueError, match="compressed chunk is damaged"):
+            lzf.decompress_lzf(damaged, 20)
+    random = np.random.default_rng(3)
+    for size in (0, 1, 50, 3000):
+        with pytest.raises(ValueError, match="compressed chunk is damaged"):
+            lzf.decompress_lzf(random.integers(32, 256, 200, np.uint8).tobytes(), size)
 
 
 def test_bombs_are_refused():

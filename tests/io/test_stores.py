@@ -225,10 +225,22 @@ def test_a_missing_chunk_is_refused(folder, place, which):
         read(folder)
 
 
-def test_columns_of_zeros_have_no_chunks(folder):
+def test_columns_of_zeros_have_no_chunks(folder, caplog):
     assert not chunks_of(folder, "obs/never")  # as zarr writes them
     source, _ = read(folder)
     assert (source.obs["zero"] == 0).all() and not source.obs["never"].any()
+    line = next(record.getMessage() for record in caplog.records if "leaves out" in record.getMessage())
+    assert "obs/zero (1 of 1 chunks, read as 0.0)" in line and "obs/never" in line and "donor" not in line
+
+
+def test_a_missing_chunk_of_a_column_is_read_as_its_fill_value_with_a_line(folder, caplog):
+    array = zarr.open_group(folder, mode="r+")["obs"].create_array("age", shape=(N,), dtype="f8", fill_value=7.0)
+    array.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    frame = zarr.open_group(folder, mode="r+")["obs"]
+    frame.attrs["column-order"] = [*frame.attrs["column-order"], "age"]
+    zarr.consolidate_metadata(folder)
+    source, _ = read(folder)
+    assert (source.obs["age"] == 7).all() and "obs/age (1 of 1 chunks, read as 7.0)" in caplog.text
 
 
 def test_links_out_of_a_folder_are_refused(folder, tmp_path):
@@ -301,4 +313,4 @@ def test_missing_chunks_of_a_dense_zarr_are_reported(tmp_path, caplog):
     chunk = next(path for path in (tmp_path / "c.zarr" / "X").rglob("*0") if path.is_file())
     chunk.unlink()
     read(tmp_path / "c.zarr")
-    assert "X has no file for 1 of its chunks" in caplog.text
+    assert "X has no file for 1 of its chunks" in caplog.text and "read as 0" in caplog.text

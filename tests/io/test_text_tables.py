@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from lmm_gpu.io.source import open_source
-from lmm_gpu.io.text_tables import read_names, read_obs, with_plain_numbers
+from lmm_gpu.io.text_tables import read_genes_by_cells, read_names, read_obs, with_plain_numbers
 
 
 def column(tmp_path, values, name="x"):
@@ -157,6 +157,22 @@ def test_tables_that_a_parser_would_change_are_refused(tmp_path, text, message):
     (tmp_path / "obs.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message):
         read_obs(tmp_path / "obs.csv")
+
+
+@pytest.mark.parametrize("read", [read_obs, read_genes_by_cells])
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "cell;age;arm\nc0;1,5;a\nc1;2,5;b\n", "separated by semicolons, but .* commas: save it with commas"),
+        ("a.csv", "cell\tage\nc0\t1\n", "separated by tabs, .*or rename it to .tsv"),
+        ("a.tsv", "cell,age\nc0,1\n", "separated by commas, but its ending stands for tabs: save it with tabs"),
+        ("a.csv", "\ufeffcell|age\nc0|1\n", "separated by vertical bars"),
+    ],
+)
+def test_other_separators_are_refused(tmp_path, read, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"cannot read .*{name}: its columns are {message}"):
+        read(tmp_path / name)
 
 
 def test_an_empty_last_field_is_missing(tmp_path):

@@ -146,8 +146,30 @@ def test_10x_names_that_appear_twice(tmp_path, caplog):
 
 def test_other_h5(tmp_path):
     write_h5ad(tmp_path / "m.h5", "csr")
-    with pytest.raises(ValueError, match="not what CellRanger 3 and later write"):
+    with pytest.raises(ValueError, match="not what CellRanger writes"):
         summed(tmp_path / "m.h5", obs=OBS)
+
+
+def test_10x_of_cellranger_2(tmp_path, monkeypatch):
+    small_chunks(monkeypatch)
+    columns = sparse.csc_array(COUNTS.T.astype("int32"))
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("GRCh38")
+        for name in ("data", "indices"):
+            group.create_dataset(name, data=getattr(columns, name), chunks=(32,), compression="gzip")
+        group["indptr"], group["shape"] = columns.indptr.astype("int64"), np.array(columns.shape)
+        group["barcodes"], group["genes"] = np.array(CELLS, dtype="S"), np.array(GENES, dtype="S")
+        group["gene_names"] = np.array([f"name{gene}" for gene in range(M)], dtype="S")
+    found = summed(path, obs=OBS)
+    assert_sums(found)
+    assert found.features[:2] == ("name0", "name1")
+    with pytest.raises(ValueError, match="no feature types"):
+        summed(path, obs=OBS, feature_types="Gene Expression")
+    with h5py.File(path, "a") as file:
+        file.copy("GRCh38", "mm10")
+    with pytest.raises(ValueError, match=r"several genomes \(GRCh38, mm10\)"):
+        summed(path, obs=OBS)
 
 
 # --- Matrix Market --------------------------------------------------------------------------------
