@@ -22,6 +22,8 @@ DEPENDENT = 1e-10
 NO_PART = 1e-4
 #: Rounding unit of float64, in which the engine computes.
 EPS = 2.0**-52
+#: A pivot of the information below this share of its diagonal entry is rounding.
+LOST_PIVOT = 64 * EPS
 #: Relative residual of a factorisation above which it is garbage.
 RESIDUAL = 1e-9
 #: Number of positive factors that are multiplied before their logarithm is taken.
@@ -61,7 +63,7 @@ def cholesky_rows(xp: Any, A: Sequence[Vectors]) -> tuple[list[list[Array]], Arr
         pivot = A[j][j]
         for c in range(j):
             pivot = pivot - factor[j][c] * factor[j][c]
-        good = pivot > (64 * EPS) * A[j][j]
+        good = pivot > LOST_PIVOT * A[j][j]
         ok = ok & good
         factor[j][j] = xp.where(good, 1.0 / xp.sqrt(xp.where(good, pivot, 1.0)), 0.0)
         for i in range(j + 1, k):

@@ -22,8 +22,9 @@ from ..backend.scheduler import run
 from ..backend.threads import quiet_blas
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_within
+from .cuda_scoring import maximise
 from .estimates import Estimates
-from .fisher_scoring import MOST_REFUSED, Outcome, Rules, maximise
+from .fisher_scoring import MOST_REFUSED, Outcome, Rules
 from .fit_options import FitOptions
 from .grouped_effects import GroupedEffects
 from .mixed_model import Contrasts, MixedModel

@@ -16,7 +16,8 @@ from scipy import special
 
 from ..backend.arrays import Array, like, namespace, to_numpy
 from ..backend.blocks import blocks
-from ..estimation.fisher_scoring import Rules, maximise
+from ..estimation.cuda_scoring import maximise
+from ..estimation.fisher_scoring import Rules
 from ..estimation.likelihood import Likelihood
 from ..estimation.one_component import SingleComponent
 

@@ -19,8 +19,16 @@ import numpy as np
 import pytest
 
 import lmm_gpu
-from lmm_gpu.backend import arrays, fusion, linalg
-from lmm_gpu.estimation import block_elimination, chebyshev, fisher_scoring, likelihood, many_components, one_component
+from lmm_gpu.backend import arrays, cuda_kernels, fusion, linalg
+from lmm_gpu.estimation import (
+    block_elimination,
+    chebyshev,
+    cuda_scoring,
+    fisher_scoring,
+    likelihood,
+    many_components,
+    one_component,
+)
 from lmm_gpu.estimation.fisher_scoring import Evaluation, Rules, State, maximise
 from lmm_gpu.estimation.mixed_model import MixedModel
 from lmm_gpu.sumstats.assembly import cross_products
@@ -291,6 +299,25 @@ def test_a_fused_function_compiles(name):
     kernel, operands = traced(name)
     assert "float" not in kernel.operation
     assert len(wheel.compiled(wheel.source(kernel, *operands))) > 1000
+
+
+#: Kernels written in CUDA: the file, and numbers of components.
+WRITTEN = [("one_component.cu", 1)]
+
+
+@pytest.mark.parametrize("capability", ["75", "80", "90"])
+@pytest.mark.parametrize(("name", "components"), WRITTEN)
+def test_a_written_kernel_compiles_without_a_warning(name, components, capability):
+    """For Turing, Ampere and Hopper, and keeps its numbers in registers."""
+    options = (*cuda_kernels._OPTIONS, *cuda_scoring._options(components))
+    log = wheel.compiler_log(cuda_scoring._source(name), options, capability)
+    assert "warning" not in log
+    assert " 0 bytes spill stores, 0 bytes spill loads" in log and " 0 bytes stack frame" in log
+
+
+def test_every_written_kernel_is_tried():
+    folder = Path(cuda_scoring.__file__).parent / "kernels"
+    assert {path.name for path in folder.glob("*.cu")} == {name for name, _ in WRITTEN}
 
 
 @pytest.mark.parametrize("name", CASES)

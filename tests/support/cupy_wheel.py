@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import io
 import math
 import subprocess
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import array_api_compat.numpy
 import cupy
@@ -70,12 +72,22 @@ def source(kernel: cupy.ElementwiseKernel, *arrays) -> str:
 
 def compiled(code: str, capability: str = "80") -> bytes:
     """Machine code of CUDA source, as CuPy compiles it; CompileException says what is wrong."""
+    headers = "".join(f"#include <{name}>\n" for name in core._cupy_header_list)
+    return _compiled(headers + code, core.assemble_cupy_compiler_options(()), capability)
+
+
+def compiler_log(code: str, options: tuple[str, ...], capability: str) -> str:
+    """Messages of the compiler for CUDA source that uses no headers of CuPy, with the resources that it takes."""
+    log = io.StringIO()
+    _compiled(code, (*options, "--ptxas-options=-v"), capability, log_stream=log)
+    return log.getvalue()
+
+
+def _compiled(code: str, options: tuple[str, ...], capability: str, **more: Any) -> bytes:
     original = compiler._get_arch_for_options_for_nvrtc
     compiler._get_arch_for_options_for_nvrtc = lambda arch=None: (f"-arch=sm_{capability}", "cubin")
     try:
-        headers = "".join(f"#include <{name}>\n" for name in core._cupy_header_list)
-        options = core.assemble_cupy_compiler_options(())
-        return compiler._compile_using_nvrtc_no_warning(headers + code, options, cache_in_memory=True)[0]
+        return compiler._compile_using_nvrtc_no_warning(code, options, cache_in_memory=True, **more)[0]
     finally:
         compiler._get_arch_for_options_for_nvrtc = original
 

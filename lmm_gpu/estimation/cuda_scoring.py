@@ -1,0 +1,120 @@
+"""Maximise likelihoods by one CUDA kernel, in which every gene takes all its scoring steps.
+
+`fisher_scoring.maximise` defines the result and computes it where there is no kernel for a likelihood: the kernels in
+`kernels/` repeat its loop and the evaluation of one likelihood, gene by gene. Sums are added up in another order, so
+that results agree to rounding, not bit by bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+from ..backend.arrays import Array, entered, namespace
+from ..backend.cuda_kernels import compiles_kernels, cuda_source, definitions, kernel
+from ..backend.linalg import FACTORS, LOST_PIVOT
+from . import fisher_scoring
+from .fisher_scoring import AT_ZERO, SHORTEST_STEP, SMALL_DECREMENT, TINY_DECREMENT, Objective, Outcome, Rules
+from .likelihood import ROUNDING, ROUNDING_BETWEEN
+from .one_component import SingleComponent
+from .scoring_steps import LONGEST_STEP
+from .status import Status
+
+#: Genes of a block of threads of `one_component.cu`, and the most threads that share the sums of a gene.
+GENES, LANES = 32, 8
+#: Eigenvalues that one of these threads should have at least.
+EIGENVALUES_PER_LANE = 8
+_CONSTANTS = {
+    **{status.name: int(status) for status in Status},
+    "AT_ZERO": AT_ZERO,
+    "FACTORS": FACTORS,
+    "LONGEST_STEP": LONGEST_STEP,
+    "LOST_PIVOT": LOST_PIVOT,
+    "ROUNDING": ROUNDING,
+    "ROUNDING_BETWEEN": ROUNDING_BETWEEN,
+    "SHORTEST_STEP": SHORTEST_STEP,
+    "SMALL_DECREMENT": SMALL_DECREMENT,
+    "TINY_DECREMENT": TINY_DECREMENT,
+    "TWO_PI": 2 * math.pi,
+}
+
+
+def maximise(objective: Objective, start: Array | None, rules: Rules, interrupted: Outcome | None = None) -> Outcome:
+    """`fisher_scoring.maximise`, by one kernel where there is one for the likelihood."""
+    found = by_kernel(objective, start, rules, interrupted)
+    return fisher_scoring.maximise(objective, start, rules, interrupted) if found is None else found
+
+
+def by_kernel(
+    objective: Objective, start: Array | None, rules: Rules, interrupted: Outcome | None = None
+) -> Outcome | None:
+    """Return the outcome of the kernel for this likelihood on its device, None if there is none."""
+    if isinstance(objective, SingleComponent):
+        return _one_component(objective, start, rules, interrupted)
+    return None
+
+
+def _one_component(
+    at: SingleComponent, start: Array | None, rules: Rules, interrupted: Outcome | None
+) -> Outcome | None:
+    q, b = at.c.shape
+    if b == 0 or not compiles_kernels(at.c):
+        return None
+    with entered(at.c):
+        score = kernel(at.c, _source("one_component.cu"), "one_component", _options(1))
+        if score is None:
+            return None
+        xp = namespace(at.c)
+        design = [xp.ascontiguousarray(x) for x in (at.lam, at.lam_trace, at.inverse_lam)]
+        if at.lam_trace is at.lam:
+            design[1] = design[0]  # its sums are those of the other
+        genes = [xp.ascontiguousarray(x) for x in (at.c, at.yry, at.rss)]
+        outcome = _empty(xp, 2, b)
+        score(
+            (-(-b // GENES),),
+            (GENES, min(LANES, max(1, q // EIGENVALUES_PER_LANE))),
+            (
+                *design,
+                *genes,
+                *_begun(xp, at.start() if start is None else start, interrupted),
+                q,
+                b,
+                float(at.n_effective),
+                float(at.residual_df),
+                *_arguments(rules),
+                *_stored(outcome),
+            ),
+        )
+        return outcome
+
+
+def _begun(xp: Any, start: Array, interrupted: Outcome | None) -> tuple[Any, ...]:
+    # start (k+1, b), and the counts of iterations and refusals there, null pointers for none
+    if interrupted is None:
+        return xp.ascontiguousarray(start), 0, 0
+    return tuple(xp.ascontiguousarray(x) for x in (interrupted.theta, interrupted.niter, interrupted.refused))
+
+
+def _arguments(rules: Rules) -> tuple[Any, ...]:
+    most_refused = -1 if rules.most_refused is None else rules.most_refused
+    return rules.epsilon, rules.max_iter, most_refused, rules.nonnegative, rules.relaxed
+
+
+def _empty(xp: Any, rows: int, b: int) -> Outcome:
+    counts = [xp.empty((b,), dtype=xp.int64) for _ in range(3)]
+    return Outcome(xp.empty((rows, b), dtype=xp.float64), xp.empty((b,), dtype=xp.float64), *counts)
+
+
+def _stored(outcome: Outcome) -> tuple[Array, ...]:
+    return outcome.theta, outcome.yPy, outcome.niter, outcome.refused, outcome.status
+
+
+@functools.cache
+def _source(name: str) -> str:
+    return cuda_source("lmm_gpu.estimation", "kernels/fisher_scoring.cuh", f"kernels/{name}")
+
+
+@functools.cache
+def _options(components: int) -> tuple[str, ...]:
+    return definitions({"K": components, **_CONSTANTS})
