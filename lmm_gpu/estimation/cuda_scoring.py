@@ -111,8 +111,8 @@ def _stored(outcome: Outcome) -> tuple[Array, ...]:
 
 
 @functools.cache
-def _source(name: str) -> str:
-    return cuda_source("lmm_gpu.estimation", "kernels/fisher_scoring.cuh", f"kernels/{name}")
+def _source(*names: str) -> str:
+    return cuda_source("lmm_gpu.estimation", *(f"kernels/{name}" for name in ("fisher_scoring.cuh", *names)))
 
 
 @functools.cache

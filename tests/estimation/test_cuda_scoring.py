@@ -18,7 +18,7 @@ from lmm_gpu.backend import cuda_kernels  # noqa: E402
 from lmm_gpu.backend.cuda_kernels import without_kernels  # noqa: E402
 from lmm_gpu.backend.devices import cuda_count  # noqa: E402
 from lmm_gpu.estimation import cuda_scoring, fisher_scoring  # noqa: E402
-from lmm_gpu.estimation.fisher_scoring import Rules  # noqa: E402
+from lmm_gpu.estimation.fisher_scoring import Evaluation, Rules, State  # noqa: E402
 from lmm_gpu.estimation.fit_options import FitOptions  # noqa: E402
 from lmm_gpu.estimation.fitting import fit_genes  # noqa: E402
 from lmm_gpu.estimation.mixed_model import MixedModel  # noqa: E402
@@ -68,6 +68,107 @@ def assert_same(found, expected):
     size = np.abs(expected.theta.get()).max(axis=0)  # (b,)
     np.testing.assert_allclose(found.theta.get() / size, expected.theta.get() / size, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.yPy.get(), expected.yPy.get(), rtol=1e-12)
+
+
+# --- one step ---------------------------------------------------------------------------------------
+
+ONE_STEP = """
+extern "C" __global__ void one_step(
+    double* numbers, long long* counts, const double* found, long long b, double epsilon, long long max_iter,
+    long long most_refused, bool nonnegative, bool relaxed) {
+    const long long gene = blockIdx.x;
+    double* x = numbers + gene;  // one row per number of the state
+    State state;
+    for (int i = 0; i < ROWS; i++) { state.theta[i] = *x; x += b; }
+    for (int i = 0; i < ROWS; i++) { state.step[i] = *x; x += b; }
+    double* scalars[] = {&state.length, &state.value, &state.slack, &state.yPy, &state.decrement};
+    for (int i = 0; i < 5; i++) { *scalars[i] = *x; x += b; }
+    state.niter = counts[gene]; state.refused = counts[b + gene]; state.status = counts[2 * b + gene];
+    state.done = counts[3 * b + gene];
+    Evaluation at;
+    const double* y = found + gene;
+    at.value = *y; y += b;
+    for (int i = 0; i < ROWS; i++) { at.score[i] = *y; y += b; }
+    for (int i = 0; i < ROWS; i++) for (int j = 0; j < ROWS; j++) { at.information[i][j] = *y; y += b; }
+    at.yPy = *y; at.rounding = y[b]; at.ok = y[2 * b] != 0; at.outside_table = y[3 * b] != 0;
+    const Rules rules = {epsilon, max_iter, most_refused, nonnegative, relaxed};
+    double trial[ROWS];
+    next_trial(rules, state, trial);
+    advance(rules, trial, at, state);
+    x = numbers + gene;
+    for (int i = 0; i < ROWS; i++) { *x = state.theta[i]; x += b; }
+    for (int i = 0; i < ROWS; i++) { *x = state.step[i]; x += b; }
+    for (int i = 0; i < 5; i++) { *x = *scalars[i]; x += b; }
+    counts[gene] = state.niter; counts[b + gene] = state.refused; counts[2 * b + gene] = state.status;
+    counts[3 * b + gene] = state.done;
+}
+"""
+
+
+def drawn_state(k, b, rng):
+    """States and evaluations of all kinds: at zero, at rounding, not valid, done, and with numbers that are none."""
+    kinds = [0.0, np.nan, np.inf, -np.inf, 1e-300, 1e300]
+    numbers = rng.normal(size=(2 * k + 7, b)) * np.exp(3 * rng.normal(size=(2 * k + 7, b)))
+    theta, step, length = numbers[:k, :], numbers[k + 1 : 2 * k + 1, :], numbers[2 * k + 2, :]
+    theta[...] = np.where(rng.random((k, b)) < 0.3, 0.0, np.abs(theta))
+    length[:] = rng.choice([1.0, 0.5, 2.0**-24], b)
+    step[...] = np.where(rng.random((k, b)) < 0.3, -theta * (1 + 1e-14) / length, step)  # lands at zero
+    numbers[2 * k + 4 :, :] = np.abs(numbers[2 * k + 4 :, :]) * rng.choice([1.0, 1e-12, 1e-24], (3, b))
+    root = rng.normal(size=(k + 1, k + 1, b))
+    information = np.einsum("ija,kja->ika", root, root) * rng.choice([1.0, 1e12, 1e24], b)
+    score = rng.normal(size=(k + 1, b)) * rng.choice([1.0, 1e-6, 1e-12], b)
+    numbers[2 * k + 3, :] = value = rng.normal(size=b)
+    value = value + rng.choice([0.0, 1.0, -1.0], b) * np.abs(rng.normal(size=b))
+    flags = [rng.random(b) < share for share in (0.8, 0.1)]
+    rows = [value[None, :], score, information.reshape(-1, b), np.abs(rng.normal(size=(2, b))), np.stack(flags)]
+    found = np.concatenate([np.asarray(row, dtype=float) for row in rows])
+    for x in (numbers, found[:-2, :]):
+        x[...] = np.where(rng.random(x.shape) < 0.003, rng.choice(kinds, x.shape), x)
+    counts = [rng.integers(0, 4, b), rng.integers(0, 3, b), rng.choice([0, 0, 0, 1, 4, 6], b), rng.random(b) < 0.1]
+    return numbers, np.stack([np.asarray(x, dtype=np.int64) for x in counts]), found
+
+
+def step_of_the_loop(rules, numbers, counts, found):
+    """The same by `fisher_scoring`."""
+    k = (len(numbers) - 7) // 2
+    rows = range(k + 1)
+    state = State(tuple(numbers[: k + 1]), tuple(numbers[k + 1 : 2 * k + 2]), *numbers[2 * k + 2 :], *counts[:3], None)
+    state = replace(state, done=counts[3] != 0)
+    information = found[k + 2 : -4].reshape(k + 1, k + 1, -1)
+    at = Evaluation(
+        found[0],
+        tuple(found[1 : k + 2]),
+        tuple(tuple(information[i, j] for j in rows) for i in rows),
+        *found[-4:-2],
+        ok=found[-2] != 0,
+        outside_table=found[-1] != 0,
+    )
+    trial = fisher_scoring._trial(rules.nonnegative, state)
+    after = fisher_scoring._step(rules, trial, at, state)
+    scalars = [after.length, after.value, after.slack, after.yPy, after.decrement]
+    return np.stack([*after.theta, *after.step, *scalars]), np.stack(
+        [after.niter, after.refused, after.status, after.done]
+    )
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+@pytest.mark.parametrize("rules", [*RULES.values(), Rules(relaxed=True, max_iter=3)], ids=[*RULES, "free relaxed"])
+def test_one_step(rules, k):
+    numbers, counts, found = drawn_state(k, 3000, np.random.default_rng(k))
+    rules = replace(rules, most_refused=rules.most_refused and 2, max_iter=3)
+    with np.errstate(all="ignore"):
+        wanted, wanted_counts = step_of_the_loop(rules, numbers, counts, found)
+    options = cuda_scoring._options(k)
+    step = cuda_kernels.kernel(cupy.zeros(1), cuda_scoring._source() + ONE_STEP, "one_step", options)
+    numbers, counts = cupy.asarray(numbers), cupy.asarray(counts)
+    step((3000,), (1,), (numbers, counts, cupy.asarray(found), 3000, *cuda_scoring._arguments(rules)))
+    np.testing.assert_array_equal(counts.get(), wanted_counts)
+    np.testing.assert_allclose(numbers.get(), wanted, rtol=1e-9)
+    running = wanted_counts[2] == 0
+    assert running.any() and not running.all()
+
+
+# --- whole maximisations ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
@@ -184,7 +285,7 @@ def test_the_environment_turns_kernels_off(monkeypatch):
 def test_a_kernel_that_does_not_compile_is_replaced_with_one_warning(monkeypatch):
     design = dense.DESIGNS["one_nested"]
     objective = likelihood_of(design, dense.draw_genes(design, 8))
-    monkeypatch.setattr(cuda_scoring, "_source", lambda name: 'extern "C" __global__ void one_component() { no }')
+    monkeypatch.setattr(cuda_scoring, "_source", lambda *names: 'extern "C" __global__ void one_component() { no }')
     with pytest.warns(RuntimeWarning, match="one_component could not be compiled.*LMM_GPU_KERNELS=0") as warned:
         found = [cuda_scoring.maximise(objective, None, Rules()) for _ in range(2)]
     assert len([one for one in warned if one.category is RuntimeWarning]) == 1
