@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from .arrays import Array, like, namespace, raises_for_bad_matrices, to_numpy, zeros
+import scipy.linalg
+
+from .arrays import Array, indices, like, namespace, on_host, raises_for_bad_matrices, to_numpy, zeros
 from .fusion import fused
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
@@ -26,6 +29,8 @@ EPS = 2.0**-52
 LOST_PIVOT = 64 * EPS
 #: Relative residual of a factorisation above which it is garbage.
 RESIDUAL = 1e-9
+#: Rows of a matrix from which on a triangular solve gains more than its call costs.
+LARGE = 100
 #: Number of positive factors that are multiplied before their logarithm is taken.
 FACTORS = 8
 
@@ -135,6 +140,33 @@ def identity(q: int, reference: Array) -> Array:
     """Identity matrix (q, q) in the library, device and dtype of `reference`."""
     xp = namespace(reference)
     return like(xp.eye(q), reference)
+
+
+def upper_triangle(q: int, reference: Array) -> tuple[Array, Array]:
+    """Positions (pairs,) of the entries i <= j of a matrix (q, q), row by row, and the place there of all entries.
+
+    >>> import numpy as np
+    >>> triangle, unpack = upper_triangle(2, np.zeros(1))
+    >>> triangle.tolist(), unpack.tolist()
+    ([0, 1, 3], [0, 1, 1, 2])
+    """
+    xp = namespace(reference)
+    i = indices(list(range(q)), reference)
+    row, column = xp.broadcast_to(i[:, None], (q, q)), xp.broadcast_to(i[None, :], (q, q))
+    low, high = xp.minimum(row, column), xp.maximum(row, column)
+    upper = xp.where(row <= column, row * q + column, q * q)  # sorted, those below the diagonal come last
+    triangle = xp.argsort(xp.reshape(upper, (q * q,)))[: q * (q + 1) // 2]
+    return triangle, xp.reshape(low * q - low * (low - 1) // 2 + high - low, (q * q,))
+
+
+def solve_lower(L: Array, B: Array) -> Array:
+    """Solve L X = B for stacks of lower triangular matrices (b, q, q) and of right-hand sides (b, q, c)."""
+    xp = namespace(L)
+    if on_host(L) and L.shape[1] >= LARGE:
+        one = partial(scipy.linalg.solve_triangular, lower=True, check_finite=False)
+        solved = [one(factor, rhs) for factor, rhs in zip(L, B, strict=True)]
+        return xp.stack(solved, axis=0) if solved else B
+    return xp.linalg.solve(L, B)
 
 
 def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:

@@ -42,16 +42,27 @@ def some_rows(Y: Any, kept: np.ndarray) -> Any:
     return Y[rows] if is_sparse_on_device(Y) else namespace(Y).take(Y, rows, axis=0)
 
 
-def range_of(A: Any, rows: tuple[int, int], columns: tuple[int, int], reference: Array) -> Array:
-    """A range of rows and columns of a matrix as an array like `reference`; the matrix may be sparse."""
-    part = A[rows[0] : rows[1], columns[0] : columns[1]]
-    return like(part.toarray(), reference) if scipy.sparse.issparse(A) else part
+def submatrix(A: Any, rows: list[int], columns: list[int], reference: Array) -> Array:
+    """Chosen rows and columns of a matrix as an array like `reference`; the matrix may be sparse."""
+    if scipy.sparse.issparse(A):
+        return like(A[rows][:, columns].toarray(), reference)
+    xp = namespace(A)
+    return xp.take(xp.take(A, indices(rows, A), axis=0), indices(columns, A), axis=1)
 
 
 def diagonal_of(A: Any, rows: tuple[int, int], columns: tuple[int, int], reference: Array) -> Array:
     """Diagonal of such a range."""
     part = A[rows[0] : rows[1], columns[0] : columns[1]]
     return like(part.diagonal(), reference) if scipy.sparse.issparse(A) else namespace(A).linalg.diagonal(part)
+
+
+def is_diagonal(A: Any, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
+    """Return whether such a range has no entries outside of its diagonal."""
+    part = A[rows[0] : rows[1], columns[0] : columns[1]]
+    if scipy.sparse.issparse(A):
+        return bool(part.count_nonzero() == np.count_nonzero(part.diagonal()))
+    xp = namespace(part)
+    return int(xp.count_nonzero(part)) == int(xp.count_nonzero(xp.linalg.diagonal(part)))
 
 
 def spread_square(A: Any, rows: list[int]) -> Any:

@@ -13,13 +13,12 @@ F, F1 and F2 of all genes of a block are one matrix product of the row pairs of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
 from typing import Any
 
 from ..backend.arrays import Array, indices, namespace
 from ..backend.blocks import ranges
 from ..backend.fusion import fused
-from ..backend.linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve
+from ..backend.linalg import eigh_psd, identity, inverse_and_logdet, root_psd, solve, upper_triangle
 
 #: Bytes that the products of row pairs may take; beyond, F is formed gene by gene in one stacked product.
 LARGEST_PAIRS = 2**26
@@ -80,7 +79,7 @@ class EliminatedFactor:
         K_e = K[start : start + d[e], :]
         mu, Q = eigh_psd(K_e.T @ K_e)
         K_R = xp.concat([K[:start, :], K[start + d[e] :, :]], axis=0) @ Q
-        triangle, unpack = _triangle(K_R)
+        triangle, unpack = upper_triangle(K_R.shape[0], K_R)
         inverse = Q.T @ K_inverse  # (r, q)
         unit = identity(K_R.shape[0], K_R)
         effects = indices([i for i, width in enumerate(d) if i != e for _ in range(width)], K_R)
@@ -269,23 +268,13 @@ class EliminatedFactor:
         return xp.stack(T, axis=0), B_all, inner.logdet, inner.ok, F
 
 
-def _triangle(K_R: Array) -> tuple[Array, Array]:
-    # where the entries a <= b of a symmetric matrix lie among all, and where each entry lies among those
-    q_R = K_R.shape[0]
-    rows = list(combinations_with_replacement(range(q_R), 2))
-    position = {pair: i for i, pair in enumerate(rows)}
-    square = [position[min(a, b), max(a, b)] for a in range(q_R) for b in range(q_R)]
-    return indices([a * q_R + b for a, b in rows], K_R), indices(square, K_R)
-
-
 def _row_pairs(K_R: Array) -> Array | None:
     # products of the rows a <= b of K_R, if they are not too large
     q_R, r = K_R.shape
     if 4 * q_R * (q_R + 1) * r > LARGEST_PAIRS:
         return None
-    xp, rows = namespace(K_R), list(combinations_with_replacement(range(q_R), 2))
-    first, second = (indices([pair[i] for pair in rows], K_R) for i in (0, 1))
-    return xp.take(K_R, first, axis=0) * xp.take(K_R, second, axis=0)
+    xp, (triangle, _) = namespace(K_R), upper_triangle(q_R, K_R)
+    return xp.take(K_R, triangle // q_R, axis=0) * xp.take(K_R, triangle % q_R, axis=0)
 
 
 def _total(stack: Array) -> Array:

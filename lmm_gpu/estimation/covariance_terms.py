@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..backend.arrays import Array, namespace
-from ..backend.sparse import diagonal_of
+from ..backend.sparse import diagonal_of, is_diagonal
 from ..sumstats.summary_stats import SummaryStats
 
 Entries = list[list[Array]]  #: a small matrix whose entries are arrays of the same shape
@@ -46,6 +47,85 @@ class Term:
         for row, (a, b) in zip(self.parameters, self.pairs, strict=True):
             result[a][b] = result[b][a] = theta[row, :]
         return result
+
+
+@dataclass(frozen=True)
+class LevelBlock:
+    """Terms of one grouping, whose levels share no observation: their effects together, level by level."""
+
+    terms: tuple[Term, ...]
+
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return self.terms[0].levels
+
+    @property
+    def effects(self) -> int:
+        """Number of columns of Z per level."""
+        return sum(term.effects for term in self.terms)
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """Range of rows of every effect."""
+        return [term.rows(a) for term in self.terms for a in range(term.effects)]
+
+    @property
+    def parameters(self) -> dict[int, tuple[int, int]]:
+        """Effects (a, b), a <= b, of each row of theta that is theirs."""
+        found: dict[int, tuple[int, int]] = {}
+        at = 0
+        for term in self.terms:
+            found |= {row: (at + a, at + b) for row, (a, b) in zip(term.parameters, term.pairs, strict=True)}
+            at += term.effects
+        return found
+
+    def matrix(self, theta: Array) -> Entries:
+        """Covariance matrix of all effects, from all variance parameters (L, b)."""
+        zero = namespace(theta).zeros_like(theta[0, :])
+        result: Entries = [[zero] * self.effects for _ in range(self.effects)]
+        for row, (a, b) in self.parameters.items():
+            result[a][b] = result[b][a] = theta[row, :]
+        return result
+
+
+def widest_block(ZZ: Any, terms: Sequence[Term]) -> LevelBlock | None:
+    """The term with the most columns, and all others of its grouping, as in (x || g); None if levels share cells.
+
+    Levels share no cell if Z'Z of any two of the effects is diagonal.
+    """
+    widest = max(terms, key=lambda term: term.size)
+
+    def fits(one: Term, other: Term) -> bool:
+        at = [(one.rows(a), other.rows(b)) for a in range(one.effects) for b in range(other.effects)]
+        return one.levels == other.levels and all(is_diagonal(ZZ, rows, columns) for rows, columns in at)
+
+    if not fits(widest, widest):
+        return None
+    return LevelBlock(tuple(term for term in terms if term is widest or (fits(term, term) and fits(term, widest))))
+
+
+@dataclass(frozen=True)
+class CrossedCovariance:
+    """Block diagonal covariance D_R of the effects that are not eliminated, of b genes; never formed."""
+
+    blocks: tuple[tuple[int, Entries], ...]  #: levels of each term, and the matrix of its effects, of vectors (b,)
+
+    @classmethod
+    def of(cls, terms: Sequence[Term], theta: Array) -> CrossedCovariance:
+        """Return the covariance of `terms` at all variance parameters (L, b)."""
+        return cls(tuple((term.levels, term.matrix(theta)) for term in terms))
+
+    def times(self, A: Array) -> Array:
+        """D_R A (b, q_R, c) for `A` (b, q_R, c)."""
+        parts: list[Array] = []
+        at = 0
+        for levels, gamma in self.blocks:
+            k = len(gamma)
+            rows = [A[:, at + a * levels : at + (a + 1) * levels, :] for a in range(k)]
+            parts += [sum(gamma[a][b][:, None, None] * rows[b] for b in range(k)) for a in range(k)]
+            at += k * levels
+        return namespace(A).concat(parts, axis=1) if parts else A
 
 
 def pairs(effects: int) -> tuple[tuple[int, int], ...]:

@@ -1,6 +1,7 @@
 """Correlated random effects and groupings of any size: the likelihood of covariance matrices by block elimination.
 
-The term with the most columns is eliminated level by level, the others border the fixed columns (`group_elimination`).
+The term with the most columns is eliminated level by level, with all others of its grouping, as in (x || g); the rest
+border the fixed columns (`group_elimination`).
 The variance parameters are variances and covariances (`covariance_terms`); V is linear in them. Between the levels
 there are only sums of squares: y'P0 P0 y - rss is the squared length of P0 y in the span of [X Z], which follows from
 X'P0 y = 0 and e = Z'P0 y, and y'P0 y = y'P0 P0 y + sum g_l e'E_l e. Contrasts are in
@@ -12,17 +13,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..backend.arrays import Array, like, namespace, zeros
+from ..backend.arrays import Array, indices, namespace, on_host, zeros
 from ..backend.linalg import eigh_psd
-from ..backend.sparse import diagonal_of, range_of
-from .covariance_terms import Term, by_pairs, orders
+from ..backend.sparse import diagonal_of, submatrix
+from .covariance_terms import CrossedCovariance, LevelBlock, Term, by_pairs
 from .fisher_scoring import Outcome, Rules
-from .group_elimination import Elimination, GroupedDesign, eliminate, rotated, times_vectors, transposed_times
+from .group_elimination import (
+    Elimination,
+    GroupedDesign,
+    eliminate,
+    level_roots,
+    rotated,
+    times_vectors,
+    transposed_times,
+)
 from .grouped_forms import GroupedForms
 from .grouped_traces import design_traces
+from .level_loads import shared_loads
 from .likelihood import Traces
 from .projection import ProjectedGenes, Projection, Remainder
 from .semidefinite import maximise_semidefinite, smallest_eigenvalues
+from .sparse_loads import sparse_loads
 
 #: A covariance matrix whose smallest eigenvalue is less than this share of s_0 per unit of effect is singular.
 SINGULAR = 1e-10
@@ -33,9 +44,8 @@ class GroupedEffects(GroupedForms):
     """Likelihood of (sigma_1 .. sigma_L, s_0) for b genes."""
 
     terms: tuple[Term, ...]
-    widest: int  #: the term that is eliminated
+    eliminated: LevelBlock
     design: GroupedDesign
-    bases: Array  #: (L_R, q_R, q_R), E_l of the parameters of the crossed terms
     scale: Array  #: (L, 1), mean squares of the effects of each variance, in the average row
     y: Array  #: (b, k G), Q_g'Ry
     within_y: Array  #: (b, q_R), Z_R'Ry less the part of the eliminated effects
@@ -51,23 +61,25 @@ class GroupedEffects(GroupedForms):
     reml: bool
 
     @classmethod
-    def decompose(cls, projection: Projection, terms: Sequence[Term], method: str) -> GroupedEffects:
-        """Eliminate the widest term of the design; no genes yet. `projection.xxz` makes columns of X orthonormal."""
+    def decompose(
+        cls, projection: Projection, terms: Sequence[Term], eliminated: LevelBlock, method: str
+    ) -> GroupedEffects:
+        """Eliminate some terms of the design; no genes yet. `projection.xxz` makes columns of X orthonormal."""
         xp, p = namespace(projection.ZX), projection.xxz.shape[0]
-        widest = _widest(terms)
-        term, ZZ, ZX = terms[widest], projection.ZZ, projection.ZX
-        design, rest = _eliminated_design(projection, terms, widest)
+        ZZ, ZX = projection.ZZ, projection.ZX
+        others = [term for term in terms if term not in eliminated.terms]
+        rest = [row for term in others for row in range(term.first, term.first + term.size)]
+        design = eliminated_design(projection, eliminated, rest)
         own = [term.rows(a) for term in terms for a in range(term.effects)]
         squares = [xp.sum(diagonal_of(ZZ, at, at, ZX)) / projection.n for at in own]
-        lengths = [diagonal_of(ZZ, at, at, ZX)[None, :] for at in map(term.rows, range(term.effects))]  # (1, G) each
+        lengths = [diagonal_of(ZZ, at, at, ZX)[None, :] for at in eliminated.rows]  # (1, G) each
         return cls(
             terms=tuple(terms),
-            widest=widest,
+            eliminated=eliminated,
             design=design,
-            bases=_bases(terms, widest, rest),
             scale=_scales(terms, squares),
-            y=zeros((0, term.size), ZX),
-            within_y=zeros((0, rest.shape[0]), ZX),
+            y=zeros((0, design.loads.rows), ZX),
+            within_y=zeros((0, len(rest)), ZX),
             zry=zeros((ZZ.shape[0], 0), ZX),
             yry=zeros((0,), ZX),
             rss=zeros((0,), ZX),
@@ -82,7 +94,7 @@ class GroupedEffects(GroupedForms):
 
     def without_fixed(self) -> GroupedEffects:
         """Return the likelihood of designs without X, for what depends on the design alone."""
-        return replace(self, design=self.design.without_fixed())
+        return replace(self, design=self.design.without_fixed)
 
     # --- genes ---
 
@@ -100,13 +112,17 @@ class GroupedEffects(GroupedForms):
         # Q_g'Ry (b, k G), and Z_R'Ry less the part of the eliminated effects (b, q_R)
         eliminated, rest = self._split(namespace(zry).permute_dims(zry, (1, 0)))  # (b, k G), (b, q_R)
         y = rotated(self.design.root, eliminated[:, :, None])[:, :, 0]
-        return y, rest - transposed_times(self.design.loads[:, :, self.design.n_fixed :], y)
+        return y, rest - self._loaded(y)[:, self.design.n_fixed :]
+
+    def _loaded(self, y: Array) -> Array:
+        # X~'y (b, p+q_R)
+        return self.design.loads.transposed_times(y[:, :, None])[:, :, 0]
 
     def _outside_levels(self, y: Array) -> Array:
         # X'Ry, which is zero, less the part of the eliminated effects (b, p): exactly zero for columns in their span
         xp, p = namespace(y), self.design.n_fixed
         inside = xp.linalg.diagonal(self.design.within)[:, :p] == 0  # (1 or b, p)
-        return xp.where(inside, 0.0, -transposed_times(self.design.loads[:, :, :p], y))
+        return xp.where(inside, 0.0, -self._loaded(y)[:, :p])
 
     def _within_levels(self, sums: Remainder, y: Array, within_y: Array) -> tuple[Array, Array]:
         # the residual sum of squares on [X Z] (b,) and its error: y'Ry less the parts of the levels and of the border
@@ -157,7 +173,7 @@ class GroupedEffects(GroupedForms):
         xp, L = namespace(g), self.n_components
 
         def rows(part: GroupedEffects, g: Array) -> Array:
-            T, B = design_traces(part._trace_elimination(g, None), part.terms, part.widest)
+            T, B = design_traces(part._trace_elimination(g, None), part.eliminated, part.rest)
             return xp.concat([T, xp.reshape(B, (L * L, g.shape[1]))], axis=0)
 
         found = self._pieces(rows, g)
@@ -168,29 +184,19 @@ class GroupedEffects(GroupedForms):
         return self.traces(zeros((self.n_components, self.yry.shape[0]), self.yry))
 
     def _eliminated(self, g: Array) -> Elimination:
-        return eliminate(self.design, self.terms[self.widest].matrix(g), self._crossed_covariance(g))
+        return eliminate(self.design, self.eliminated.matrix(g), CrossedCovariance.of(self.rest, g))
 
     def _trace_elimination(self, g: Array, full: Elimination | None) -> Elimination:
         # the elimination whose traces enter: with the fixed columns for REML, without them for ML
         if self.reml:
             return full or self._eliminated(g)
-        return replace(self, design=self.design.without_fixed())._eliminated(g)
-
-    def _crossed_covariance(self, g: Array) -> Array:
-        # D_R (b, q_R, q_R)
-        xp = namespace(g)
-        rows = [row for t, term in enumerate(self.terms) if t != self.widest for row in term.parameters]
-        shape = (g.shape[1], self.bases.shape[1], self.bases.shape[1])
-        if not rows:
-            return zeros(shape, g)
-        chosen = xp.stack([g[row, :] for row in rows], axis=1)  # (b, L_R)
-        return xp.reshape(chosen @ xp.reshape(self.bases, (len(rows), -1)), shape)
+        return self.without_fixed()._eliminated(g)
 
     def _traces(self, g: Array) -> Traces:
         xp = namespace(g)
         at = self._eliminated(g)
         traced = self._trace_elimination(g, at)
-        T, B = design_traces(traced, self.terms, self.widest)
+        T, B = design_traces(traced, self.eliminated, self.rest)
         e, beta = self._residual_effects(at)
         E = xp.stack([by_pairs(e, e, term, a, b) for term in self.terms for a, b in term.pairs], axis=0)  # (L, b)
         squares = self._span_squares(e)  # (b,)
@@ -211,19 +217,18 @@ class GroupedEffects(GroupedForms):
         eliminated, rest = self._split(e)
         t = rotated(design.root, eliminated[:, :, None])[:, :, 0]  # (b, k G)
         border = xp.concat([zeros((e.shape[0], design.n_fixed), e), rest], axis=1)
-        h = transposed_times(design.border, border - transposed_times(design.loads, t))  # (b, p+q_R)
+        h = transposed_times(design.border, border - self._loaded(t))  # (b, p+q_R)
         return xp.sum(t * t, axis=1) + xp.sum(h * h, axis=1)
 
     def _residual_effects(self, at: Elimination) -> tuple[Array, Array]:
         """Z'P0y (b, q), in the order of Z, and the fixed effects of Ry (b, p)."""
         xp, p = namespace(self.y), self.design.n_fixed
-        Ky = times_vectors(at.K, self.y)  # (b, k G)
-        taken = transposed_times(self.design.loads[:, :, :p], Ky) + self._outside_levels(self.y)  # (b, p)
-        Ay = xp.concat([taken, self.within_y + transposed_times(self.design.loads[:, :, p:], Ky)], axis=1)
-        beta = xp.matmul(at.W, Ay[:, :, None])[:, :, 0]
-        e = times_vectors(at.moved, self.y) - xp.matmul(at.C, beta[:, :, None])[:, :, 0]
+        loaded = self._loaded(times_vectors(at.K, self.y))  # (b, p+q_R)
+        Ay = xp.concat([loaded[:, :p] + self._outside_levels(self.y), self.within_y + loaded[:, p:]], axis=1)
+        beta = at.solve(Ay[:, :, None])
+        e = times_vectors(at.moved, self.y - self.design.loads.times(beta)[:, :, 0])
         h = Ay[:, p:] - transposed_times(at.J, Ay[:, :p])  # (b, q_R)
-        return self._joined(e, transposed_times(at.K_R, h)), beta[:, :p]
+        return self._joined(e, at.shrunk(h[:, :, None])[:, :, 0]), beta[:, :p, 0]
 
     def residual_traces(self, theta: Array) -> Array:
         """tr(P0 P0) (b,) at `theta` (L+1, b): residual degrees of freedom in the sense of dream's eBayes."""
@@ -244,39 +249,32 @@ class GroupedEffects(GroupedForms):
         return namespace(theta).abs(smallest_eigenvalues(self, theta)) <= SINGULAR
 
 
-def aligned(projection: Projection, terms: Sequence[Term]) -> Projection:
-    """Turn the orthonormal columns of X so that those in the span of the widest term come apart from the others.
+def aligned(projection: Projection, eliminated: LevelBlock) -> Projection:
+    """Turn the orthonormal columns of X so that those in the span of the eliminated terms come apart from the others.
 
     What an elimination leaves of the former is then exactly zero: their coefficients keep their digits however small
     the residual variance is.
     """
-    design, _ = _eliminated_design(projection, terms, _widest(terms))
-    p = design.n_fixed
-    return replace(projection, xxz=projection.xxz @ eigh_psd(design.within[0, :p, :p])[1])
+    design = eliminated_design(projection, eliminated, [])
+    return replace(projection, xxz=projection.xxz @ eigh_psd(design.within[0, :, :])[1])
 
 
-def _widest(terms: Sequence[Term]) -> int:
-    return max(range(len(terms)), key=lambda t: terms[t].size)
-
-
-def _eliminated_design(projection: Projection, terms: Sequence[Term], widest: int) -> tuple[GroupedDesign, Array]:
-    # the design with the widest term eliminated, and Z_R'Z_R
+def eliminated_design(projection: Projection, eliminated: LevelBlock, rest: list[int]) -> GroupedDesign:
+    """Return the design with some terms eliminated, bordered by X and the columns `rest` of Z."""
     xp, T, p = namespace(projection.ZX), projection.xxz, projection.xxz.shape[0]
-    term = terms[widest]
-    lo, hi = term.first, term.first + term.size
     ZZ, ZX = projection.ZZ, projection.ZX @ T  # (q, q), (q, p)
     within = xp.matmul(T.T, xp.matmul(projection.XX, T))
-    q = ZZ.shape[0]
-    outside = ((0, lo), (hi, q))
-    Z_e = xp.concat([range_of(ZZ, (lo, hi), columns, ZX) for columns in outside], axis=1)  # (k G, q_R)
-    rows = [xp.concat([range_of(ZZ, rows, columns, ZX) for columns in outside], axis=1) for rows in outside]
-    rest = xp.concat(rows, axis=0)  # (q_R, q_R)
-    ZX_R = xp.concat([ZX[:lo, :], ZX[hi:, :]], axis=0)
-    XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, rest], axis=1)], axis=0)
-    effects = [term.rows(a) for a in range(term.effects)]
-    ZZ_g = xp.stack([xp.stack([diagonal_of(ZZ, a, b, ZX) for b in effects], axis=0) for a in effects], axis=0)
-    ZZ_g = ZZ_g[:, :, None, :]  # (k, k, 1, G)
-    return GroupedDesign.build(ZZ_g, xp.concat([ZX[lo:hi, :], Z_e], axis=1)[None, ...], XX[None, ...], p), rest
+    rows = [row for lo, hi in eliminated.rows for row in range(lo, hi)]
+    ZX_R = xp.take(ZX, indices(rest, ZX), axis=0)
+    ZZ_R = submatrix(ZZ, rest, rest, ZX)
+    XX = xp.concat([xp.concat([within, ZX_R.T], axis=1), xp.concat([ZX_R, ZZ_R], axis=1)], axis=0)
+    products = [[diagonal_of(ZZ, a, b, ZX)[None, :] for b in eliminated.rows] for a in eliminated.rows]
+    root = xp.stack([xp.stack(row, axis=0) for row in level_roots(products)], axis=0)  # (k, k, 1, G)
+    ZX_e = xp.take(ZX, indices(rows, ZX), axis=0)
+    loads = sparse_loads(root, ZX_e, ZZ, rows, rest) if on_host(ZX) else None
+    if loads is None:
+        loads = rotated(root, xp.concat([ZX_e, submatrix(ZZ, rows, rest, ZX)], axis=1)[None, :, :])[0, :, :]
+    return GroupedDesign.build(root, shared_loads(loads, eliminated.effects, ZX), XX[None, ...], p)
 
 
 def _packed(t: Traces) -> Array:
@@ -307,26 +305,6 @@ def _unpacked(rows: Array, L: int, p: int) -> Traces:
         ok=rows[at + L + 3, :] > 0.5,
         v=rows[at + L + 4 :, :],
     )
-
-
-def _bases(terms: Sequence[Term], widest: int, reference: Array) -> Array:
-    # E_l (L_R, q_R, q_R) of the parameters of all terms but the widest
-    xp, size = namespace(reference), reference.shape[0]
-    found, at = [], 0
-    for t, term in enumerate(terms):
-        if t == widest:
-            continue
-        unit = like(xp.eye(size), reference)
-        for a, b in term.pairs:
-            ones = zeros((size, size), reference)
-            for i, j in orders(a, b):
-                shift = like(xp.eye(size, k=(j - i) * term.levels), reference)
-                first = at + i * term.levels
-                inside = xp.sum(unit[:, first : first + term.levels], axis=1)  # (q_R,), rows of effect i
-                ones = ones + shift * inside[:, None]
-            found.append(ones)
-        at += term.size
-    return xp.stack(found, axis=0) if found else zeros((0, size, size), reference)
 
 
 def _scales(terms: Sequence[Term], squares: Sequence[Array]) -> Array:

@@ -10,11 +10,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..backend.arrays import Array, like, namespace
+from ..backend.arrays import Array, namespace
 from ..backend.blocks import blocks
-from .covariance_terms import Term, by_pairs, product
-from .group_elimination import Elimination, GroupedDesign, times_levels
-from .grouped_traces import level_blocks
+from ..backend.linalg import identity
+from .covariance_terms import Entries, LevelBlock, Term, by_pairs, product, transposed
+from .group_elimination import Elimination, GroupedDesign
+from .grouped_traces import crossed_blocks, level_blocks
+from .level_loads import times_levels
 from .likelihood import Likelihood
 
 #: Bytes of the matrices of the genes that are evaluated together.
@@ -26,8 +28,13 @@ class GroupedForms(Likelihood):
     """Forms of contrasts; `GroupedEffects` has them."""
 
     terms: tuple[Term, ...]
-    widest: int
+    eliminated: LevelBlock
     design: GroupedDesign
+
+    @property
+    def rest(self) -> tuple[Term, ...]:
+        """Terms that are not eliminated."""
+        return tuple(term for term in self.terms if term not in self.eliminated.terms)
 
     @abstractmethod
     def _eliminated(self, g: Array) -> Elimination:
@@ -43,8 +50,8 @@ class GroupedForms(Likelihood):
 
     def _pieces(self, form: Callable[[Any, Array], Array], g: Array, columns: int = 0) -> Array:
         """`form` (..., b) of so few genes at a time that their matrices stay small; `columns` are added to X."""
-        p, size = self.design.loads.shape[2], self.design.loads.shape[1]
-        need = 8 * (size * (3 * p + 2 * columns + 24) + (p + columns) * (p + columns) * (self.n_components + 8))
+        s, size, own = self.design.loads.columns, self.design.loads.rows, self.design.per_gene
+        need = 8 * (size * (3 * s * own + 2 * columns + 24) + (s + columns) * (s + columns) * (self.n_components + 8))
         step = max(1, PIECE_BYTES // need)
         if g.shape[1] <= step:
             return form(self, g)
@@ -76,11 +83,15 @@ class GroupedForms(Likelihood):
     def _conditional_variances(self, g: Array) -> Array:
         xp, at = namespace(g), self._eliminated(g)
         rows: list[Array] = []
-        for t, term in enumerate(self.terms):
-            gamma = [[entry[:, None] for entry in row] for row in term.matrix(g)]  # (b, 1) each
-            moved = product(product(gamma, level_blocks(at, self.terms, self.widest, t)), gamma)
-            rows += [gamma[a][a] - moved[a][a] for a in range(term.effects)]  # (b, levels) each
-        return xp.permute_dims(xp.concat(rows, axis=1), (1, 0))
+        blocks: list[tuple[LevelBlock | Term, Entries]] = [(self.eliminated, level_blocks(at, self.eliminated))]
+        blocks += [(term, crossed_blocks(at, self.rest, t)) for t, term in enumerate(self.rest)]
+        for block, values in blocks:
+            gamma = [[entry[:, None] for entry in row] for row in block.matrix(g)]  # (b, 1) each
+            moved = product(product(gamma, values), gamma)
+            rows += [gamma[a][a] - moved[a][a] for a in range(block.effects)]  # (b, levels) each
+        size = self.eliminated.effects
+        joined = self._joined(xp.concat(rows[:size], axis=1), xp.concat([moved[0][0][:, :0], *rows[size:]], axis=1))
+        return xp.permute_dims(joined, (1, 0))
 
     def effect_form(self, g: Array, a: Array, v: Array | None = None) -> Array:
         """Minus a' of the fixed effects of Ry (c, b): what the random effects take from ordinary least squares."""
@@ -111,7 +122,7 @@ class GroupedForms(Likelihood):
     def _excess(self, g: Array) -> Array:
         # W_XX - I (b, p, p)
         p, at = self.design.n_fixed, self._eliminated(g)
-        return at.W[:, :p, :p] - like(namespace(g).eye(p), g)[None, :, :]
+        return at.covariance - identity(p, g)[None, :, :]
 
     def gradient_form(self, g: Array, a: Array) -> Array:
         """w'E_l w (L, c, b) for w = Z'V^-1 X W a, one per contrast."""
@@ -137,10 +148,12 @@ class GroupedForms(Likelihood):
 
     def _loadings(self, at: Elimination, a: Array) -> Array:
         """W = Z'V0^-1 X W a (b, q, c), in the order of Z."""
-        xp, p = namespace(a), self.design.n_fixed
-        eliminated = xp.matmul(at.C, xp.matmul(at.W[:, :, :p], a[None, :, :]))
-        rest = xp.matmul(xp.matrix_transpose(xp.matmul(at.J, at.K_R)), a[None, :, :])
-        return self._joined(eliminated, xp.broadcast_to(rest, (eliminated.shape[0], *rest.shape[1:])))
+        xp = namespace(a)
+        shared = xp.broadcast_to(a[None, :, :], (at.J.shape[0], *a.shape))  # (b, p, c)
+        crossed = xp.matmul(xp.matrix_transpose(at.J), shared)  # (b, q_R, c)
+        solved = at.solve(xp.concat([shared, xp.zeros_like(crossed)], axis=1))
+        eliminated = times_levels(at.moved, self.design.loads.times(solved))
+        return self._joined(eliminated, at.shrunk(crossed))
 
     def adjustment_form(self, g: Array, a: Array) -> Array:
         """w'E_l ZVZ E_m w (L, L, c, b), one contrast after the other."""
@@ -183,10 +196,10 @@ class GroupedForms(Likelihood):
         eliminated, rest = self._split(v)
         vt = xp.matrix_transpose
         M = times_levels(at.M, eliminated)
-        r = xp.matmul(vt(at.C), eliminated)  # (b, p+q_R, L c)
-        found = xp.matmul(vt(eliminated), M) - xp.matmul(vt(r), xp.matmul(at.W, r))
+        r = at.loads.transposed_times(times_levels(transposed(at.moved), eliminated))  # (b, p+q_R, L c)
+        found = xp.matmul(vt(eliminated), M) - xp.matmul(vt(r), at.solve(r))
         if rest.shape[1]:
-            cross = xp.matmul(vt(eliminated), xp.matmul(at.crossed_block, rest))
+            cross = xp.matmul(vt(eliminated), at.crossed_times(rest))
             found = found + cross + vt(cross) + xp.matmul(vt(rest), xp.matmul(at.F_R, rest))
         return xp.reshape(found, (b, L, c, L, c))
 
@@ -204,11 +217,21 @@ class GroupedForms(Likelihood):
 
     def _split(self, v: Array) -> tuple[Array, Array]:
         # rows (b, q, ...) in the order of Z into those of the eliminated effects and the others
-        term = self.terms[self.widest]
-        lo, hi = term.first, term.first + term.size
-        return v[:, lo:hi, ...], namespace(v).concat([v[:, :lo, ...], v[:, hi:, ...]], axis=1)
+        xp = namespace(v)
+        rest = [v[:, term.first : term.first + term.size, ...] for term in self.rest]
+        return xp.concat([v[:, lo:hi, ...] for lo, hi in self.eliminated.rows], axis=1), xp.concat(
+            [v[:, :0, ...], *rest], axis=1
+        )
 
     def _joined(self, eliminated: Array, rest: Array) -> Array:
         # back into the order of Z
-        lo = self.terms[self.widest].first
-        return namespace(rest).concat([rest[:, :lo, ...], eliminated, rest[:, lo:, ...]], axis=1)
+        parts: list[Array] = []
+        first, second = 0, 0
+        for term in self.terms:
+            if term in self.eliminated.terms:
+                parts.append(eliminated[:, first : first + term.size, ...])
+                first += term.size
+            else:
+                parts.append(rest[:, second : second + term.size, ...])
+                second += term.size
+        return namespace(rest).concat(parts, axis=1)

@@ -19,7 +19,7 @@ from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import Shape, blocks_pay
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
-from .covariance_terms import terms_of
+from .covariance_terms import LevelBlock, terms_of, widest_block
 from .grouped_effects import GroupedEffects, aligned
 from .likelihood import Likelihood
 from .many_components import MultiComponent
@@ -74,7 +74,7 @@ class MixedModel:
         """
         shape, count = Shape(summary.XX.shape[0], summary.d), summary.m if genes is None else genes
         needed = max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ)
-        if needed or (blocks_pay(shape, count) and levels_are_disjoint(summary)):
+        if needed or (blocks_pay(shape, count) and _widest_block(summary) is not None):
             return cls.by_blocks(summary, method)
         projection = Projection.build(summary)
         likelihood = cls._likelihood(projection, summary.d, method, memory, count)
@@ -89,14 +89,14 @@ class MixedModel:
         ValueError
             If levels of the widest term share cells, as columns of Z that are not of one grouping do.
         """
-        if not levels_are_disjoint(summary):
+        terms, eliminated = terms_of(summary.d, summary.term_sizes), _widest_block(summary)
+        if eliminated is None:
             raise ValueError(
                 "the columns of Z of the widest random effect share cells; with correlated effects, weights per gene, "
-                "or more than 10,000 columns they must be the levels of one grouping"
+                "or more than 4,000 columns they must be the levels of one grouping"
             )
-        terms = terms_of(summary.d, summary.term_sizes)
-        projection = aligned(Projection.build(summary, by_blocks=True), terms)
-        likelihood = GroupedEffects.decompose(projection, terms, method)
+        projection = aligned(Projection.build(summary, by_blocks=True), eliminated)
+        likelihood = GroupedEffects.decompose(projection, terms, eliminated, method)
         return cls._without_genes(summary, projection, likelihood, likelihood.scale[:, 0])
 
     @classmethod
@@ -267,17 +267,8 @@ def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
     return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)
 
 
-def levels_are_disjoint(summary: SummaryStats) -> bool:
-    """Return whether no two levels of the widest term share a cell, by Z'Z."""
-    terms = terms_of(summary.d, summary.term_sizes)
-    term = max(terms, key=lambda term: term.size)
-    effects = [term.rows(a) for a in range(term.effects)]
-    if is_sparse(summary.ZZ):
-        blocks_of = [summary.ZZ[slice(*a), slice(*b)] for a in effects for b in effects]
-        return all(block.count_nonzero() == (block.diagonal() != 0).sum() for block in blocks_of)
-    xp = namespace(summary.ZZ)
-    parts = [summary.ZZ[a[0] : a[1], b[0] : b[1]] for a in effects for b in effects]
-    return all(int(xp.count_nonzero(part)) == int(xp.count_nonzero(xp.linalg.diagonal(part))) for part in parts)
+def _widest_block(summary: SummaryStats) -> LevelBlock | None:
+    return widest_block(summary.ZZ, terms_of(summary.d, summary.term_sizes))
 
 
 def _largest_eigenvalues(summary: SummaryStats) -> Array:

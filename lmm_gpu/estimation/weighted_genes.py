@@ -11,9 +11,9 @@ from dataclasses import replace
 from ..backend.arrays import Array, indices, namespace, zeros
 from ..backend.linalg import eps, inverse_and_logdet
 from ..sumstats.gene_weights import GeneProductsOfDesign, WeightedStats
-from .covariance_terms import Term
-from .group_elimination import GroupedDesign
+from .group_elimination import GroupedDesign, level_roots, rotated
 from .grouped_effects import GroupedEffects
+from .level_loads import StackedLoads
 from .projection import NO_VARIANCE, ProjectedGenes, Remainder
 
 
@@ -31,30 +31,29 @@ def weighted_genes(T: Array, like: GroupedEffects, summary: WeightedStats) -> tu
     varies = ok & (yry > NO_VARIANCE * summary.Ynorm)
     sums = Remainder(zry, yry, size=2.0 * summary.Ynorm, unit=eps(yry) * summary.n)
     genes = ProjectedGenes(T @ first(beta, (1, 0)), sums, sums, varies)
-    design, squares = gene_designs(like.terms, like.widest, XX, ZX, own)
+    design, squares = gene_designs(like, XX, ZX, own)
     return genes, replace(like, design=design, amplification=design.amplification(squares)).with_genes(genes)
 
 
-def gene_designs(
-    terms: tuple[Term, ...], widest: int, XX: Array, ZX: Array, own: GeneProductsOfDesign
-) -> tuple[GroupedDesign, Array]:
+def gene_designs(like: GroupedEffects, XX: Array, ZX: Array, own: GeneProductsOfDesign) -> tuple[GroupedDesign, Array]:
     """Designs of b genes from X'WX (b, p, p) and Z'WX (b, q, p) in orthonormal coordinates, and Z'WZ.
 
     With squared lengths (k, b, G) of the eliminated columns.
     """
-    xp, term = namespace(XX), terms[widest]
-    q, lo, hi = ZX.shape[1], term.first, term.first + term.size
-    eliminated, rest = list(range(lo, hi)), [*range(lo), *range(hi, q)]
-    effects = [range(*term.rows(a)) for a in range(term.effects)]
+    xp, block = namespace(XX), like.eliminated
+    effects = [range(*rows) for rows in block.rows]
+    eliminated = [row for rows in effects for row in rows]
+    rest = [row for term in like.rest for row in range(term.first, term.first + term.size)]
     pairs = _Pairs(own)
-    ZZ = xp.stack([xp.stack([pairs.diagonal(a, b) for b in effects], axis=0) for a in effects], axis=0)
-    ZZ = xp.permute_dims(ZZ, (0, 1, 3, 2))  # (k, k, b, G)
+    root = level_roots([[xp.permute_dims(pairs.diagonal(a, b), (1, 0)) for b in effects] for a in effects])
+    root = xp.stack([xp.stack(row, axis=0) for row in root], axis=0)  # (k, k, b, G)
     ZX_R = xp.take(ZX, indices(rest, ZX), axis=1)  # (b, q_R, p)
-    loads = xp.concat([ZX[:, lo:hi, :], pairs.block(eliminated, rest)], axis=2)
+    loads = xp.concat([xp.take(ZX, indices(eliminated, ZX), axis=1), pairs.block(eliminated, rest)], axis=2)
     top = xp.concat([XX, xp.matrix_transpose(ZX_R)], axis=2)
     bottom = xp.concat([ZX_R, pairs.block(rest, rest)], axis=2)
-    squares = xp.stack([ZZ[a, a, ...] for a in range(term.effects)], axis=0)
-    return GroupedDesign.build(ZZ, loads, xp.concat([top, bottom], axis=1), XX.shape[1]), squares
+    squares = xp.stack([xp.permute_dims(pairs.diagonal(a, a), (1, 0)) for a in effects], axis=0)
+    own_loads = StackedLoads(block.effects, rotated(root, loads))
+    return GroupedDesign.build(root, own_loads, xp.concat([top, bottom], axis=1), XX.shape[1]), squares
 
 
 class _Pairs:

@@ -32,7 +32,7 @@ _SPARSE_DENSITY = 0.2
 #: A matrix with at most this many columns is multiplied as dense in any case.
 _NARROW = 64
 #: Z'Z of more random effects than this stays sparse: they are eliminated level by level.
-LARGEST_DENSE = 10_000
+LARGEST_DENSE = 4_000
 
 
 @dataclass(frozen=True)

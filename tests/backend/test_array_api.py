@@ -49,6 +49,7 @@ ENGINE = [
     "estimation/grouped_effects",
     "estimation/grouped_forms",
     "estimation/grouped_traces",
+    "estimation/level_loads",
     "estimation/semidefinite",
     "estimation/weighted_genes",
 ]
