@@ -127,7 +127,10 @@ def canonical(values: Any) -> Any:
     if scipy.sparse.issparse(values) and values.format in ("csr", "csc"):
         check_indices(values.indices, values.shape[values.format == "csr"])
     values = as_csr(values)
-    if (scipy.sparse.issparse(values) or is_sparse_on_device(values)) and not values.has_canonical_format:
-        values = values.copy()  # rows of a matrix in memory are views
-        values.sum_duplicates()
+    if not (scipy.sparse.issparse(values) or is_sparse_on_device(values)):
+        return values
+    with entered(values):
+        if not values.has_canonical_format:
+            values = values.copy()  # rows of a matrix in memory are views
+            values.sum_duplicates()
     return values

@@ -178,6 +178,7 @@ def test_launches_of_several_components_do_not_grow_with_q():
     assert len(counts) == 1
 
 
+@pytest.mark.imitation
 def test_functions_that_cannot_be_fused_are_computed_as_written():
     """With one warning that names it, and never again through the tracer."""
 
@@ -192,6 +193,7 @@ def test_functions_that_cannot_be_fused_are_computed_as_written():
         np.testing.assert_array_equal(found.get(), [1.0, 2.0, 1.0, 2.0])
 
 
+@pytest.mark.imitation
 def test_errors_of_the_arrays_do_not_prevent_fusion():
     function = fused(lambda xp, _, x, y: (x + y,))
     x = asarray([1.0, 2.0])
@@ -202,6 +204,7 @@ def test_errors_of_the_arrays_do_not_prevent_fusion():
     assert launches(function, None, x, x) == 1
 
 
+@pytest.mark.imitation
 def test_numbers_of_a_fused_function_meet_arrays_only():
     x = asarray([1.0, 2.0])
     (found,) = xp.fuse(lambda x, lo, hi: ((x - lo) * hi,))(x, 1.0, 3.0)

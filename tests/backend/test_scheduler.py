@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmm_gpu.backend import cuda_devices
-from lmm_gpu.backend.devices import Cuda, Device, Given
+from lmm_gpu.backend import cuda_devices, linalg
+from lmm_gpu.backend.arrays import to_numpy
+from lmm_gpu.backend.devices import Cuda, Device, Given, resolve
 from lmm_gpu.backend.scheduler import Ranges, run
 from lmm_gpu.estimation.fit_options import FitOptions
 from lmm_gpu.flashmm_api import lmmfit
@@ -254,6 +256,36 @@ def test_cells_on_cuda():
     found = lmmfit(Y, design.X, design.Z, list(design.d), device="cuda", nBlocks=5, is_counts=False)
     assert_same(found, wanted)
     assert sum(word.startswith("wait") for word in cupy_like_runtime.log) >= 5
+
+
+def test_wide_systems_are_solved_as_one_batch(monkeypatch):
+    """CuPy's own limit is 256 rows; above it, it solves for one gene after another."""
+    monkeypatch.setattr(cuda_devices, "_PROBES", {})
+    if "cupyx.lapack" in sys.modules:  # the real CuPy
+        monkeypatch.setattr(sys.modules["cupyx.lapack"], "gesv", None)
+    (device,) = resolve("cuda")
+    A = np.eye(300) + np.random.default_rng(0).uniform(size=(3, 300, 300)) / 300
+    with device.entered():
+        x, ok = linalg.solve(device.put(A), device.put(np.ones((3, 300, 1))))
+    assert to_numpy(ok).all()
+    np.testing.assert_allclose(A @ to_numpy(x), 1.0, rtol=1e-12)
+    if "cupyx.lapack" not in sys.modules:
+        launches = []
+        for some in (A, A[:1]):
+            with cuda.counting() as count:
+                linalg.solve(device.put(some), device.put(np.ones((len(some), 300, 1))))
+            launches.append(count.launches)
+        assert launches[0] == launches[1]
+
+
+def test_a_fit_of_more_columns_than_cupy_solves_as_a_batch():
+    rng, levels = np.random.default_rng(5), (150, 140)
+    codes = [rng.permutation(np.arange(900) % several) for several in levels]
+    Z = np.hstack([np.eye(several)[code] for several, code in zip(levels, codes, strict=True)])
+    X = np.column_stack([np.ones(900), rng.normal(size=900)])
+    Y = Z @ rng.normal(size=(290, 2)) * [0.5, 1.0] + rng.normal(size=(900, 2))
+    ss = cross_products(X, Z, Y, d=levels)
+    assert_same(*(fit_summary(ss, FitOptions(device=device)) for device in ("cuda", "cpu")))
 
 
 def test_memory_that_runs_out_at_any_allocation():

@@ -11,14 +11,20 @@ from math import prod
 
 import numpy as np
 
-#: Larger systems are solved one by one (`cupy.cublas.get_batched_gesv_limit`).
-BATCHED_SOLVE_LIMIT = 256
+#: Larger systems are solved one by one; CuPy's default, which `set_batched_gesv_limit` changes.
+batched_solve_limit = 256
 #: Limit of the number of matrices per call; the behaviour of CUDA beyond it is unknown.
 MOST_MATRICES = 65_535
 
 
 #: Floating point operations per q^3 of a factorisation (Golub and Van Loan; symmetric eigenvectors about 9).
 CUBIC = {"cholesky": 1 / 3, "solve": 2 / 3, "inv": 2.0, "eigh": 9.0, "slogdet": 2 / 3}
+
+
+def set_batched_gesv_limit(limit: int) -> None:
+    """`cupy.cublas.set_batched_gesv_limit`."""
+    global batched_solve_limit
+    batched_solve_limit = limit
 
 
 def flop(name: str, A: tuple[int, ...], B: tuple[int, ...] = ()) -> float:
@@ -60,11 +66,12 @@ def solve(A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, int]:
         raise ValueError(f"solve does not broadcast on CuPy: a {A.shape}, b {B.shape}")
     if A.ndim == 2:
         return _each(np.linalg.solve, lambda: garbage(B.shape), A, B), 4
-    if B.ndim == 1:
+    vector = B.ndim == 1
+    if vector:
         B = np.broadcast_to(B[:, None], (*A.shape[:-1], 1))
     X = _each(np.linalg.solve, lambda: garbage(B.shape[-2:]), A, B)
-    one_by_one = A.shape[-1] > BATCHED_SOLVE_LIMIT
-    return _transposed_in_memory(X), 4 * prod(A.shape[:-2]) if one_by_one else 6
+    calls = 4 * prod(A.shape[:-2]) if A.shape[-1] > batched_solve_limit else 6
+    return (X[..., 0] if vector else _transposed_in_memory(X)), calls
 
 
 def inv(A: np.ndarray) -> tuple[np.ndarray, int]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import cupy_like
 import cupy_like_device as cuda
+import cupy_like_linalg
 
 __version__ = "14.2.0"
 _thread = threading.local()
@@ -124,6 +125,7 @@ module = SimpleNamespace(
     __version__=__version__,
     asarray=asarray,
     linalg=cupy_like.xp.linalg,
+    cublas=SimpleNamespace(set_batched_gesv_limit=cupy_like_linalg.set_batched_gesv_limit),
     get_default_memory_pool=get_default_memory_pool,
     get_default_pinned_memory_pool=get_default_pinned_memory_pool,
     cuda=SimpleNamespace(
