@@ -1,6 +1,7 @@
 """Growth of the time per gene with cells, genes, donors and variance components.
 
-Small multiples of measured times; a line ends where a program exceeds the time limit.
+Small multiples of measured times; a line ends where a program exceeds the time limit. Donors have very different
+numbers of cells, and 40 % of the genes have no random effects, as in the `hard` cases of peers.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def points(quick: bool, only: list[str] | None) -> Iterator[tuple[str, int, dict
 def measure(axis: str, value: int, shape: dict, seconds: float, install: bool, over: set[str]) -> Iterator[dict]:
     """Time every peer on one point; `over` has the peers that exceeded the limit on a smaller one."""
     with tempfile.TemporaryDirectory() as folder:
-        case = cases.simulated(Path(folder), "growth", **shape)
+        case = cases.simulated(Path(folder), "growth", hard=True, **shape)
         for peer in (peer for peer in PEERS if peer.name in NAMES and peer.name not in over):
             record, _ = run(peer, case, seconds, tests=False, install=install)
             row = {"axis": axis, "value": value, "peer": peer.name}
@@ -79,7 +80,8 @@ def main() -> None:
         rows = list(_all(options))
         if options.axis and path.exists():
             rows = [row for row in _read(path) if row["axis"] not in options.axis] + rows
-        machine.write({"shape": {"cells": CELLS, "donors": DONORS, "genes": GENES}, "points": rows}, options)
+        shape = {"cells": CELLS, "donors": DONORS, "genes": GENES, "kind": " of uneven sizes"}
+        machine.write({"shape": shape, "points": rows}, options)
     print(f"wrote {draw(_read(path), path.with_suffix('.png'))}")
 
 

@@ -59,6 +59,7 @@ PEERS = (
     Peer("interlace", "fit_interlace.py", "interlace-lme", "0.3.2"),
     Peer("lme4", "fit_lme4.R", "lme4"),
     Peer("lmerTest", "fit_lmertest.R", "lmerTest"),
+    Peer("dream", "fit_dream.R", "variancePartition"),
     Peer("glmmTMB", "fit_glmmtmb.R", "glmmTMB"),
     Peer("FLASHMM", "fit_flashmm.R", "FLASHMM"),
 )
