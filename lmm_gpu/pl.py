@@ -9,11 +9,13 @@ from .reporting.canvas import save
 from .reporting.contrast_plots import ma, pvalue_hist, qq, volcano
 from .reporting.fit_plots import convergence, variance, variance_bars, variance_partition
 from .reporting.gene_plots import gene
+from .reporting.permutation_plots import permutation
 
 __all__ = [
     "convergence",
     "gene",
     "ma",
+    "permutation",
     "pvalue_hist",
     "qq",
     "save",

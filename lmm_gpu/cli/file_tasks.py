@@ -16,7 +16,7 @@ from ..sumstats.summary_stats import SummaryStats
 from .cell_reading import opened_cells, read_options
 from .contrast_options import contrasts_of
 from .output_files import check_output
-from .results_folder import FIT, sha256
+from .results_folder import FIT, files_of_run, sha256
 from .run import tested
 from .run_record import about, checked_fit
 
@@ -139,8 +139,8 @@ def write_table_of_fit(
         For anything that cannot be used; nothing is written then.
     """
     check_table_path(path)
-    file = fitted / FIT if fitted.is_dir() else fitted
-    check_output(path, [file, fitted], force=force)
+    folder, file = (fitted, fitted / FIT) if fitted.is_dir() else (fitted.parent, fitted)
+    check_output(path, [file, fitted, *files_of_run(folder)], force=force)
     table = make(checked_fit(fitted))
     write_table(table, path)
     return table

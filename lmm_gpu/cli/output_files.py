@@ -13,7 +13,7 @@ from typing import Any
 from ..io.files import writable_target
 
 #: One of the first two columns of every table of ours, and columns of which each has at least one.
-_FIRST, _OTHERS = "variable", {"log10_p_value", "niter", "blup", "residual_fraction"}
+_FIRST, _OTHERS = "variable", {"log10_p_value", "niter", "blup", "residual_fraction", "permutation_p_value"}
 #: Written into every plot, report and JSON file.
 _NAME = b"lmm_gpu"
 _HEAD = 2**16  #: bytes at both ends of a file in which the mark is searched

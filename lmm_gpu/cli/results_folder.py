@@ -164,6 +164,14 @@ def check_files(folder: Path, record: Mapping[str, Any], names: Sequence[str]) -
             raise ValueError(f"{path} is not the file that {folder / RECORD} describes: run lmm-gpu fit again")
 
 
+def files_of_run(folder: Path) -> list[Path]:
+    """Files that a run consists of, which no other command may replace; none for something else than a run."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = json.loads((folder / RECORD).read_bytes())
+        return [folder / str(name) for name in (RECORD, *record["files"])]
+    return []
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:

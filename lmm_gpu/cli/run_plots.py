@@ -12,6 +12,7 @@ from ..reporting.report_page import report
 from ..reporting.report_parts import shown_contrasts
 from .output_files import check_output
 from .plot_kinds import KINDS
+from .results_folder import files_of_run
 from .run_record import command_of, load_run
 
 
@@ -44,7 +45,7 @@ def draw_to_file(folder: Path, kind: str, path: Path, *, force: bool = False, **
     if kind == "gene" and "gene" not in options:
         raise ValueError("name the gene: lmm-gpu plot RUN gene --gene NAME")
     check_plot_path(path)
-    check_output(path, [folder], force=force)
+    check_output(path, [folder, *files_of_run(folder)], force=force)
     fit, table, _ = load_run(folder)
     draw = getattr(pl, kind.replace("-", "_"))
     of_tests = "contrast" in KINDS[kind]
@@ -65,7 +66,7 @@ def report_to_file(
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"cannot write a report to {path}: expected a name that ends in .html")
-    check_output(path, [folder], force=force)
+    check_output(path, [folder, *files_of_run(folder)], force=force)
     fit, table, record = load_run(folder)
     known = list(dict.fromkeys(table["contrast"]))
     unknown = [name for name in contrasts or () if name not in known]

@@ -1,7 +1,8 @@
-"""Commands that make a table of a saved fit: `test`, `anova`, `variance-test`, `ranef` and `partition`."""
+"""Commands that make a table of a saved fit: `test`, `anova`, `variance-test`, `ranef`, `partition`, `permute`."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -111,6 +112,36 @@ def partition(
     names = [str(name) for name in table.columns]
     record = {"genes": len(table), "fractions": names, "written": [str(output)]}
     _show(context.obj, record, f"{len(table):,} genes x {', '.join(names)}")
+
+
+def permute(
+    context: typer.Context,
+    fitted: opt.Fitted,
+    output: opt.Table,
+    contrast: Annotated[str, typer.Option("--contrast", "-c", help="Contrast between donors, 'a - b'.")],
+    n: Annotated[int, typer.Option("-n", "--relabellings", help="Number of relabellings.")] = 200,
+    seed: Annotated[int, typer.Option(help="Seed of the relabellings.")] = 0,
+    df: opt.Df = "generalized",
+    strata: Annotated[
+        str | None,
+        typer.Option(
+            help="Factors within whose levels donors are exchanged, 'sex,batch', or 'none'; by default all others "
+            "that are constant within donors."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="QQ plot of the relabelled data: .png, .svg or .pdf.")] = None,
+    force: opt.Force = False,
+    json: opt.Json = False,
+) -> None:
+    """Relabel the donors, fit and test again without cells: calibration of the test, and permutation p-values.
+
+    Example: lmm-gpu permute results -c "condition[T.stim]" -o permutation.csv --plot permutation.png
+    """
+    from .permute_task import write_permutation
+
+    record, text = write_permutation(fitted, contrast, output, plot, n=n, seed=seed, df=df, strata=strata, force=force)
+    _show(context.obj, record, f"{record['relabellings']:,} relabellings")
+    context.obj.say(text)
 
 
 def _show(shell: Output, record: dict[str, Any], content: str) -> None:

@@ -56,12 +56,15 @@ def contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None =
     (True, [[6.0, 6.0]])
     """
     check_df_method(method, fit.method)
-    if method == "generalized":
-        if _is_averaged(fit):
-            return _averaged(fit, C, prior)
-        _say_fallback(fit)
-        return _approximate(fit, C, prior)
-    return _closed_form(fit, C, method, prior)
+    say_fallback(fit, method)
+    return quiet_contrast_test(fit, C, method, prior)
+
+
+def quiet_contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> ContrastTest:
+    """`contrast_test` without its log line."""
+    if method != "generalized":
+        return _closed_form(fit, C, method, prior)
+    return _averaged(fit, C, prior) if _is_averaged(fit) else _approximate(fit, C, prior)
 
 
 def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -> ContrastTest:
@@ -149,11 +152,14 @@ def f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) 
     (True, 1)
     """
     check_df_method(method, fit.method)
+    say_fallback(fit, method)
+    return quiet_f_test(fit, C, method, prior)
+
+
+def quiet_f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> FTest:
+    """`f_test` without its log line."""
     if method == "generalized":
-        if _is_averaged(fit):
-            return _averaged_f(fit, C, prior)
-        _say_fallback(fit)
-        return _approximate_f(fit, C)
+        return _averaged_f(fit, C, prior) if _is_averaged(fit) else _approximate_f(fit, C)
     if prior is not None:
         raise ValueError(
             f"moderate=True: a joint F test with df={method!r} has no moderated form; use df='generalized'"
@@ -199,9 +205,9 @@ def _approximate_f(fit: Fitted, C: np.ndarray) -> FTest:
     )
 
 
-def _say_fallback(fit: Fitted) -> None:
-    # the default test of correlated effects, weights per gene or thousands of levels, in one log line
-    if isinstance(fit.model.likelihood, GroupedEffects):
+def say_fallback(fit: Fitted, method: str) -> None:
+    """Log the method in place of the default for correlated effects, weights per gene or thousands of levels."""
+    if method == "generalized" and isinstance(fit.model.likelihood, GroupedEffects):
         method = "kenward-roger" if fit.method == "REML" else "satterthwaite"
         logger.warning("df='generalized' is not available for %s: df=%r is used", fit.model.engine, method)
 

@@ -24,6 +24,7 @@ from . import contrast_arrays, fixed_effect_tests, named_contrasts, random_effec
 from . import variance_partition as partition
 from .blockwise import GeneBlock, by_block
 from .fit_file import read_fit, write_fit
+from .permutations import permutation as permute
 
 __all__ = ["Estimates", "LMMFit"]
 
@@ -113,6 +114,7 @@ class LMMFit:
     variance_test = variance_components.variance_test
     variance_intervals = variance_components.variance_intervals
     variance_fractions = variance_components.variance_fractions
+    permutation = permute
     ranef = random_effects.ranef
     variances = variance_components.variances
     variance_partition = partition.variance_partition

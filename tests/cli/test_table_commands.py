@@ -72,6 +72,10 @@ TABLES = {
     "variance-test": (["variance-test", "run"], lambda fit: fit.variance_test("donor")),
     "wald": (["variance-test", "run", "--method", "wald"], lambda fit: fit.variance_test("donor", method="wald")),
     "ranef": (["ranef", "run/fit.h5", "--component", "donor"], lambda fit: fit.ranef("donor")),
+    "permute": (
+        ["permute", "run", "-c", "arm[T.y]", "-n", "5", "--df", "satterthwaite", "--strata", "none"],
+        lambda fit: fit.permutation("arm[T.y]", n=5, df="satterthwaite").table,
+    ),
     "partition": (
         ["partition", "run"],
         lambda fit: fit.variance_partition().add_suffix("_fraction").rename_axis("variable").reset_index(),
@@ -89,6 +93,39 @@ def test_tables_are_those_of_the_python_api(command, tmp_path, fit, name):
     assert code == 0 and json.loads(out)["written"] == [str(tmp_path / "t.csv")]
 
 
+def test_permute_reports_the_calibration_and_draws_it(command, tmp_path, fit):
+    words = [
+        "permute",
+        "run",
+        "-c",
+        "name = arm[T.y]",
+        "-n",
+        "5",
+        "-o",
+        tmp_path / "p.csv",
+        "--plot",
+        tmp_path / "p.svg",
+    ]
+    code, out, _ = command(*words)
+    assert code == 0 and "5 of 70 labellings" in out and "<svg" in (tmp_path / "p.svg").read_text()
+    code, out, _ = command(*words, "--json")
+    record = json.loads(out)
+    wanted = fit.permutation("arm[T.y]", n=5)
+    assert record["contrast"] == "name" and record["relabellings"] == 5
+    assert record["calibration"][0]["share"] == wanted.calibration["share"][0]
+    assert record["written"] == [str(tmp_path / "p.csv"), str(tmp_path / "p.svg")]
+
+
+@pytest.mark.parametrize("run", ["run", "run/fit.h5"])
+@pytest.mark.parametrize("name", ["results.csv.gz", "genes.csv.gz"])
+def test_tables_of_the_run_itself_are_never_replaced(command, place, run, name):
+    before = (place / "run" / name).read_bytes()
+    code, _, err = command("test", run, "-o", f"run/{name}", "--force")
+    assert code == 2 and f"run/{name}: it is an input" in err
+    assert (place / "run" / name).read_bytes() == before
+    assert command("test", run, "-o", "run/more.csv")[0] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -96,6 +133,9 @@ def test_tables_are_those_of_the_python_api(command, tmp_path, fit, name):
         (["variance-test", "run", "--method", "exact"], "--method 'exact' is not known"),
         (["ranef", "run", "--component", "batch"], "--component 'batch'"),
         (["anova", "run", "--df", "kr"], "--df 'kr' is not known"),
+        (["permute", "run", "-c", "dose[T.none]"], "not a contrast between the levels of donor"),
+        (["permute", "run", "-c", "arm[T.y]", "--strata", "dose"], "--strata 'dose' is not a factor"),
+        (["permute", "run", "-c", "arm[T.y]", "-n", "0"], "at least one relabelling"),
         (["partition", "nowhere"], "No such file or directory: nowhere"),
     ],
 )
