@@ -273,8 +273,8 @@ def growth_sentence(results: dict) -> str:
     shape = results["shape"]
     donors = f"{shape['donors']} donors{shape.get('kind', '')}"
     text = (
-        f"{shape['genes']} genes of {shape['cells']:,} cells of {donors}, except for the quantity on the x axis; a line "
-        f"ends where the next point would exceed the time limit. {_machine(results)}"
+        f"{shape['genes']} genes of {shape['cells']:,} cells of {donors}, except for the quantity on the x axis; a "
+        f"line ends where the next point would exceed the time limit. {_machine(results)}"
     )
     return "\n".join(
         ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *_filled(text)]
