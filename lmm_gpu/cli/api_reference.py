@@ -93,5 +93,13 @@ def _section(title: str, text: str) -> str:
         return text.strip()
     lines = []
     for line in text.strip("\n").splitlines():
-        lines.append(line.strip() if line.startswith("    ") else f"- `{line}`" if line.strip() else "")
+        lines.append(line.strip() if line.startswith("    ") else _item(line))
     return re.sub(r"\n([^-\n])", r"\n  \1", "\n".join(lines))
+
+
+def _item(line: str) -> str:
+    """List item of a parameter or a returned value; its type keeps the backquotes of the docstring."""
+    name, colon, kind = line.partition(" : ")
+    if not line.strip():
+        return ""
+    return f"- `{name}` : {kind}" if colon else f"- {line}" if "`" in line else f"- `{line}`"

@@ -216,5 +216,5 @@ def test_reference_has_every_public_name_with_its_parameters():
     wanted |= {"LMMFit.test", "LMMFit.variance_partition", "LMMFit.theta", "SummaryStats.load"}
     assert wanted <= set(titles)
     for name in ("bounds", "cells", "checkpoint"):
-        assert re.search(rf"^- `{name} :", text, re.MULTILINE), name
+        assert re.search(rf"^- `{name}` : ", text, re.MULTILINE), name
     assert "```pycon\n>>> " in text and not re.search(r"^-{4,}$", text, re.MULTILINE)
