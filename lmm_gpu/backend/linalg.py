@@ -251,6 +251,8 @@ def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Arr
 
 def eigh_stack(A: Array) -> tuple[Array, Array]:
     """Eigenvalues (b, q) and eigenvectors (b, q, q) of a stack of symmetric matrices of finite numbers."""
+    if A.shape[1] == 1:
+        return A[:, 0, :], namespace(A).ones_like(A)
     values, vectors = namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
     return values, vectors
 

@@ -27,34 +27,38 @@ class Shape:
 
     p: int
     d: tuple[int, ...]
+    rest: int | None = None  #: random effects that are not eliminated; by default those of all but the widest
 
     def bytes_per_gene(self) -> int:
         """Bytes that one gene of a block needs during a fit, all temporaries counted."""
         q, k, p = sum(self.d), len(self.d), self.p
-        rest = q - max(self.d) if k > 1 else 0
+        rest = self.rest if self.rest is not None else q - max(self.d)
         vectors = 8 * q + 6 * p + 12 * (k + 1) ** 2
         return 8 * (vectors + rest * (q + 4 * p + 12 * rest))
 
 
-def blocks_pay(shape: Shape, genes: int) -> bool:
+def blocks_pay(shape: Shape, genes: int, together: int = 1) -> bool:
     """Return whether eliminating the widest effect level by level takes less time than decomposing all effects.
 
-    Counted in floating point operations: the decomposition takes 10 q^3 once, an evaluation by levels about
-    8 d (p + q_R)^2 + 6 (p + q_R)^3 a gene, where q_R effects are not eliminated, against 3 q q_R^2 + 6 q_R^3. Fewer
-    effects than `FEW_EFFECTS` are always decomposed: tests that average over the variances use the decomposition.
+    So many effects of one grouping, t, are eliminated `together`, as intercepts and slopes are. In floating point
+    operations, the decomposition takes 10 q^3 once. An evaluation by levels takes t + 2 sums over G levels of
+    t (t + 1) / 2 products of s = p + q_R columns, and a few times s^3, per gene, where q_R effects are not eliminated,
+    against 3 q q_R^2 + 6 q_R^3. Of one effect, fewer levels than `FEW_EFFECTS` are always decomposed.
 
     Examples
     --------
     >>> blocks_pay(Shape(p=2, d=(2972, 1128, 14)), genes=1), blocks_pay(Shape(p=2, d=(259, 46)), genes=1)
     (True, False)
+    >>> blocks_pay(Shape(p=63, d=(259, 259)), genes=10_000, together=2)
+    True
     """
-    q, widest = sum(shape.d), max(shape.d)
-    if q <= FEW_EFFECTS:
+    q, levels = sum(shape.d), max(shape.d)
+    if together == 1 and q <= FEW_EFFECTS:
         return False
-    rest = q - widest
-    by_levels = 8 * widest * (shape.p + rest) ** 2 + 6 * (shape.p + rest) ** 3
-    together = 3 * q * rest**2 + 6 * rest**3 + q
-    return EVALUATIONS * genes * (by_levels - together) < 10 * q**3
+    s, rest = shape.p + q - together * levels, q - levels
+    by_levels = (together + 2) * together * (together + 1) * levels * s * s + 6 * s**3
+    decomposed = 3 * q * rest**2 + 6 * rest**3 + q
+    return EVALUATIONS * genes * (by_levels - decomposed) < 10 * q**3
 
 
 def table_bytes(sizes: tuple[int, ...], q_R: int, functions: int) -> int:

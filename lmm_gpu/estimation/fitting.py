@@ -62,7 +62,7 @@ def fit_genes(
     with quiet_blas(summary.ZZ.shape[0]):
         fitter = BlockFitter.build(summary, options, devices, memory)
         estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], summary.n_variances + 1)
-        shape = Shape(fitter.model.XXinv.shape[0], summary.d)
+        shape = fitter.model.shape(summary.d)
         workers = threads_within(shape, memory)
         ranges = _ranges(summary.m, shape, options, devices, workers, memory)
         for (lo, hi), part in run(devices, workers, ranges, fitter.load, fitter.fit):
@@ -186,7 +186,7 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
     """Maximise where the likelihood is tabulated, and continue without tables for genes that leave there."""
-    if rules.nonnegative and isinstance(model.likelihood, GroupedEffects):
+    if rules.nonnegative and isinstance(model.likelihood, GroupedEffects) and model.likelihood.correlated:
         return model.likelihood.maximise_nonnegative(start, rules)
     outcome = maximise(model.likelihood, start, rules)
     left = np.flatnonzero(to_numpy(outcome.status) == Status.OUTSIDE_TABLE)

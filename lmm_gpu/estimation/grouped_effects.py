@@ -180,8 +180,12 @@ class GroupedEffects(GroupedForms):
         return found[:L, :], xp.reshape(found[L:, :], (L, L, g.shape[1]))
 
     def traces_at_zero(self) -> Traces:
-        """Reduce the data without random effects."""
-        return self.traces(zeros((self.n_components, self.yry.shape[0]), self.yry))
+        """Reduce the data without random effects: of a design that all share, its traces are formed once."""
+        zero = zeros((self.n_components, self.yry.shape[0]), self.yry)
+        if self.design.per_gene:
+            return self.traces(zero)
+        found = self._pieces(lambda part, g: _packed(part._traces(g[:, :1])), zero)
+        return _unpacked(found, self.n_components, self.design.n_fixed)
 
     def _eliminated(self, g: Array) -> Elimination:
         return eliminate(self.design, self.eliminated.matrix(g), CrossedCovariance.of(self.rest, g))
@@ -236,6 +240,11 @@ class GroupedEffects(GroupedForms):
 
     # --- covariance matrices that are to be positive semi-definite ---
 
+    @property
+    def correlated(self) -> bool:
+        """True if there are covariances: without any, covariance matrices are positive where variances are."""
+        return any(term.effects > 1 for term in self.terms)
+
     def maximise_nonnegative(self, start: Array | None, rules: Rules) -> Outcome:
         """Maximise over positive semi-definite covariance matrices."""
         return maximise_semidefinite(self, start, rules)
@@ -288,9 +297,11 @@ def _packed(t: Traces) -> Array:
         t.between_ss[None, :],
         t.logdet[None, :],
         t.between_error[None, :],
+        xp.astype(t.ok, t.T.dtype)[None, :],
+        t.v,
     ]
-    ok = xp.astype(t.ok, t.T.dtype)[None, :]
-    return xp.concat([*rows, ok, t.v], axis=0)
+    genes = t.between_ss.shape[0]  # traces may be those of one gene for all
+    return xp.concat([xp.broadcast_to(row, (row.shape[0], genes)) for row in rows], axis=0)
 
 
 def _unpacked(rows: Array, L: int, p: int) -> Traces:

@@ -72,12 +72,19 @@ class MixedModel:
         Tables of what depends on the variance ratios alone are made if they pay for so many `genes`, by default those
         of `summary`, and may take `memory` (bytes).
         """
-        shape, count = Shape(summary.XX.shape[0], summary.d), summary.m if genes is None else genes
+        count = summary.m if genes is None else genes
         needed = max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ)
-        if needed or (blocks_pay(shape, count) and _widest_block(summary) is not None):
+        if needed or _blocks_pay(summary, count):
             return cls.by_blocks(summary, method)
+        return cls.spectral(summary, method, memory, count)
+
+    @classmethod
+    def spectral(
+        cls, summary: SummaryStats, method: str = "REML", memory: int | None = None, genes: int = 0
+    ) -> MixedModel:
+        """Return the design with all random effects decomposed together."""
         projection = Projection.build(summary)
-        likelihood = cls._likelihood(projection, summary.d, method, memory, count)
+        likelihood = cls._likelihood(projection, summary.d, method, memory, genes)
         return cls._without_genes(summary, projection, likelihood, _largest_eigenvalues(summary))
 
     @classmethod
@@ -135,6 +142,13 @@ class MixedModel:
     def engine(self) -> str:
         """Name of the algorithm that evaluates the likelihood."""
         return ENGINES[type(self.likelihood).__name__]
+
+    def shape(self, d: tuple[int, ...]) -> Shape:
+        """Sizes of the model, whose random effects have widths `d`."""
+        rest = None
+        if isinstance(self.likelihood, GroupedEffects):
+            rest = sum(term.size for term in self.likelihood.rest)
+        return Shape(self.XXinv.shape[0], d, rest)
 
     def select(self, index: Array) -> MixedModel:
         """Return the model of the genes at `index`."""
@@ -265,6 +279,16 @@ def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
     if g.shape[1] <= size:
         return form(g)
     return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)
+
+
+def _blocks_pay(summary: SummaryStats, genes: int) -> bool:
+    # whether levels are eliminated one by one, which takes a grouping
+    shape = Shape(summary.XX.shape[0], summary.d)
+    together = summary.d.count(max(summary.d))
+    if not any(blocks_pay(shape, genes, most) for most in (1, together)):
+        return False
+    block = _widest_block(summary)
+    return block is not None and blocks_pay(shape, genes, block.effects)
 
 
 def _widest_block(summary: SummaryStats) -> LevelBlock | None:

@@ -140,4 +140,4 @@ def _threads(fit: Fitted) -> int:
 
 
 def _shape(fit: Fitted) -> Shape:
-    return Shape(len(fit.summary.fixed_names), fit.summary.d)
+    return fit.model.shape(fit.summary.d)

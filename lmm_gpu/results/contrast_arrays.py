@@ -7,6 +7,7 @@ import logging
 import numpy as np
 
 from ..backend.arrays import like, namespace, to_numpy
+from ..backend.sparse import is_sparse
 from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.status import Status
 from ..inference.averaged_tests import AveragedTests, contrasts_at_once, covered
@@ -219,11 +220,7 @@ def _untested(fit: Fitted) -> np.ndarray:
 
 def _is_averaged(fit: Fitted) -> bool:
     own = isinstance(fit.summary, WeightedStats)  # genes have designs of their own
-    return (
-        not own
-        and not isinstance(fit.model.likelihood, GroupedEffects)
-        and covered(fit.summary, len(fit.estimates.theta))
-    )
+    return not (own or is_sparse(fit.summary.ZZ)) and covered(fit.summary, len(fit.estimates.theta))
 
 
 def _nonnegative(fit: Fitted, block: GeneBlock, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
