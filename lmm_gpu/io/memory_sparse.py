@@ -33,10 +33,22 @@ class MemoryCSC:
         self.dtype = self._matrix.dtype
 
     def __getitem__(self, genes: slice) -> Any:
-        lo, hi, _ = genes.indices(self.shape[1])
-        begin, end = int(self.indptr[lo]), int(self.indptr[max(lo, hi)])
-        parts = self.data[begin:end], self.indices[begin:end], self.indptr[lo : max(lo, hi) + 1] - self.indptr[lo]
-        return scipy.sparse.csc_array(parts, shape=(self.shape[0], max(hi - lo, 0)))
+        return part_of(self._matrix, genes)
+
+
+def part_of(matrix: Any, some: slice) -> Any:
+    """Rows of a csr_array, or columns of a csc_array, which share its values: SciPy would copy them.
+
+    >>> import numpy as np
+    >>> part_of(scipy.sparse.csr_array(np.eye(3)), slice(1, 3)).toarray().tolist()
+    [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
+    long, short = matrix.shape[:: -1 if matrix.format == "csc" else 1]
+    lo, hi, _ = some.indices(long)
+    hi = max(lo, hi)
+    begin, end = int(matrix.indptr[lo]), int(matrix.indptr[hi])
+    parts = matrix.data[begin:end], matrix.indices[begin:end], matrix.indptr[lo : hi + 1] - matrix.indptr[lo]
+    return type(matrix)(parts, shape=(short, hi - lo) if matrix.format == "csc" else (hi - lo, short))
 
 
 def in_memory(matrix: Any) -> Any:

@@ -13,9 +13,10 @@ import scipy.sparse
 from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..design.design import Design
+from ..io.sparse_checks import canonical
 from .centring import FAR, SAMPLED_CELLS, centre_of
 from .design_sums import constant_of_design, products_of_design
-from .group_tables import GroupTables
+from .group_tables import FRACTION, NEGATIVE, UNUSABLE, GroupTables
 from .grouped_design import GroupedDesign
 from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
 from .transform import (
@@ -104,13 +105,15 @@ class Accumulator:
         self.products = products_of_design(design, self.grouped, weights)
         self.tables: GroupTables | None = None
         self.dense: dict[str, np.ndarray] = {}
-        self.counts = {name: np.zeros(m) for name in ("cells", "total")} if counting else {}
+        self.counted = np.zeros((m, 2)) if counting else None  # cells in which a gene is not zero, and its total
         self.centre = np.zeros(m)
         self.within: WithinSums | None = None
         self.begun = False
 
     def add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
         """Add the stored values `Y` (cells, genes) of some cells and genes of the matrix `name`.
+
+        Sparse values need not be canonical if the compiled pass is used.
 
         Raises
         ------
@@ -126,6 +129,9 @@ class Accumulator:
         self.begun = True
 
     def _add(self, chunk: Chunk, Y: Any) -> None:
+        if self.passes.fused and scipy.sparse.issparse(Y):
+            tables = self.expect_sparse()
+            Y = Y if tables.fused and tables.in_order(Y) else canonical(Y)
         late = self.values.decided and (self._fuses(chunk, Y) or _shows_in_squares(Y, self.values.transform))
         if not late:
             check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
@@ -133,10 +139,7 @@ class Accumulator:
         if not self.begun or chunk.genes.stop - chunk.genes.start < self.m:
             self._choose_centre(chunk, Y)
         if self._fuses(chunk, Y):
-            flags = self.expect_sparse().add_fused(chunk.rows, chunk.genes, Y, self.values.transform)
-            if flags:
-                self.values.report(flags, Y, chunk)
-            self._count(chunk, Y)
+            self.values.report(self._add_fused(chunk, Y), Y, chunk)
             return
         self._count(chunk, Y)
         self.values.check(Y, chunk)
@@ -149,6 +152,27 @@ class Accumulator:
         if late and not squares_fit(norms):
             check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
 
+    def _fuses(self, chunk: Chunk, Y: Any) -> bool:
+        if not self.passes.fused or on_device(Y) or not self.expect_sparse().fused:
+            return False
+        if self._as_they_are(Y):
+            return chunk.genes == slice(0, self.m)
+        return not self.centre[chunk.genes].any()
+
+    def _as_they_are(self, Y: Any) -> bool:
+        # such values have few zeros, which are skipped otherwise
+        return self.values.transform.name is None and not scipy.sparse.issparse(Y)
+
+    def _add_fused(self, chunk: Chunk, Y: Any) -> int:
+        """Add a chunk by the compiled pass; return its flags."""
+        tables = self.expect_sparse()
+        if not self._as_they_are(Y):
+            return tables.add_fused(chunk.rows, chunk.genes, Y, self.values.transform, self.counted)
+        self._count(chunk, Y)
+        self._add_within(chunk.rows, Y)
+        flags = tables.add_values(chunk.rows, Y, self.centre)
+        return flags if squares_fit(tables.moments[:, -1]) else flags | UNUSABLE
+
     def _add_sparse(self, chunk: Chunk, Y: Any) -> None:
         far = np.flatnonzero(self.centre[chunk.genes])
         if far.size:  # sparse, yet far from zero: there are hardly any zeros
@@ -157,12 +181,6 @@ class Accumulator:
             kept[far] = 0.0
             Y = with_values(Y, Y.data * kept[Y.indices])
         self.expect_sparse().add(chunk.rows, chunk.genes, Y)
-
-    def _fuses(self, chunk: Chunk, Y: Any) -> bool:
-        # dense values without a transform have few zeros: see `_add_dense`
-        if not self.passes.fused or on_device(Y) or self.centre[chunk.genes].any():
-            return False
-        return self.expect_sparse().fused and (scipy.sparse.issparse(Y) or self.values.transform.name is not None)
 
     def _choose_centre(self, chunk: Chunk, Y: Any) -> None:
         counts = scipy.sparse.issparse(Y) or self.values.transform.name is not None
@@ -174,8 +192,8 @@ class Accumulator:
             self.centre[chunk.genes] = centre
 
     def _count(self, chunk: Chunk, Y: Any) -> None:
-        for counted, A in (gene_counts(Y) if self.counts else {}).items():
-            self.counts[counted][chunk.genes] += A
+        if self.counted is not None:
+            self.counted[chunk.genes] += np.column_stack(list(gene_counts(Y).values()))
 
     def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> np.ndarray:
         """Add dense values about the centre; return the sums of squares (genes,) so far."""
@@ -183,10 +201,7 @@ class Accumulator:
             tables = self.expect_sparse()
             if isinstance(genes, slice):
                 self._add_within(rows, Y)
-            if tables.fused and isinstance(genes, slice) and genes == slice(0, self.m):
-                tables.add_values(rows, Y, self.centre)
-            else:
-                tables.add_dense(rows, genes, Y, self.centre[genes])
+            tables.add_dense(rows, genes, Y, self.centre[genes])
             return tables.moments[genes, -1]
         if not self.dense:
             self.dense = self._zeros()
@@ -237,7 +252,7 @@ class Accumulator:
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
         """Arrays and attributes from which `restore` continues."""
         flags = {"decided": self.values.decided, "begun": self.begun, "warned": self.values.warned}
-        arrays: dict[str, np.ndarray | None] = {"centre": self.centre, **self.counts}
+        arrays: dict[str, np.ndarray | None] = {"centre": self.centre, "counted": self.counted}
         arrays |= {f"dense/{name}": A for name, A in self.dense.items()}
         if self.within is not None:
             arrays |= self.within.state()
@@ -248,7 +263,7 @@ class Accumulator:
 
     def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Continue from a `state` of the same design, genes, transform and filters."""
-        self.counts = {name: arrays[name] for name in self.counts}
+        self.counted = arrays.get("counted")
         self.dense = {name: arrays[f"dense/{name}"] for name in _GENES if f"dense/{name}" in arrays}
         self.centre, self.begun = arrays["centre"], bool(values["begun"])
         self.values.warned = bool(values["warned"])
@@ -288,17 +303,21 @@ class ValueCheck:
         elif self.transform.name is not None and not self.warned and has_fractions(Y):
             self._fractions(chunk)
         if self.transform.name is None and not self.warned and _least(Y) < 0:
-            self.warned = True
-            logger.info("%s has negative values: they are fitted as they are", chunk.name)
+            self._negative(chunk)
 
     def report(self, flags: int, Y: Any, chunk: Chunk) -> None:
         """Raise the error, or give the warning, that flags of the compiled pass stand for."""
-        if flags & 1:
+        if flags & UNUSABLE:
             check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
-            self.transform.apply(Y, chunk.rows)
-            raise ValueError(f"{chunk.name} has indices that are out of range, or not sorted, in {chunk.place}")
-        if self.transform.name is not None:
+            self.transform.apply(Y, chunk.rows)  # refuses negative values
+        if flags & FRACTION:
             self.check(Y, chunk)
+        if flags & NEGATIVE and not self.warned:
+            self._negative(chunk)
+
+    def _negative(self, chunk: Chunk) -> None:
+        self.warned = True
+        logger.info("%s has negative values: they are fitted as they are", chunk.name)
 
     def _fractions(self, chunk: Chunk) -> None:
         if self.sure:

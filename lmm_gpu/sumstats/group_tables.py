@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import reduce
 from importlib.util import find_spec
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -29,8 +31,11 @@ _BLOCK_GENES = 512
 FUSED_VALUES = 20_000_000
 #: Counts below this are transformed by a look-up.
 _TABULATED = 1024
-#: Types of values that the compiled pass reads; others are converted.
-_READABLE = ["bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32", "float64"]
+#: Bits that the compiled pass returns: a value that cannot be used (NaN, infinite, too large, or negative where it is
+#: transformed); one that is not a whole number, where values are transformed; a negative one, where they are not.
+UNUSABLE, FRACTION, NEGATIVE = 1, 2, 4
+#: Types of values that the compiled pass is compiled for; others are converted without loss, or to float64.
+_READABLE = ["int32", "int64", "float32", "float64"]
 
 
 def can_fuse() -> bool:
@@ -76,7 +81,7 @@ class GroupTables:
         most: int | None = None,
     ):
         self.design, self.m, self.weights, self.threads, self.most = design, m, weights, threads, most
-        self.fused = fused and not design.random_columns
+        self.fused = fused and not design.random_columns and bool(design.groupings)
         self.sums = np.zeros((design.groups, m))
         self.moments = np.zeros((m, design.covariates.shape[1] + 1))  #: covariates' products, and squares
         self._inputs = _FusedInputs(design, weights) if self.fused else None
@@ -123,50 +128,75 @@ class GroupTables:
         self.moments[places, :-1] += weighted.T @ self.design.covariates[rows]
         self.moments[places, -1] += np.einsum("ij,ij->j", weighted, values)
 
-    def add_fused(self, rows: slice, genes: slice, Y: Any, transform: Transform) -> int:
-        """Add a chunk (cells, genes) of stored values, dense or sparse, by the compiled pass.
+    def in_order(self, Y: Any) -> bool:
+        """Return whether the compiled pass can read a sparse chunk: its indices ascend and lie in the matrix."""
+        assert self._inputs is not None
+        kernel, along = self._inputs.kernels.in_order, 1 if Y.format == "csc" else 0
+        indptr, across = Y.indptr, Y.shape[1 - along]
+        return all(self._on_threads(lambda lo, hi: kernel(Y.indices, indptr[lo : hi + 1], across), Y.shape[along]))
+
+    def add_fused(
+        self, rows: slice, genes: slice, Y: Any, transform: Transform, counted: np.ndarray | None = None
+    ) -> int:
+        """Add a chunk (cells, genes) of stored values by the compiled pass.
+
+        Parameters
+        ----------
+        rows, genes : slice
+            Position of the chunk.
+        Y : array or SciPy sparse matrix
+            A sparse one has to be `in_order`; CSC of some of the cells is converted to CSR.
+        transform : Transform
+        counted : array (m, 2), optional
+            The number of cells in which a gene is not zero, and its total before the transform, are added to it.
 
         Returns
         -------
         int
-            0, or bits of `fused_kernels` for values that cannot be used (1) or are not whole numbers (2).
+            0, or bits: `UNUSABLE`, `FRACTION`, `NEGATIVE`.
         """
         assert self._inputs is not None
-        kernels, shared = self._inputs.kernels, self._inputs.arguments(transform)
-        matrix: tuple[Any, ...]
+        kernels, shared = self._inputs.kernels, (self._inputs.values(transform), self._inputs.design)
+        counts = np.zeros((self.m, 0)) if counted is None else counted
         if scipy.sparse.issparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
-            matrix = _readable(Y.data), Y.indices, Y.indptr, Y.shape[0]
-            flat = (genes.start, self.m, *shared, self.sums.reshape(-1), self.moments.reshape(-1))
-            return self._on_threads(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), Y.shape[1])
-        m = genes.stop - genes.start
+            matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
+            flat = (genes.start, self.m, *shared, *_flat(self.sums, self.moments, counts))
+            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), Y.shape[1])
         sums, moments = self.sums, self.moments
+        m = genes.stop - genes.start
         if m < self.m:  # tables of a range of genes, contiguous
-            sums, moments = np.ascontiguousarray(sums[:, genes]), np.ascontiguousarray(moments[genes])
+            sums, moments, counts = np.ascontiguousarray(sums[:, genes]), moments[genes], counts[genes]
         if scipy.sparse.issparse(Y):
             Y = Y.tocsr()
             matrix, kernel = (_readable(Y.data), Y.indices, Y.indptr, rows.start), kernels.add_csr
         else:
             matrix, kernel = (_readable(np.ascontiguousarray(Y)), rows.start), kernels.add_dense
-        flat = (m, *shared, sums.reshape(-1), moments.reshape(-1))
-        flags = self._on_threads(lambda lo, hi: kernel(*matrix, lo, hi, *flat), m)
+        flat = (m, *shared, *_flat(sums, moments, counts))
+        flags = self._flags(lambda lo, hi: kernel(*matrix, lo, hi, *flat), m)
         if m < self.m:
-            self.sums[:, genes], self.moments[genes] = sums, moments
+            self.sums[:, genes] = sums
         return flags
 
-    def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> None:
-        """Add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass."""
+    def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> int:
+        """Add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass.
+
+        Returns
+        -------
+        int
+            0, or `NEGATIVE`.
+        """
         assert self._inputs is not None
-        _, _, _, _, *shared = self._inputs.arguments(Transform())
-        flat = (self.m, *shared, self.sums.reshape(-1), self.moments.reshape(-1))
+        flat = (self.m, self._inputs.design, *_flat(self.sums, self.moments))
         values, kernel = _readable(np.ascontiguousarray(Y)), self._inputs.kernels.add_values
-        self._on_threads(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat) or 0, self.m)
+        return self._flags(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat), self.m)
 
-    def _on_threads(self, add: Callable[[int, int], int], genes: int) -> int:
-        ranges = list(blocks(genes, -(-genes // max(1, min(self.threads, genes))) or 1))
-        flags = 0
-        for flag in in_threads(lambda bounds: add(*bounds), ranges, self.threads):
-            flags |= int(flag)
-        return flags
+    def _flags(self, add: Callable[[int, int], int], genes: int) -> int:
+        return reduce(or_, map(int, self._on_threads(add, genes)), 0)
+
+    def _on_threads(self, function: Callable[[int, int], Any], size: int) -> list[Any]:
+        """Call a function for ranges of rows or genes, on threads."""
+        ranges = list(blocks(size, -(-size // max(1, min(self.threads, size))) or 1))
+        return list(in_threads(lambda bounds: function(*bounds), ranges, self.threads))
 
     def products(self) -> GeneProducts:
         """Products of the cells that were added with the design."""
@@ -189,32 +219,33 @@ class _FusedInputs:
 
         self.kernels: Any = fused_kernels
         groupings = design.groupings
-        self.codes = np.empty((design.n, len(groupings)), np.uint32)
-        for column, grouping in enumerate(groupings):
-            self.codes[:, column] = grouping.codes
-            self.codes[:, column] += np.uint32(grouping.rows.start)
-        self.slopes = np.zeros((0, len(groupings)))
+        codes = tuple(one.codes.astype(np.uint32) + np.uint32(one.rows.start) for one in groupings)
+        slopes = np.zeros((0, len(groupings)))
         if any(grouping.weights is not None for grouping in groupings):
             ones = np.ones(design.n)
-            self.slopes = np.column_stack([ones if one.weights is None else one.weights for one in groupings])
-        self.weights = _NONE if weights is None else weights
-        self.covariates = design.covariates
+            slopes = np.column_stack([ones if one.weights is None else one.weights for one in groupings])
+        #: Weights (n,) or empty, codes of each grouping (n,), slopes (n, groupings) or empty, covariates (n, c).
+        self.design = (_NONE if weights is None else weights, codes, slopes, design.covariates)
 
-    def arguments(self, transform: Transform) -> tuple[Any, ...]:
-        """Arguments of the compiled pass: the transform of the values, and the design."""
-        kernels, factors, scale = self.kernels, _NONE, 1.0
+    def values(self, transform: Transform) -> tuple[int, float, np.ndarray, np.ndarray]:
+        """The transform as mode, scale, size factors (n,) or empty, and values of small counts."""
+        kernels = self.kernels
         if transform.name == "normalize":
             assert transform.size_factors is not None
-            mode, factors, lookup = kernels.NORMALIZED, np.ascontiguousarray(transform.size_factors, float), _NONE
-        else:
-            mode = kernels.AS_IS if transform.name is None else kernels.LOG
-            scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
-            lookup = transform.apply(np.arange(float(_TABULATED)))
-        return mode, scale, factors, lookup, self.weights, self.codes, self.slopes, self.covariates
+            return kernels.NORMALIZED, 1.0, np.ascontiguousarray(transform.size_factors, float), _NONE
+        mode = kernels.AS_IS if transform.name is None else kernels.LOG
+        scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
+        return mode, scale, _NONE, transform.apply(np.arange(float(_TABULATED)))
+
+
+def _flat(*tables: np.ndarray) -> list[np.ndarray]:
+    return [table.reshape(-1) for table in tables]  # views, as they are contiguous
 
 
 def _readable(data: np.ndarray) -> np.ndarray:
-    return data if data.dtype.isnative and data.dtype.name in _READABLE else data.astype(np.float64)
+    if data.dtype.isnative and data.dtype.name in _READABLE:
+        return data
+    return data.astype(np.float32 if data.dtype.itemsize <= 2 else np.float64)
 
 
 def _as_slice(groups: np.ndarray) -> np.ndarray | slice:

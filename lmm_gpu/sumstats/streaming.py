@@ -91,7 +91,7 @@ def accumulate(
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0):  # its threads would compete with the one that reads ahead
-        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore):
+        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical=not fused):
             rows, some = (cells, place) if source.by_genes else (place, features)
             sums.add(rows, some, Y, source.name)
             if checkpoint is not None:
@@ -103,7 +103,8 @@ def accumulate(
         design, of_design, of_genes, sums.constant, source.features, sums.values.transform.label, weights
     )
     summary = replace(summary, within=sums.within_groups())
-    return genes.apply(summary, sums.counts.get("cells"), sums.counts.get("total"))
+    cells_with, total = (None, None) if sums.counted is None else sums.counted.T
+    return genes.apply(summary, cells_with, total)
 
 
 def summary_of(
@@ -139,6 +140,7 @@ def _chunks(
     stage: str,
     checkpoint: Checkpoint | None,
     restore: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], object],
+    canonical: bool = True,
 ) -> Iterator[tuple[int, slice, Any]]:
     """Yield the number of chunks done with this one, its place and its values, continuing from a checkpoint."""
     done = 0
@@ -149,7 +151,7 @@ def _chunks(
             pieces, done = as_slices(found[0]["pieces"]), int(found[1]["done"])
             logger.info("resuming from %s: %d of %d chunks are done", checkpoint.path, done, len(pieces))
         checkpoint.keep(pieces=as_array(pieces))
-    for count, (place, Y) in enumerate(ahead(source.chunks(pieces[done:])), start=done + 1):
+    for count, (place, Y) in enumerate(ahead(source.chunks(pieces[done:], canonical=canonical)), start=done + 1):
         yield count, place, Y
 
 

@@ -113,7 +113,7 @@ def test_genes_by_columns(transform, formula):
     tables, by_rows = (GroupTables(grouped, M, fused=True, threads=threads) for threads in (3, 1))
     rows = slice(0, N)
     for genes in (slice(0, 4), slice(4, M)):
-        assert tables.add_fused(rows, genes, Y[:, genes], transform_of(transform)) == 0
+        assert tables.add_fused(rows, genes, Y[:, genes], transform_of(transform)) & 3 == 0
     by_rows.add_fused(rows, slice(0, M), sparse.csr_array(Y), transform_of(transform))
     np.testing.assert_array_equal(tables.sums, by_rows.sums)
     np.testing.assert_array_equal(tables.moments, by_rows.moments)
@@ -164,15 +164,22 @@ def test_counts_that_are_none_later():
             accumulate(source, design, Transform("log1p"), pieces=pieces, fused=True)
 
 
-def test_unsorted_and_outside_indices_are_flagged():
-    design = build_design(FORMULAS[0], OBS)
-    grouped = GroupedDesign.of(design)
-    for indices in ([2, 1], [1, 1], [1, M], [1, -1]):
-        Y = sparse.csr_array((N, M))
-        Y.data, Y.indices = np.ones(2), np.array(indices, np.int32)
-        Y.indptr = np.append(0, np.full(N, 2, np.int32))
-        tables = GroupTables(grouped, M, fused=True)
-        assert tables.add_fused(slice(0, N), slice(0, M), Y, Transform("log1p")) & 1, indices
+def test_unsorted_and_outside_indices_are_found():
+    tables = GroupTables(GroupedDesign.of(build_design(FORMULAS[0], OBS)), M, fused=True, threads=2)
+    for kind, (long, short) in {sparse.csr_array: (N, M), sparse.csc_array: (M, N)}.items():
+        for indices in ([0, 1], [2, 1], [1, 1], [1, short], [1, -1], [-1, 1]):
+            Y = kind((N, M))
+            Y.data, Y.indices = np.ones(2), np.array(indices, np.int32)
+            Y.indptr = np.append(np.zeros(long // 2 + 1, np.int32), np.full(long - long // 2, 2, np.int32))
+            assert tables.in_order(Y) == (indices == [0, 1]), (kind, indices)
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_array])
+def test_duplicates_are_added_up_before_the_transform(kind):
+    once = kind(COUNTS.astype("float32"))
+    Y = kind((np.repeat(once.data / 2, 2), np.repeat(once.indices, 2), 2 * once.indptr), shape=once.shape)
+    found = accumulated(Y, FORMULAS[0], "log1p", 20, fused=True)
+    assert_statistics(found, by_hand(build_design(FORMULAS[0], OBS), np.log1p(COUNTS)))
 
 
 def test_filters_count_the_stored_values():
