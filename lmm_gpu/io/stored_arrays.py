@@ -134,7 +134,7 @@ class StoredArray:
         return values.reshape(self.chunks)
 
 
-def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
+def read_rows(arrays: Sequence[Any], rows: slice, threads: int | None = None) -> list[np.ndarray]:
     """Read the same rows of several arrays, the chunks of all of them at once.
 
     Parameters
@@ -143,6 +143,8 @@ def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
         `StoredArray`, or arrays of h5py or zarr.
     rows
         Without a step.
+    threads
+        By default one per processor.
     """
     found, tasks = [], []
     for array in arrays:
@@ -153,7 +155,7 @@ def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
         out = np.empty((max(hi - lo, 0), *array.shape[1:]), array.dtype)
         tasks += array.tasks(lo, hi, out) if hi > lo else []
         found.append(out)
-    _run(tasks)
+    _run(tasks, workers() if threads is None else threads)
     return found
 
 
@@ -233,9 +235,8 @@ def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
     return extent
 
 
-def _run(tasks: Sequence[Callable[[], None]]) -> None:
+def _run(tasks: Sequence[Callable[[], None]], threads: int) -> None:
     """Do all tasks, on threads if there are several."""
-    threads = workers()
     if len(tasks) < 2 or threads < 2:
         for task in tasks:
             task()

@@ -31,11 +31,13 @@ from .products import GeneProducts
 from .streaming import check_size_factors, summary_of
 from .summary_stats import SummaryStats
 from .transform import Transform, recognise, warn_not_counts
+from .within import Within
+from .within_sums import merged_products, widest_grouping
 
 #: Number of results that one task adds.
 _FAN_IN = 4
-#: Cells of a chunk of a sparse file: many more than the rows of the sums, which are dense.
-_CELLS = 8192
+#: Stored values of a chunk of a sparse file: many times more than the numbers of its sums, which are dense.
+_VALUES = 2**23
 
 
 def read_on_workers(source: Source, memory: int | None = None) -> Source:
@@ -45,13 +47,18 @@ def read_on_workers(source: Source, memory: int | None = None) -> Source:
         return source
     require("dask.array", "reading on workers", ADVICE)
     n, m = source.matrix.shape  # of all stored cells
-    if source.by_genes:
-        size = cells_per_chunk(n, memory)
-    elif stored is not source.matrix and memory is None:
-        size = _CELLS
+    if stored is not source.matrix and memory is None and not source.by_genes:
+        pieces = _pieces(source.matrix.indptr)
     else:
-        size = cells_per_chunk(m, memory)
-    return replace(source, matrix=_lazily(source, stored, list(source.slices(size))))
+        pieces = list(source.slices(cells_per_chunk(n if source.by_genes else m, memory)))
+    return replace(source, matrix=_lazily(source, stored, pieces))
+
+
+def _pieces(begins: np.ndarray) -> list[slice]:
+    """Rows of a sparse matrix in pieces of about `_VALUES`, from the position at which each row begins (rows + 1,)."""
+    wanted = np.arange(0, max(int(begins[-1]), 1), _VALUES)
+    edges = np.unique([*np.searchsorted(begins, wanted).tolist(), len(begins) - 1])
+    return [slice(lo, hi) for lo, hi in pairwise(edges.tolist())]
 
 
 def _lazily(source: Source, stored: Any, pieces: Sequence[slice]) -> Any:
@@ -113,6 +120,7 @@ def reduce_chunks(
         "detected": given is None and is_counts is None,
         "sure": given is None and is_counts is True,
         "counting": genes.counts,
+        "chunks": grid.matrix.numblocks[0] * grid.matrix.numblocks[1],
     }
     rows = [
         replace(
@@ -124,11 +132,12 @@ def reduce_chunks(
         )
         for chunk, cells in zip(grid.rows, grid.cells, strict=True)
     ]
-    products, counts = grid.sums(rows, grouped, constant)
+    products, counts, within = grid.sums(rows, grouped, constant)
     if given is not None and given.name is not None and any(part.fractions for part in counts):
         warn_not_counts(given.name, source.name, "the matrix")
     of_design = products_of_design(design, grouped, weights)
     summary = summary_of(design, of_design, products, constant, source.features, transform.label, weights)
+    summary = replace(summary, within=within)
     if not genes.counts:
         return genes.apply(summary, None, None)
     cells, total = (np.concatenate([getattr(part, name) for part in counts]) for name in ("cells", "total"))
@@ -173,18 +182,26 @@ class _Grid:
 
     def sums(
         self, rows: Sequence[dask_tasks.Rows], design: GroupedDesign, constant: Array | None
-    ) -> tuple[GeneProducts, list[dask_tasks.ChunkSums]]:
+    ) -> tuple[GeneProducts, list[dask_tasks.ChunkSums], Within | None]:
         """Products of all cells and genes, about the centre of the first chunk of cells; and all sums, by genes."""
         first = next(i for i, cells in enumerate(self.cells) if cells.start < cells.stop)
         centres = self.compute(
             self.each(dask_tasks.centre, dask_tasks.column([rows[first]]), dask_tasks.column([constant]), of=first)[0]
         )
-        parts = self.each(
-            dask_tasks.products, dask_tasks.column(rows), dask_tasks.column(centres).T
-        )  # (row chunks, column chunks)
-        columns = self.compute([self.tree(list(column)) for column in parts.T])
-        products = [column.products(design, about) for column, about in zip(columns, centres, strict=True)]
-        return GeneProducts.join(products), columns
+        if any(centre.genes.size for centre in centres):
+            found = self.added(dask_tasks.first_cells, rows, centres)
+            centres = [replace(centre, groups=cells.values) for centre, cells in zip(centres, found, strict=True)]
+        columns = self.added(dask_tasks.products, rows, centres)
+        pairs = list(zip(columns, centres, strict=True))
+        products = GeneProducts.join([column.products(design, centre.about) for column, centre in pairs])
+        return products, columns, _within(pairs, products, design)
+
+    def added(
+        self, function: Callable[..., Any], rows: Sequence[dask_tasks.Rows], centres: Sequence[dask_tasks.Centre]
+    ) -> list[Any]:
+        """Results of `function` for all chunks, added over the cells, for each column of chunks."""
+        parts = self.each(function, dask_tasks.column(rows), dask_tasks.column(centres).T)  # (row chunks, columns)
+        return self.compute([self.tree(list(column)) for column in parts.T])
 
     def each(self, function: Callable[..., Any], *given: np.ndarray, of: int | None = None) -> np.ndarray:
         """Delayed results for each chunk, or for those of one row, in the task that makes the chunk.
@@ -214,6 +231,21 @@ class _Grid:
         """Results, in this process."""
         with explained_failures(), without_graph_warning():
             return [dask_tasks.opened(result) for result in self.dask.compute(*tasks, scheduler=self.client)]
+
+
+def _within(
+    pairs: Sequence[tuple[dask_tasks.ChunkSums, dask_tasks.Centre]], others: GeneProducts, design: GroupedDesign
+) -> Within | None:
+    """Products of all genes: about their groups where they are nearly constant within these."""
+    starts = np.cumsum([0, *(centre.about.size for _, centre in pairs)])
+    some = [(sums.within, centre, start) for (sums, centre), start in zip(pairs, starts[:-1], strict=True)]
+    parts = [(sums.products(design, None), centre, start) for sums, centre, start in some if sums is not None]
+    if not parts or (grouping := widest_grouping(design)) is None:
+        return None
+    found = GeneProducts.join([products for products, _, _ in parts])
+    genes = np.concatenate([centre.genes + start for _, centre, start in parts])
+    groups = np.hstack([centre.groups for _, centre, _ in parts])
+    return merged_products(others, found, genes, groups, grouping.rows)
 
 
 def _of_cells(transform: Transform, cells: slice) -> Transform:

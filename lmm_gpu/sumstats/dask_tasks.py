@@ -1,6 +1,6 @@
-"""Tasks of dask workers: a chunk of cells is multiplied with its rows of the design.
+"""Tasks of dask workers: a chunk of cells is added to the groups of its rows of the design.
 
-No task changes its inputs, so that any task can run again.
+No task changes its inputs, so that any task can run again. Each runs on one thread: dask runs several at a time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import scipy.sparse
 
 from ..backend.arrays import Array, entered, flag_indices, to_numpy
 from ..backend.optional import require
-from ..backend.sparse import on_device, some_rows, stored_values
+from ..backend.sparse import is_sparse, on_device, some_rows, stored_values
 from ..io.broken_files import reading
 from ..io.hdf5_sparse import read_part
 from ..io.sparse_checks import canonical
+from ..io.stored_arrays import read_rows, stored_array
 from .accumulator import gene_counts
 from .centring import centre_of
-from .group_tables import GroupTables
-from .grouped_design import GroupedDesign
+from .group_tables import FUSED_VALUES, GroupTables, can_fuse
+from .grouped_design import GroupedDesign, Grouping
 from .products import GeneProducts, products_of_chunk, row_totals
-from .transform import Transform, check_still_counts, check_values, has_fractions, not_counts
+from .transform import Transform, check_still_counts, check_values, has_fractions, not_counts, squares_fit
+from .within_sums import nearly_constant, sampled_cells, widest_grouping
 
 #: Bytes at the start of a file that identify it, with its size and last change.
 _HEADER = 2**16
@@ -45,13 +47,34 @@ class Rows:
     detected: bool = False  # the transform was chosen from other cells
     sure: bool = False  # is_counts=True
     counting: bool = False  # for a filter of genes
+    chunks: int = 1  # of all cells and genes, about as large as this one
+
+    def selected(self, Y: Any) -> Any:
+        """Stored values of the selected cells, unchecked."""
+        Y = canonical(Y)
+        return Y if self.kept is None else some_rows(Y, self.kept)
 
     def checked(self, Y: Any) -> Any:
         """Stored values of the selected cells."""
-        Y = canonical(Y)
-        Y = Y if self.kept is None else some_rows(Y, self.kept)
+        Y = self.selected(Y)
         check_values(Y, self.name, self.start)
         return Y
+
+    @property
+    def grouping(self) -> Grouping:
+        """The random intercept with the most levels."""
+        found = None if self.design is None else widest_grouping(self.design)
+        assert found is not None
+        return found
+
+    def fuses(self, Y: Any, centre: Centre) -> bool:
+        """Return whether the compiled pass is used for stored values: it can read them, and there are enough."""
+        assert self.design is not None
+        if on_device(Y) or self.design.random_columns or centre.genes.size or 0 in Y.shape:
+            return False
+        if (scipy.sparse.issparse(Y) or self.transform.name is not None) and centre.about.any():
+            return False
+        return stored_values(Y).size * self.chunks >= FUSED_VALUES and can_fuse()
 
     def values(self, Y: Any) -> Any:
         """Transformed values (cells, genes) of those that were `checked`."""
@@ -64,11 +87,32 @@ class Rows:
 
 
 @dataclass(frozen=True)
+class Centre:
+    """Values that are subtracted from the genes of a column of chunks."""
+
+    about: np.ndarray  # (m,), one for each gene
+    genes: np.ndarray  # (f,), positions of genes that are nearly constant within groups
+    groups: np.ndarray  # (groups, f), their first value in each group of the widest random effect
+
+
+@dataclass(frozen=True)
+class FirstCells:
+    """First value of some genes in each group, which add: those of the left first."""
+
+    values: np.ndarray  # (groups, f)
+    seen: np.ndarray  # (groups,) bool
+
+    def __add__(self, other: FirstCells) -> FirstCells:
+        return FirstCells(np.where(self.seen[:, None], self.values, other.values), self.seen | other.seen)
+
+
+@dataclass(frozen=True)
 class ChunkSums:
     """Sums of a chunk, which add."""
 
     sums: np.ndarray  # (groups, m)
     moments: np.ndarray  # (m, c + 1), products with the covariates and squares
+    within: ChunkSums | None = None  # those of genes less the first value of their group
     cells: np.ndarray | None = None  # (m,), cells in which a gene is not zero
     total: np.ndarray | None = None  # (m,), before the transform
     fractions: int = 0  # chunks with values that are not whole numbers
@@ -77,12 +121,13 @@ class ChunkSums:
         return ChunkSums(
             self.sums + other.sums,
             self.moments + other.moments,
+            None if self.within is None or other.within is None else self.within + other.within,
             None if self.cells is None or other.cells is None else self.cells + other.cells,
             None if self.total is None or other.total is None else self.total + other.total,
             self.fractions + other.fractions,
         )
 
-    def products(self, design: GroupedDesign, centre: Array) -> GeneProducts:
+    def products(self, design: GroupedDesign, centre: Array | None) -> GeneProducts:
         """Products of the genes with a design, about a centre (m,)."""
         XY, Ysum = design.products(self.sums, self.moments[:, :-1].T)
         return GeneProducts(XY, self.sums[: design.q], self.moments[:, -1], Ysum, centre)
@@ -129,20 +174,46 @@ def read(name: Path, key: str, sparse: tuple[int, bool] | None, mark: FileMark, 
         else:
             stored = files.enter_context(require("h5py", "reading .h5ad").File(name, "r"))[key]
         if sparse is None:
-            return stored[piece]
+            return read_rows([stored_array(stored)], piece, threads=1)[0]
         begins = stored["indptr"][piece.start : piece.stop + 1]
-        return read_part(stored["data"], stored["indices"], *sparse, begins)
+        return read_part(stored_array(stored["data"]), stored_array(stored["indices"]), *sparse, begins, threads=1)
 
 
-def products(rows: Rows, centre: np.ndarray, Y: Any) -> ChunkSums:
+def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:
     """Products of a chunk, and the counts of its genes for a filter."""
-    stored = rows.checked(Y)
-    Y = rows.values(stored)
-    if scipy.sparse.issparse(Y) and flag_indices(centre).size:  # among chunks that are dense
-        Y = Y.toarray()
+    stored = rows.selected(Y)
+    if rows.fuses(stored, centre):
+        sums, moments, flags = _compiled_sums(rows, centre.about, stored)
+        within, fractions = None, bool(flags & 2)
+    else:
+        check_values(stored, rows.name, rows.start)
+        Y = rows.values(stored)
+        if scipy.sparse.issparse(Y) and (flag_indices(centre.about).size or centre.genes.size):
+            Y = Y.toarray()  # among chunks that are dense
+        sums, moments = _group_sums(rows, centre.about, Y)
+        within, fractions = _within_sums(rows, centre, Y), has_fractions(stored)
     counts = gene_counts(stored) if rows.counting else {}
-    fractions = int(rows.transform.name is not None and has_fractions(stored))
-    return ChunkSums(*_group_sums(rows, centre, Y), **counts, fractions=fractions)
+    return ChunkSums(sums, moments, within, **counts, fractions=int(rows.transform.name is not None and fractions))
+
+
+def _compiled_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sums over groups, moments and flags of a chunk of stored values by the compiled pass, which checks them."""
+    assert rows.design is not None
+    tables = GroupTables(rows.design, Y.shape[1], rows.weights, fused=True)
+    everyone, genes, flags = slice(0, Y.shape[0]), slice(0, Y.shape[1]), 0
+    if scipy.sparse.issparse(Y) or rows.transform.name is not None:
+        flags = tables.add_fused(everyone, genes, Y, rows.transform)
+    else:
+        with np.errstate(invalid="ignore", over="ignore"):
+            tables.add_values(everyone, Y, centre)
+        flags = 0 if squares_fit(tables.moments[:, -1]) else 1
+    if flags & 1:
+        check_values(Y, rows.name, rows.start)
+        rows.transform.apply(Y)
+        raise ValueError(f"{rows.name} has sparse indices that are out of range or not sorted")
+    if flags & 2:
+        rows.values(Y)  # refuses them if they had to be counts
+    return tables.sums, tables.moments, flags
 
 
 def _group_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -163,10 +234,35 @@ def _group_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.
     return tables.sums, tables.moments
 
 
-def centre(rows: Rows, constant: Array | None, Y: Any) -> np.ndarray:
-    """Centres of the genes of a first chunk (m,)."""
-    found = centre_of(rows.values(rows.checked(Y)), constant)
-    return np.zeros(Y.shape[1]) if found is None else to_numpy(found)
+def _within_sums(rows: Rows, centre: Centre, Y: Any) -> ChunkSums | None:
+    """Sums of the genes that are nearly constant within groups, less the first value of the group."""
+    if not centre.genes.size:
+        return None
+    values = to_numpy(Y[:, centre.genes]).astype(np.float64) - centre.groups[rows.grouping.codes]
+    return ChunkSums(*_group_sums(rows, np.zeros(values.shape[1]), values))
+
+
+def centre(rows: Rows, constant: Array | None, Y: Any) -> Centre:
+    """Centre of the genes of a first chunk; the genes that are nearly constant within groups, if it is dense."""
+    Y = rows.values(rows.checked(Y))
+    found, genes = centre_of(Y, constant), np.zeros(0, dtype=int)
+    assert rows.design is not None
+    grouping = None if is_sparse(Y) or on_device(Y) else widest_grouping(rows.design)
+    if grouping is not None:
+        cells = sampled_cells(grouping.codes)
+        genes = nearly_constant(grouping.codes[cells], Y[cells])
+    return Centre(np.zeros(Y.shape[1]) if found is None else to_numpy(found), genes, np.zeros((0, genes.size)))
+
+
+def first_cells(rows: Rows, centre: Centre, Y: Any) -> FirstCells:
+    """Values of the genes of a centre in the first cell of each group that a chunk has."""
+    grouping = rows.grouping
+    width = grouping.rows.stop - grouping.rows.start
+    values, seen = np.zeros((width, centre.genes.size)), np.zeros(width, dtype=bool)
+    groups, first = np.unique(grouping.codes, return_index=True)
+    Y = rows.values(rows.selected(Y))[:, centre.genes][first]
+    values[groups], seen[groups] = Y.toarray() if scipy.sparse.issparse(Y) else to_numpy(Y), True
+    return FirstCells(values, seen)
 
 
 def totals(rows: Rows, Y: Any) -> np.ndarray:

@@ -31,7 +31,8 @@ from lmm_gpu.estimation.fit_options import FitOptions
 from lmm_gpu.estimation.projection import Projection
 from lmm_gpu.io.source import open_source
 from lmm_gpu.results.fitting import fit_summary
-from lmm_gpu.sumstats.dask_sums import _Grid, reduce_chunks
+from lmm_gpu.sumstats import dask_tasks
+from lmm_gpu.sumstats.dask_sums import _Grid, _pieces, reduce_chunks
 from lmm_gpu.sumstats.dask_tasks import ChunkSums, Rows, add, telling
 from lmm_gpu.sumstats.streaming import accumulate
 from lmm_gpu.sumstats.transform import Transform, recognise
@@ -61,6 +62,19 @@ def here():
     """Tasks of dask one after the other in this thread."""
     with dask.config.set(scheduler="synchronous"):
         yield
+
+
+@pytest.fixture(params=[False, True])
+def compiled(request, monkeypatch):
+    """Both passes over values: products of SciPy, and the compiled one, which small chunks do not use."""
+    if request.param:
+        pytest.importorskip("numba")
+        monkeypatch.setattr(dask_tasks, "FUSED_VALUES", 0)
+        real = dask_tasks._group_sums
+        monkeypatch.setattr(
+            dask_tasks, "_group_sums", lambda *given: pytest.fail("not compiled") if given[2].shape[0] else real(*given)
+        )
+    return request.param
 
 
 def by_hand(Y):
@@ -102,16 +116,20 @@ def splits(draw, size):
 # --- the sums -------------------------------------------------------------------------------------
 
 
+FORMS = [None, sparse.csr_array, sparse.csr_matrix, sparse.csc_array]
+
+
 @settings(deadline=None, max_examples=60)
-@given(splits(N), splits(M), st.sampled_from([None, sparse.csr_array, sparse.csr_matrix, sparse.csc_array]))
-def test_any_chunking_gives_the_same_sums(rows, columns, form):
-    with dask.config.set(scheduler="synchronous"):
+@given(splits(N), splits(M), st.sampled_from(FORMS), st.sampled_from([10**9, 0]))
+def test_any_chunking_gives_the_same_sums(rows, columns, form, few):
+    with dask.config.set(scheduler="synchronous"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dask_tasks, "FUSED_VALUES", few)
         assert_statistics(summed(chunked(VALUES, rows, columns, form)), VALUES)
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("form", [None, sparse.csr_array])
-def test_counts_of_any_type(here, caplog, dtype, form):
+def test_counts_of_any_type(here, compiled, caplog, dtype, form):
     found = summed(chunked(COUNTS.astype(dtype), 50, 4, form))
     assert_statistics(found, np.log2(1.0 + COUNTS))
     assert found.transform == "log2p1"
@@ -119,13 +137,13 @@ def test_counts_of_any_type(here, caplog, dtype, form):
 
 
 @pytest.mark.parametrize(("transform", "values"), [("log1p", np.log1p(COUNTS)), (None, COUNTS)])
-def test_a_transform_that_is_given(here, transform, values):
+def test_a_transform_that_is_given(here, compiled, transform, values):
     options = {} if transform else {"is_counts": False}
     assert_statistics(summed(chunked(COUNTS, 70, 5), transform and Transform(transform), **options), values)
 
 
 @pytest.mark.parametrize("size_factors", [None, "depth"])
-def test_normalized(here, size_factors):
+def test_normalized(here, compiled, size_factors):
     totals = COUNTS.sum(axis=1) if size_factors is None else OBS["depth"].to_numpy()
     factors = totals / totals.mean() if size_factors is None else totals
     found = lmm_gpu.summarize(
@@ -135,7 +153,7 @@ def test_normalized(here, size_factors):
 
 
 @pytest.mark.parametrize("rows", [(1, 239), (0, 40, 200), (240,)])
-def test_far_from_zero_no_digits_are_lost(here, rows):
+def test_far_from_zero_no_digits_are_lost(here, compiled, rows):
     """y'Ry of y + 1e7 is that of y, which sums about zero cannot tell."""
     far = VALUES.astype(np.longdouble) + np.where(np.arange(M) % 2, 1e7, 0.0)
     found = summed(chunked(far.astype(float), rows, 4))
@@ -277,21 +295,55 @@ def test_zeros_decide_nothing(here, caplog):
     assert summed(chunked(np.zeros((N, M)), 30, 4)).transform is None
 
 
-def test_no_counts_after_all(here):
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("few", [10**9, 0])
+def test_no_counts_after_all(here, monkeypatch, few, form):
+    monkeypatch.setattr(dask_tasks, "FUSED_VALUES", few)
     values = COUNTS.astype(float)
     values[200, 7] = 0.5
     message = "began with raw counts but cells 180 to 239 hold other values; say which it is: is_counts=True or False"
     with pytest.raises(ValueError, match=message):
-        summed(chunked(values, 60, 4))
-    assert_statistics(summed(chunked(values, 60, 4), is_counts=False), values)
+        summed(chunked(values, 60, 4, form))
+    assert_statistics(summed(chunked(values, 60, 4, form), is_counts=False), values)
+    with pytest.raises(ValueError, match="is_counts=True, but in the matrix cells 180 to 239 has values that are not"):
+        summed(chunked(values, 60, 4, form), is_counts=True)
+    with pytest.warns(UserWarning, match="transform='log1p' is for raw counts"):
+        assert_statistics(summed(chunked(values, 60, 4, form), Transform("log1p")), np.log1p(values))
+    values[200, 7] = -1
+    with pytest.raises(ValueError, match="log1p is for counts, but values go down to -1"):
+        summed(chunked(values, 60, 4, form), Transform("log1p"))
 
 
 @pytest.mark.parametrize("where", [(3, 1), (200, 7)])
-def test_not_a_number(here, where):
+@pytest.mark.parametrize("form", FORMS[:2])
+@pytest.mark.parametrize("few", [10**9, 0])
+def test_not_a_number(here, monkeypatch, where, form, few):
+    monkeypatch.setattr(dask_tasks, "FUSED_VALUES", few)
     values = VALUES.copy()
     values[where] = np.nan
     with pytest.raises(ValueError, match=rf"the matrix holds 1 value\(s\) that are NaN.* at position \({where[0]}, "):
-        summed(chunked(values, 60, M))
+        summed(chunked(values, 60, M, form))
+
+
+@pytest.mark.parametrize("rows", [(240,), (70, 80, 90), (0, 200, 40)])
+@pytest.mark.parametrize("columns", [M, 4])
+def test_genes_that_are_nearly_constant_within_donors_keep_their_digits(here, rows, columns):
+    """As `accumulate` does, though no chunk but the first knows which cell of a donor comes first."""
+    order = np.argsort(DONOR % 4, kind="stable")  # donors are not in all chunks
+    spread = np.where(np.arange(M) % 2, 1.0, 1e-6)
+    near = (100 * RNG.normal(size=(8, M))[DONOR] + 100 * spread * VALUES)[order]
+    obs = OBS.iloc[order]
+    design = build_design("~ arm + (1 | donor)", obs)
+    with open_source((chunked(near, rows, columns), obs)) as source:
+        found = reduce_chunks(source, design, None)
+    exact, donor = near.astype(np.longdouble), DONOR[order]
+    means = np.stack([exact[donor == d].mean(axis=0) for d in range(8)])
+    wanted = ((exact - means[donor]) ** 2).sum(axis=0).astype(float)
+    within = found.within
+    left = within.Ynorm - (within.ZY**2 / np.diag(found.ZZ)[:, None]).sum(axis=0)
+    np.testing.assert_allclose(left[::2], wanted[::2], rtol=1e-6)
+    np.testing.assert_allclose(within.XY, design.X.T @ (near - design.Z @ within.centre), rtol=1e-9, atol=1e-6)
+    assert (within.centre != 0).any(axis=0)[::2].all()
 
 
 def test_no_numbers(here):
@@ -583,6 +635,15 @@ def test_files_are_read_by_the_workers(client, tmp_path, monkeypatch, ending, fo
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-11, err_msg=name)
     with pytest.raises(ValueError, match="leave out checkpoint"):
         lmm_gpu.summarize(f"cells{ending}", FORMULA, scheduler=client, checkpoint="sums.h5", **options)
+
+
+def test_chunks_of_a_file_have_about_as_many_values(monkeypatch):
+    monkeypatch.setattr("lmm_gpu.sumstats.dask_sums._VALUES", 10)
+    begins = np.array([0, 3, 6, 9, 12, 40, 41, 41, 41])
+    pieces = _pieces(begins)
+    assert [piece.start for piece in pieces] == [0, *(piece.stop for piece in pieces[:-1])] and pieces[-1].stop == 8
+    assert [int(begins[piece.stop] - begins[piece.start]) for piece in pieces] == [12, 28, 1]
+    assert _pieces(np.zeros(5, int)) == [slice(0, 4)]
 
 
 def test_on_the_command_line(cluster, tmp_path, monkeypatch, capsys):
