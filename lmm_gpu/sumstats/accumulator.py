@@ -16,10 +16,13 @@ from ..design.design import Design
 from ..io.sparse_checks import canonical
 from .centring import FAR, SAMPLED_CELLS, centre_of
 from .design_sums import constant_of_design, products_of_design
-from .group_tables import FRACTION, NEGATIVE, UNUSABLE, GroupTables
+from .group_tables import GroupTables
 from .grouped_design import GroupedDesign
 from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
 from .transform import (
+    FRACTION,
+    NEGATIVE,
+    UNUSABLE,
     Transform,
     any_value,
     check_still_counts,

@@ -18,7 +18,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from .group_tables import FRACTION, NEGATIVE, UNUSABLE
+from .transform import FRACTION, NEGATIVE, UNUSABLE
 
 #: Values as they are; log(1 + y) * scale; log(1 + y / factor of the cell).
 AS_IS, LOG, NORMALIZED = 0, 1, 2

@@ -31,9 +31,6 @@ _BLOCK_GENES = 512
 FUSED_VALUES = 20_000_000
 #: Counts below this are transformed by a look-up.
 _TABULATED = 1024
-#: Bits that the compiled pass returns: a value that cannot be used (NaN, infinite, too large, or negative where it is
-#: transformed); one that is not a whole number, where values are transformed; a negative one, where they are not.
-UNUSABLE, FRACTION, NEGATIVE = 1, 2, 4
 #: Types of values that the compiled pass is compiled for; others are converted without loss, or to float64.
 _READABLE = ["int32", "int64", "float32", "float64"]
 
@@ -153,7 +150,7 @@ class GroupTables:
         Returns
         -------
         int
-            0, or bits: `UNUSABLE`, `FRACTION`, `NEGATIVE`.
+            0, or bits of `transform`: `UNUSABLE`, `FRACTION`, `NEGATIVE`.
         """
         assert self._inputs is not None
         kernels, shared = self._inputs.kernels, (self._inputs.values(transform), self._inputs.design)
@@ -183,7 +180,7 @@ class GroupTables:
         Returns
         -------
         int
-            0, or `NEGATIVE`.
+            0, or `transform.NEGATIVE`.
         """
         assert self._inputs is not None
         flat = (self.m, self._inputs.design, *_flat(self.sums, self.moments))

@@ -20,6 +20,9 @@ TRANSFORMS = ("log1p", "log2p1", "normalize")
 _SCALES = {"log1p": "log(1 + value)", "log2p1": "log2(1 + value)", "normalize": "log(1 + count / size factor)"}
 #: The information squares variances: sums of the fourth powers of larger numbers overflow float64.
 _LARGEST = 1e70
+#: Bits that the compiled pass returns: a value that cannot be used (NaN, infinite, too large, or negative where it is
+#: transformed); one that is not a whole number, where values are transformed; a negative one, where they are not.
+UNUSABLE, FRACTION, NEGATIVE = 1, 2, 4
 #: Number of values that are examined for fractions at a time.
 _EXAMINED = 2**16
 
