@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import array_api_compat
 import array_api_compat.numpy
+import numpy as np
 
 from .arrays import Array, namespace
 
@@ -52,6 +53,8 @@ def fused(body: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(body)
     def call(options: Hashable, *arguments: Any) -> R:
+        if isinstance(_first_array(arguments), np.ndarray):  # to flatten takes as long as a few small operations
+            return body(array_api_compat.numpy, options, *arguments)
         arrays, structure = flatten(arguments)
         xp = namespace(*arrays)
         if not (hasattr(xp, "fuse") and _fusing.get()) or (xp, options) in not_fusible:
@@ -107,6 +110,17 @@ def flatten(tree: Any) -> tuple[list[Array], Hashable]:
         return [tree], _LEAF
     flat = [flatten(part) for part in parts]
     return [array for arrays, _ in flat for array in arrays], (kind, tuple(structure for _, structure in flat))
+
+
+def _first_array(tree: Any) -> Array | None:
+    # the first array of nested tuples and dataclasses, of which all arrays are of one library
+    if isinstance(tree, (tuple, list)):
+        parts = tree
+    elif is_dataclass(tree):
+        parts = [getattr(tree, field.name) for field in fields(tree)]
+    else:
+        return None if tree is None or isinstance(tree, (float, int)) else tree
+    return next((found for part in parts if (found := _first_array(part)) is not None), None)
 
 
 def rebuild(structure: Any, arrays: Iterator[Array]) -> Any:

@@ -31,6 +31,8 @@ LOST_PIVOT = 64 * EPS
 RESIDUAL = 1e-9
 #: Rows of a matrix from which on a triangular solve gains more than its call costs.
 LARGE = 100
+#: Rows of a matrix up to which its eigenvalues take less time than an attempt to factorise it alone.
+SMALL = 16
 #: Number of positive factors that are multiplied before their logarithm is taken.
 FACTORS = 8
 
@@ -189,7 +191,7 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     unit = (identity(A.shape[1], A) if unit is None else unit)[None, :, :]
     if raises_for_bad_matrices(A):
         finite = xp.isfinite(xp.sum(A, axis=(1, 2)))  # (b,)
-        L, ok = _bisect(xp.linalg.cholesky, xp.where(finite[:, None, None], A, unit))
+        L, ok = _factorised(xp.where(finite[:, None, None], A, unit), unit)
         ok = ok & finite
     else:
         L = xp.linalg.cholesky(A)
@@ -233,14 +235,33 @@ def _and_positive(xp: Any, _: None, ok: Array, pivot: Array) -> Array:
     return ok & (pivot > 0)
 
 
+def _factorised(A: Array, unit: Array) -> tuple[Array, Array]:
+    # Cholesky factors by a library that raises: bad small matrices are found by their eigenvalues, large ones by halves
+    xp = namespace(A)
+    if A.shape[1] > SMALL:
+        return _bisect(xp.linalg.cholesky, A)
+    try:
+        return xp.linalg.cholesky(A), xp.isfinite(A[:, 0, 0])
+    except Exception as error:
+        if not _is_bad_matrix(error):
+            raise
+    good = xp.min(xp.linalg.eigvalsh(A), axis=1) > 0  # (b,)
+    L, ok = _bisect(xp.linalg.cholesky, xp.where(good[:, None, None], A, unit))
+    return L, ok & good
+
+
+def _is_bad_matrix(error: Exception) -> bool:
+    return "LinAlg" in type(error).__name__  # each library has its own LinAlgError
+
+
 def _bisect(factorise: Callable[..., Array], *stacks: Array) -> tuple[Array, Array]:
     # A library that raises does so for the whole stack: halve it until the bad matrices stand alone.
     xp = namespace(*stacks)
     b = stacks[0].shape[0]
     try:
         result = factorise(*stacks)
-    except Exception as error:  # each library has its own LinAlgError
-        if "LinAlg" not in type(error).__name__:
+    except Exception as error:
+        if not _is_bad_matrix(error):
             raise
         if b == 1:
             return xp.zeros_like(stacks[-1]), zeros((1,), stacks[0], dtype=xp.bool)
