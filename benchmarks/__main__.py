@@ -19,6 +19,8 @@ from . import figures
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
+#: Scripts that take a folder of real data.
+WITH_DATA = ("peers", "calibration_data")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Script:
 
     def command(self, quick: bool, data: Path | None) -> list[str]:
         options = self.quick if quick else self.full
-        about_data = ("--data", str(data.resolve())) if data and self.name == "peers" else ()
+        about_data = ("--data", str(data.resolve())) if data and self.name in WITH_DATA else ()
         return [sys.executable, "-u", str(self.path), *options, *about_data]
 
 
@@ -45,6 +47,8 @@ SCRIPTS = (
     Script("streaming", ("--repeats", "3")),
     Script("calibration"),
     Script("calibration_designs"),
+    Script("calibration_counts"),
+    Script("calibration_data"),
     Script("peers", ("--seconds", "3")),
     Script("growth", ("--seconds", "1")),
     Script("scaling"),
@@ -60,7 +64,7 @@ def main() -> int:
         "--quick", action="store_true", help="small sizes, two minutes in total; written to files of their own"
     )
     parser.add_argument("--only", action="append", choices=names, help="only this script; repeatable")
-    parser.add_argument("--data", type=Path, help="folder of OneK1K's cells, for peers")
+    parser.add_argument("--data", type=Path, help="folder of OneK1K's cells, for peers and calibration_data")
     parser.add_argument("--table", action="store_true", help="only update the figures of the READMEs from results/")
     options = parser.parse_args()
     if options.table:
