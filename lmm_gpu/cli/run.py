@@ -209,7 +209,8 @@ def tested(fit: LMMFit, contrasts: pd.DataFrame | None, **how: Any) -> pd.DataFr
     table = fit.test(contrasts, **how)
     names = [name for name in fit.summary.fixed_names if name != "Intercept"]
     if contrasts is None and names:
-        for sentence in diagnose(fit.summary, contrast_matrix(names, fit.summary.fixed_names).to_numpy().T, names):
+        C = contrast_matrix(names, fit.summary.fixed_names).to_numpy().T
+        for sentence in diagnose(fit.summary, C, names, fit.estimates.theta):
             warnings.warn(sentence, stacklevel=2)
     return table
 

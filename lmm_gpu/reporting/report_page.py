@@ -162,7 +162,7 @@ def _counts(status: pd.Series[str]) -> list[tuple[str, int]]:
 def _warnings(fit: LMMFit, weights: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Warnings of `fit.test` for the reported contrasts, and the number of genes without an estimate."""
     if weights:
-        yield from diagnose(fit.summary, np.stack(list(weights.values())), list(weights))
+        yield from diagnose(fit.summary, np.stack(list(weights.values())), list(weights), fit.estimates.theta)
     lost = int((~fit.converged).sum())
     if lost:
         yield f"{lost:,} of {fit.summary.m:,} genes have no converged estimate, see Estimation."

@@ -85,7 +85,8 @@ def test(
     UserWarning
         For contrasts that nothing is left to test against (p-values are NaN), and for named contrasts that compare
         groups with fewer than three levels of a random effect, or cells within levels while no random effect lets that
-        difference vary between them.
+        difference vary between them; where compared levels or cells vary more than the common variances of the model
+        say; and where few cells of rare genes are compared with many.
 
     Examples
     --------
@@ -121,7 +122,7 @@ def test(
 
 def _sentences(fit: Fitted, C: np.ndarray, labels: Sequence[str], named: bool) -> list[str]:
     untestable = list(diagnose_untestable(fit.summary, C, labels, fit.model.likelihood.rank))
-    return untestable + (list(diagnose(fit.summary, C, labels)) if named else [])
+    return untestable + (list(diagnose(fit.summary, C, labels, fit.estimates.theta)) if named else [])
 
 
 def anova(fit: Fitted, df: str = "generalized") -> pd.DataFrame:
