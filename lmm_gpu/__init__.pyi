@@ -2,6 +2,7 @@ from . import pl, tl
 from ._version import __version__
 from .api import fit, summarize
 from .bulk import dream, pseudobulk, tmm_factors, voom
+from .cell_residuals import residuals
 from .design.contrasts import contrast_matrix
 from .estimation.status import Status
 from .flashmm_api import flashmm, lmm, lmmfit, lmmtest, sslmm
@@ -26,6 +27,7 @@ __all__ = [
     "pl",
     "pseudobulk",
     "report",
+    "residuals",
     "simuRNAseq",
     "sslmm",
     "summarize",

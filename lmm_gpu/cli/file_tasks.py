@@ -146,12 +146,6 @@ def write_table_of_fit(
     return table
 
 
-def variance_tests(fit: LMMFit, component: str | None, method: str | None) -> pd.DataFrame:
-    """Return the variance tests of one random effect, or of all of them."""
-    chosen = fit.summary.component_names if component is None else (component,)
-    return pd.concat([fit.variance_test(name, method=method) for name in chosen], ignore_index=True)
-
-
 def partition_table(fit: LMMFit) -> pd.DataFrame:
     """Return the variance partition, one row per gene."""
     return fit.variance_partition().add_suffix("_fraction").rename_axis("variable")

@@ -39,17 +39,24 @@ def anova(
     fitted: opt.Fitted,
     output: opt.Table,
     df: opt.Df = "generalized",
+    type: Annotated[str, typer.Option(help="Type of the tests: 1, 2 or 3 (I, II, III), as lmerTest's.")] = "3",
     force: opt.Force = False,
     json: opt.Json = False,
 ) -> None:
-    """Test every term of the formula with one F test per gene, all other terms in the model (type III).
+    """Test every term of the formula with one F test per gene.
 
     Example: lmm-gpu anova results -o terms.csv
     """
     from .file_tasks import write_table_of_fit
 
-    table = write_table_of_fit(fitted, output, lambda fit: fit.anova(df), force=force)
-    record = {"tests": len(table), "terms": list(dict.fromkeys(table["contrast"])), "df": df, "written": [str(output)]}
+    table = write_table_of_fit(fitted, output, lambda fit: fit.anova(df, type), force=force)
+    record = {
+        "tests": len(table),
+        "terms": list(dict.fromkeys(table["contrast"])),
+        "df": df,
+        "type": type,
+        "written": [str(output)],
+    }
     _show(context.obj, record, f"{len(table):,} F tests: gene x term")
 
 
@@ -68,9 +75,9 @@ def variance_test(
 
     Example: lmm-gpu variance-test results --component donor -o donors.csv
     """
-    from .file_tasks import variance_tests, write_table_of_fit
+    from .file_tasks import write_table_of_fit
 
-    table = write_table_of_fit(fitted, output, lambda fit: variance_tests(fit, component, method), force=force)
+    table = write_table_of_fit(fitted, output, lambda fit: fit.variance_test(component, method), force=force)
     components = list(dict.fromkeys(table["component"]))
     record = {"tests": len(table), "components": components, "written": [str(output)]}
     _show(context.obj, record, f"{len(table):,} tests: gene x random effect")

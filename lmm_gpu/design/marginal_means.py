@@ -46,9 +46,10 @@ def contrasts_by_name(
     names : sequence of str, length p
         Names of the columns of X.
     contrasts
-        For each variable a pair: ``{"condition": ("stim", "ctrl")}`` is stim - ctrl. A side may be a list of levels,
-        which are averaged; "pairwise" is every pair of levels. Two variables give contrasts of contrasts. For a
-        covariate the pair is two of its values.
+        For each variable a pair: ``{"condition": ("stim", "ctrl")}`` is stim - ctrl. A list of such tuples is several
+        pairs, each with a contrast of its own; "pairwise" is every pair of levels. A side of a tuple may be a list of
+        levels, which are averaged. Two variables give contrasts of contrasts. For a covariate the pair is two of its
+        values.
     by
         Variables whose levels each have contrasts of their own.
     at
@@ -138,14 +139,30 @@ def _pairs(grid: ReferenceGrid, name: str, pair: Any) -> Iterator[tuple[str, tup
         for first, second in combinations(grid.levels(name), 2):
             yield f"{first} - {second}", (first, second)
         return
-    if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ValueError(
-            f"{name}={pair!r}: expected a pair such as {name}=('stim', 'ctrl'), or 'pairwise'; "
-            f"to compare other levels at one value of {name}, pass at={{{name!r}: {pair!r}}}"
-        )
-    left, right = pair
-    prefix = "" if name in grid.factors else f"{name} "
-    yield f"{prefix}{_shown(left)} - {_shown(right)}", (left, right)
+    for left, right in _several(name, pair):
+        prefix = "" if name in grid.factors else f"{name} "
+        yield f"{prefix}{_shown(left)} - {_shown(right)}", (left, right)
+
+
+def _several(name: str, given: Any) -> list[Sequence[Any]]:
+    # one pair, or a list of pairs as tuples
+    nested = isinstance(given, list) and [item for item in given if isinstance(item, (list, tuple))]
+    if nested and len(nested) == len(given):
+        if not all(isinstance(item, tuple) for item in nested):
+            raise ValueError(
+                f"{name}={given!r} could be two pairs or two sets of levels that are averaged: write pairs as tuples, "
+                f"{name}=[('a', 'b'), ('c', 'd')], and sets as lists in one tuple, {name}=(['a', 'b'], ['c', 'd'])"
+            )
+        pairs: list[Any] = nested
+    else:
+        pairs = [given]
+    for pair in pairs:
+        if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise ValueError(
+                f"{name}={pair!r}: expected a pair such as {name}=('stim', 'ctrl'), a list of pairs, or 'pairwise'; "
+                f"to compare other levels at one value of {name}, pass at={{{name!r}: {pair!r}}}"
+            )
+    return pairs
 
 
 def _signed(chosen: Sequence[tuple[str, tuple[Any, Any]]]) -> Iterator[tuple[int, tuple[Any, ...]]]:

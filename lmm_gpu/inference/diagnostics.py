@@ -118,23 +118,6 @@ def _rare_counts(
         )
 
 
-def diagnose_coding(summary: SummaryStats) -> Iterator[str]:
-    """Yield warnings about tests of whole terms: the main effects of treatment-coded factors in an interaction."""
-    terms = summary.terms or ()
-    coded = [
-        term.name
-        for term in terms
-        if any(term.parts.keys() < other.parts.keys() for other in terms)
-        and any(part.reference is not None for part in term.factors.values())
-    ]
-    if coded:
-        yield (
-            f"{_listed(coded)}: treatment-coded and part of an interaction, so that the tested hypothesis is the "
-            "effect at the other factor's reference level; for its average over the levels write "
-            + " * ".join(f"C({name}, contr.sum)" for name in coded)
-        )
-
-
 def _few_levels(summary: SummaryStats, group: Grouping, c: np.ndarray) -> Iterator[str]:
     # groups of cells that the contrast compares, with cells of fewer than three levels
     if varies_within(summary, c[None], group.within)[0] and group.counts.size < FEW:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from scipy import special
 from ..backend.arrays import like, to_numpy
 from ..estimation.mixed_model import Contrasts
 from ..inference.group_levels import Grouping, groupings, level_name
+from ..results.fitted_values import gene_position
 from ..results.lmm_fit import LMMFit
 from ..results.nonnegative import negative_variances, nonnegative_estimates
 
@@ -35,7 +35,7 @@ def group_means(
     DataFrame
         cells, mean, fitted, ci_low, ci_high, by (0 or 1). ``attrs``: component, by, nonnegative (True if refitted).
     """
-    summary, i = fit.summary, position(fit, gene)
+    summary, i = fit.summary, gene_position(fit, gene)
     group, rows = _group(fit, component)
     filled = np.flatnonzero(group.counts > 0)
     counts, rows = group.counts[filled, None], rows[filled]  # (groups, 1), (groups,)
@@ -58,17 +58,6 @@ def group_means(
     name = "" if column is None else summary.fixed_names[column]
     found.attrs = {"component": group.name, "by": name, "nonnegative": negative}
     return found.sort_values(["by", "fitted"], kind="stable")
-
-
-def position(fit: LMMFit, gene: str) -> int:
-    """Return the position of a gene; raise ValueError if it is unknown."""
-    names = fit.summary.features
-    if gene not in names:
-        same = [name for name in names if name.lower() == str(gene).lower()]
-        near = same or difflib.get_close_matches(str(gene), names, n=3, cutoff=0.85)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names[:5])}, ..."
-        raise ValueError(f"{gene!r} is not a gene of the fit; {hint}")
-    return names.index(gene)
 
 
 def _fitted(fit: LMMFit, i: int, K: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +97,7 @@ def paired_means(
     ValueError
         If the sums do not contain these means, with the term to add to the formula.
     """
-    summary, i = fit.summary, position(fit, gene)
+    summary, i = fit.summary, gene_position(fit, gene)
     factors = [name for name in (by, facet) if name is not None]
     group, levels = _grouping_by(fit, factors, component)
     rows = component_rows(fit, group.name)

@@ -10,8 +10,10 @@ import numpy as np
 
 from ..backend.arrays import to_numpy
 from ..design.contrasts import contrast_rows
+from ..design.term_hypotheses import TYPES, has_empty_cells, term_hypotheses
+from ..design.terms import INTERCEPT
 from ..estimation.grouped_effects import GroupedEffects
-from ..inference.diagnostics import diagnose, diagnose_coding, diagnose_untestable
+from ..inference.diagnostics import diagnose, diagnose_untestable
 from ..inference.empirical_bayes import Prior, fit_prior
 from ..inference.satterthwaite import check_df_method
 from ..inference.t_tests import ContrastTest
@@ -125,18 +127,18 @@ def _sentences(fit: Fitted, C: np.ndarray, labels: Sequence[str], named: bool) -
     return untestable + (list(diagnose(fit.summary, C, labels, fit.estimates.theta)) if named else [])
 
 
-def anova(fit: Fitted, df: str = "generalized") -> pd.DataFrame:
-    """Test every term of the formula, all others in the model (type III): one F test per feature and term.
-
-    The hypothesis is that all coefficients of a term are zero, as in `car::Anova(type = 3)`. For a factor that is
-    part of an interaction this depends on the coding: with the usual treatment coding it is the effect at the
-    other factor's reference level; write ``C(a, contr.sum) * C(b, contr.sum)`` for effects that are averages
-    over its levels (SAS's and lmerTest's type III).
+def anova(fit: Fitted, df: str = "generalized", type: int | str = 3) -> pd.DataFrame:
+    """Test every term of the formula: one F test per feature and term.
 
     Parameters
     ----------
     df : str
         As in `test`.
+    type : {1, 2, 3} or {"I", "II", "III"}
+        Type I: each term after those before it. II: each after all terms that do not contain it. III: each after all
+        others, with effects averaged over the levels of the other factors, and covariates of its interactions at zero.
+        These are lmerTest's hypotheses; they do not depend on how factors are coded. (``car::Anova(type = 3)`` tests
+        the coefficients as they are coded: give those to `test` as an array.)
 
     Returns
     -------
@@ -146,7 +148,12 @@ def anova(fit: Fitted, df: str = "generalized") -> pd.DataFrame:
     Raises
     ------
     ValueError
-        If the fit is not from a formula, or has nothing but an intercept.
+        If the fit is not from a formula, or has nothing but an intercept, or for an unknown type.
+
+    Warns
+    -----
+    UserWarning
+        For type III where combinations of levels have no cells: then averages over levels depend on which.
 
     Examples
     --------
@@ -158,18 +165,22 @@ def anova(fit: Fitted, df: str = "generalized") -> pd.DataFrame:
     [['Gene1', 'dose', 2], ['Gene2', 'dose', 2]]
     """
     check_df_method(df, fit.method)
-    if fit.summary.terms is None:
+    terms = fit.summary.terms
+    if terms is None or not any(term.products for term in terms if term.name != INTERCEPT):
+        if terms is not None and all(term.name == INTERCEPT for term in terms):
+            raise ValueError("there is no term to test: the fixed part of the formula is the intercept alone")
         raise ValueError(
             "the terms of the model are unknown: it was given as matrices, or its summary is of an older version; "
             "give test() the rows of each term as an array"
         )
-    terms = {term.name: list(term.columns) for term in fit.summary.terms if term.name != "1"}
-    if not terms:
-        raise ValueError("there is no term to test: the fixed part of the formula is the intercept alone")
-    for sentence in diagnose_coding(fit.summary):
-        warnings.warn(sentence, stacklevel=2)
-    unit = np.eye(len(fit.summary.fixed_names))
-    return _f_table(fit, {name: unit[columns] for name, columns in terms.items()}, df)
+    rows = term_hypotheses(terms, to_numpy(fit.summary.XX), type)
+    if TYPES[type] == 3 and has_empty_cells(terms):
+        warnings.warn(
+            "combinations of levels without cells: type III averages over the levels that are left; type 2 does not "
+            "average",
+            stacklevel=2,
+        )
+    return _f_table(fit, rows, df)
 
 
 def residual_prior(fit: Fitted) -> Prior:

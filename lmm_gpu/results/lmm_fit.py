@@ -20,7 +20,7 @@ from ..estimation.status import Status
 from ..inference.pvalues import t_pvalue
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
-from . import contrast_arrays, fixed_effect_tests, named_contrasts, random_effects, variance_components
+from . import contrast_arrays, fitted_values, fixed_effect_tests, named_contrasts, random_effects, variance_components
 from . import variance_partition as partition
 from .blockwise import GeneBlock, by_block
 from .fit_file import read_fit, write_fit
@@ -115,6 +115,7 @@ class LMMFit:
     variance_intervals = variance_components.variance_intervals
     variance_fractions = variance_components.variance_fractions
     permutation = permute
+    fitted = fitted_values.fitted
     ranef = random_effects.ranef
     variances = variance_components.variances
     variance_partition = partition.variance_partition
@@ -285,6 +286,16 @@ class LMMFit:
         ss = self.summary
         log_weights = to_numpy(ss.own.log_weights) if isinstance(ss, WeightedStats) else ss.log_weights
         return self._by_feature(self.estimates.logLik + 0.5 * log_weights)
+
+    @property
+    def AIC(self) -> pd.Series:
+        """Akaike's criterion of each feature, as lme4's: smaller is better; after REML for equal fixed effects only."""
+        return fitted_values.information_criterion(self, 2.0)
+
+    @property
+    def BIC(self) -> pd.Series:
+        """Bayesian (Schwarz's) criterion of each feature, as lme4's; as `AIC` with log n per parameter."""
+        return fitted_values.information_criterion(self, float(np.log(self.summary.n)))
 
     @property
     def niter(self) -> pd.Series:

@@ -35,8 +35,9 @@ def contrast(
     weights : {"equal", "proportional"}
         Weights of the levels of the other factors: equal, or in proportion to their cells.
     **variables
-        A pair for each variable that is compared: ``condition=("stim", "ctrl")`` is stim - ctrl. A side may be a
-        list of levels; "pairwise" is every pair. Two variables give contrasts of contrasts.
+        A pair for each variable that is compared: ``condition=("stim", "ctrl")`` is stim - ctrl. A list of tuples is
+        several pairs; "pairwise" is every pair. A side of a tuple may be a list of levels, which are averaged. Two
+        variables give contrasts of contrasts.
 
     Returns
     -------

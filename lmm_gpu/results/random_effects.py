@@ -33,9 +33,10 @@ def ranef(fit: Fitted, component: str | int | None = None) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        variable, component, effect, blup, sd. The sd are lme4's condVar: given theta and the fixed effects, so
-        without the uncertainty of these. Of genes with a component below zero, both are those of a fit with
-        ``bounds="nonnegative"``: no variable with a negative variance can be predicted.
+        variable, component, effect, blup, sd, standardized. The sd are lme4's condVar: given theta and the fixed
+        effects, so without the uncertainty of these. standardized is blup over its own standard deviation,
+        sqrt(variance - sd^2): standard normal if the model holds, for a QQ plot. Of genes with a component below zero,
+        all are those of a fit with ``bounds="nonnegative"``: no variable with a negative variance can be predicted.
 
     Raises
     ------
@@ -74,6 +75,10 @@ def ranef(fit: Fitted, component: str | int | None = None) -> pd.DataFrame:
 
     for genes, (u, spread) in by_block(fit, form, theta):
         blup[:, genes], sd[:, genes] = u[rows], spread[rows]
+    variance = np.repeat(_variances(fit, theta), fit.summary.d, axis=0)[rows]  # (rows, m)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        standardized = blup / np.sqrt(np.maximum(variance - sd**2, 0.0))
+    standardized[~np.isfinite(standardized)] = np.nan
     owner = np.repeat(list(fit.summary.component_names), fit.summary.d)[rows]
     return pd.DataFrame(
         {
@@ -82,8 +87,15 @@ def ranef(fit: Fitted, component: str | int | None = None) -> pd.DataFrame:
             "effect": np.tile(np.asarray(fit.summary.random_names, dtype=object)[rows], m),
             "blup": blup.T.ravel(),
             "sd": sd.T.ravel(),
+            "standardized": standardized.T.ravel(),
         }
     )
+
+
+def _variances(fit: Fitted, theta: np.ndarray) -> np.ndarray:
+    # of the components (k, m), without their covariances
+    names = list(fit.summary.variance_names)
+    return theta[[names.index(name) for name in fit.summary.component_names]]
 
 
 def _nonnegative_theta(fit: Fitted) -> np.ndarray:

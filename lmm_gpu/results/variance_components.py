@@ -26,6 +26,7 @@ from ..inference.variance_tests import (
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted, by_block, shared_columns
+from .fitted_values import gene_position
 
 
 def variance_test(
@@ -37,12 +38,12 @@ def variance_test(
     draws: int = 100_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Test that a variance component is zero: one row per feature.
+    """Test that a variance component is zero: one row per feature and component.
 
     Parameters
     ----------
     component : str or int, optional
-        Name or position of a random effect; may be left out if there is one.
+        Name or position of a random effect; by default each of them is tested.
     method : {"rlrt", "lrt", "wald"}, optional
         "rlrt": exact restricted likelihood ratio, for a single random effect and REML, where it is the default.
         Its null distribution is simulated once for all features; p is at least 1 / (draws + 1). "lrt": likelihood
@@ -58,7 +59,8 @@ def variance_test(
     Returns
     -------
     DataFrame
-        variable, component, variance, statistic, p_value, adj_p_value, log10_p_value, mean_expr, status.
+        variable, component, variance, statistic, p_value, adj_p_value, log10_p_value, mean_expr, status. Adjusted
+        p-values are Benjamini and Hochberg's within each component.
 
     Raises
     ------
@@ -74,7 +76,13 @@ def variance_test(
     >>> (fit.variance_test(draws=1000)["p_value"] < 0.01).tolist()
     [False, True]
     """
-    at = component_position(fit, component)
+    if component is None:
+        each = [_component_test(fit, one, method, alternative, draws, seed) for one in range(len(fit.summary.d))]
+        return pd.concat(each, ignore_index=True)
+    return _component_test(fit, component_position(fit, component), method, alternative, draws, seed)
+
+
+def _component_test(fit: Fitted, at: int, method: str | None, alternative: str, draws: int, seed: int) -> pd.DataFrame:
     exact = isinstance(fit.model.likelihood, SingleComponent) and fit.method == "REML"
     method = method or ("rlrt" if exact else "lrt")
     _check_variance_test(fit, method, alternative)
@@ -210,11 +218,7 @@ def variances(fit: Fitted, gene: str | int) -> pd.DataFrame:
     >>> lmm_gpu.fit((Y, obs), "~ x + (x | donor)").variances("Gene1")["component"].tolist()
     ['donor', 'donor.x', 'donor.cov(Intercept,x)', 'residual']
     """
-    features = fit.summary.features
-    at = features.index(gene) if gene in features else gene
-    if isinstance(at, bool) or not isinstance(at, (int, np.integer)) or not 0 <= at < len(features):
-        raise ValueError(f"gene={gene!r} is not part of the fit; give one of its {len(features)} names or positions")
-    theta = fit.estimates.theta[:, at]
+    theta = fit.estimates.theta[:, gene_position(fit, gene)]
     sd, correlation = np.sqrt(np.where(theta >= 0, theta, np.nan)), np.full(theta.shape, np.nan)
     for row, (i, j) in _covariance_rows(fit.summary).items():
         sd[row], correlation[row] = np.nan, theta[row] / (sd[i] * sd[j])

@@ -98,7 +98,7 @@ class CellModel:
             For values that cannot be used, and a checkpoint of another run.
         """
         bar = bar or _no_bar
-        transform = self._transform(options, bar, checkpoint)
+        transform = self.transform(options, bar, checkpoint)
         given: dict[str, Any] = {"is_counts": options.is_counts, "genes": options.genes, "weights": self.weights}
         if is_dask(self.source.matrix):
             from .dask_sums import reduce_chunks
@@ -108,7 +108,8 @@ class CellModel:
         with self._bar(bar, "reading") as step:
             return accumulate(self.source, self.design, transform, **given, progress=step)
 
-    def _transform(self, options: ReadOptions, bar: Bar, checkpoint: Checkpoint | None) -> Transform | None:
+    def transform(self, options: ReadOptions, bar: Bar, checkpoint: Checkpoint | None = None) -> Transform | None:
+        """The transform of `options`, with its size factors; None for one that depends on the values."""
         if options.transform != "normalize":
             return None if options.transform is None else Transform(options.transform)
         if options.size_factors is not None:

@@ -38,7 +38,8 @@ def without_empty_cells(summary: SummaryStats) -> SummaryStats:
         return summary
     names = [summary.fixed_names[one.column] for one in dropped]
     shown = ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    logger.warning("%d columns of X are dropped, as combinations of levels have no cells: %s", len(names), shown)
+    what = "1 column of X is" if len(names) == 1 else f"{len(names)} columns of X are"
+    logger.warning("%s dropped, as combinations of levels have no cells: %s", what, shown)
     return _with_columns(summary, kept, dropped)
 
 

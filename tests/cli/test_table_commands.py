@@ -69,7 +69,8 @@ TABLES = {
     "test": (["test", "run", "--df", "residual"], lambda fit: fit.test(df="residual")),
     "anova": (["anova", "run"], lambda fit: fit.anova()),
     "anova by df": (["anova", "run", "--df", "kenward-roger"], lambda fit: fit.anova("kenward-roger")),
-    "variance-test": (["variance-test", "run"], lambda fit: fit.variance_test("donor")),
+    "anova type": (["anova", "run", "--type", "II"], lambda fit: fit.anova(type=2)),
+    "variance-test": (["variance-test", "run"], lambda fit: fit.variance_test()),
     "wald": (["variance-test", "run", "--method", "wald"], lambda fit: fit.variance_test("donor", method="wald")),
     "ranef": (["ranef", "run/fit.h5", "--component", "donor"], lambda fit: fit.ranef("donor")),
     "permute": (
@@ -132,6 +133,7 @@ def test_tables_of_the_run_itself_are_never_replaced(command, place, run, name):
         (["variance-test", "run", "--component", "batch"], "--component 'batch'"),
         (["variance-test", "run", "--method", "exact"], "--method 'exact' is not known"),
         (["ranef", "run", "--component", "batch"], "--component 'batch'"),
+        (["anova", "run", "--type", "4"], "--type '4' is not known"),
         (["anova", "run", "--df", "kr"], "--df 'kr' is not known"),
         (["permute", "run", "-c", "dose[T.none]"], "not a contrast between the levels of donor"),
         (["permute", "run", "-c", "arm[T.y]", "--strata", "dose"], "--strata 'dose' is not a factor"),

@@ -64,6 +64,22 @@ def test_sides_of_several_levels_and_variables_that_are_held(text):
     np.testing.assert_allclose(found, wanted, atol=1e-10)
 
 
+def test_a_list_of_pairs_has_one_contrast_for_each():
+    text = FORMULAS[0]
+    found = contrasts(text, {"kind": [("NK", "B"), ("T", "B")], "cond": ("stim", "ctrl")})
+    assert list(found.columns) == ["NK - B : stim - ctrl", "T - B : stim - ctrl"]
+    for kind in ("NK", "T"):
+        one = contrasts(text, {"kind": (kind, "B"), "cond": ("stim", "ctrl")})
+        np.testing.assert_array_equal(found[f"{kind} - B : stim - ctrl"], one.iloc[:, 0])
+    assert list(contrasts(text, {"kind": [("T", "B")]}).columns) == ["T - B"]
+    averaged = contrasts(text, {"kind": (["B", "NK"], ["T"])})
+    np.testing.assert_array_equal(contrasts(text, {"kind": [(["B", "NK"], "T")]}), averaged)
+    with pytest.raises(ValueError, match="two pairs or two sets"):
+        contrasts(text, {"kind": [["NK", "B"], ["T", "B"]]})
+    with pytest.raises(ValueError, match="expected a pair"):
+        contrasts(text, {"kind": [("NK", "B", "T"), ("T", "B")]})
+
+
 def test_pairs_and_contrasts_of_contrasts():
     text = FORMULAS[0]
     pairs = contrasts(text, {"kind": "pairwise"})

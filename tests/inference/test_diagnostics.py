@@ -149,13 +149,3 @@ def test_indicators_are_distinguished_from_numbers():
     X = np.column_stack([np.ones(N), OBS["arm"] == "v", OBS["x"], np.tile([0, 2], N // 2), np.tile([0.5, 0.5], N // 2)])
     summary = cross_products(X.astype(float), pd.get_dummies(OBS["donor"]).to_numpy(float), Y)
     assert groupings(summary)[0].indicators.tolist() == [True, True, False, False, False]
-
-
-def test_anova_of_treatment_coded_interactions():
-    result = fit((Y, OBS), "~ arm * half + x + (1 | donor)", progress=False)
-    with pytest.warns(UserWarning, match=r"arm, half: treatment-coded and part of an interaction.*C\(arm, contr.sum\)"):
-        result.anova()
-    for formula in ("~ C(arm, contr.sum) * C(half, contr.sum) + (1 | donor)", "~ arm + half + (1 | donor)"):
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            fit((Y, OBS), formula, progress=False).anova()

@@ -335,11 +335,15 @@ def test_the_default_method(result):
     pd.testing.assert_frame_equal(one.variance_test(draws=500), one.variance_test("donor", "rlrt", draws=500))
 
 
+def test_every_component_is_tested_by_default(result):
+    wanted = pd.concat([result.variance_test(name, "wald") for name in ("donor", "plate")], ignore_index=True)
+    pd.testing.assert_frame_equal(result.variance_test(method="wald"), wanted)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"component": "Donor"}, "component='Donor': wanted one of donor, plate, or its position from 0"),
-        ({}, "component=None: wanted one of donor, plate"),
         ({"component": 2}, "component=2: wanted one of donor, plate"),
         ({"component": 0, "method": "score"}, "method='score' is not known; use one of rlrt, lrt, wald"),
         ({"component": 0, "alternative": "less"}, "alternative='less' is not known; use one of greater, two-sided"),
