@@ -18,6 +18,7 @@ import scipy.linalg
 
 from .arrays import Array, indices, like, namespace, on_host, raises_for_bad_matrices, to_numpy, zeros
 from .fusion import fused
+from .host_decompositions import decomposed_on_host
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10
@@ -33,6 +34,8 @@ RESIDUAL = 1e-9
 LARGE = 100
 #: Rows of a matrix up to which its eigenvalues take less time than an attempt to factorise it alone.
 SMALL = 16
+#: Rows of the largest matrices whose eigenvectors CUDA's batched routine finds well.
+LARGEST_BATCHED_EIGH = 32
 #: Number of positive factors that are multiplied before their logarithm is taken.
 FACTORS = 8
 
@@ -274,8 +277,15 @@ def eigh_stack(A: Array) -> tuple[Array, Array]:
     """Eigenvalues (b, q) and eigenvectors (b, q, q) of a stack of symmetric matrices of finite numbers."""
     if A.shape[1] == 1:
         return A[:, 0, :], namespace(A).ones_like(A)
+    return (_eigh_on_host if A.shape[1] > LARGEST_BATCHED_EIGH else _eigh)(A)
+
+
+def _eigh(A: Array) -> tuple[Array, Array]:
     values, vectors = namespace(A).linalg.eigh(0.5 * (A + namespace(A).matrix_transpose(A)))
     return values, vectors
+
+
+_eigh_on_host = decomposed_on_host(_eigh)
 
 
 def inverse_and_logdet(A: Array, unit: Array | None = None) -> tuple[Array, Array, Array]:
@@ -295,6 +305,7 @@ def inverse_and_logdet(A: Array, unit: Array | None = None) -> tuple[Array, Arra
 # --- one matrix per design ------------------------------------------------------------------------
 
 
+@decomposed_on_host
 def eigh_psd(S: Array, scale: Array | None = None) -> tuple[Array, Array]:
     """Eigenvalues (q,) and eigenvectors (q, q) of a positive semi-definite matrix; rounding becomes exactly 0.
 
@@ -309,12 +320,14 @@ def eigh_psd(S: Array, scale: Array | None = None) -> tuple[Array, Array]:
     return xp.where(values > cut, values, 0.0), vectors
 
 
+@decomposed_on_host
 def largest_eigenvalue(S: Array) -> Array:
     """Largest eigenvalue (0-d) of a symmetric matrix."""
     xp = namespace(S)
     return xp.max(xp.linalg.eigvalsh(0.5 * (S + S.T)))
 
 
+@decomposed_on_host
 def root_psd(S: Array, squares: Array) -> tuple[Array, Array]:
     """Root K (q, r) with S = K K', and a left inverse of K (r, q); r is the numerical rank.
 
@@ -332,6 +345,7 @@ def root_psd(S: Array, squares: Array) -> tuple[Array, Array]:
     return K, (vectors / (unit[:, None] * root[None, :])).T
 
 
+@decomposed_on_host
 def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
     """Inverse of one symmetric matrix, scaled to unit diagonal before its Cholesky factorisation.
 
@@ -360,6 +374,7 @@ def inverse_spd(A: Array) -> tuple[Array | None, list[int]]:
     return (Linv.T @ Linv) * scale[:, None] * scale[None, :], []
 
 
+@decomposed_on_host
 def orthonormal_columns(A: Array) -> Array:
     """Matrix T (p, p) with T'A T = I and T T' = A^-1, for one symmetric positive definite matrix."""
     xp = namespace(A)

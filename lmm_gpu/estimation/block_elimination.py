@@ -101,6 +101,11 @@ class EliminatedFactor:
             blocks=ranges(rest),
         )
 
+    def numbers(self, columns: int = 0) -> int:
+        """Numbers that an evaluation at one ratio needs, all temporaries counted; with that many `columns` of loads."""
+        q_R, r = self.K_R.shape
+        return int(12 * q_R * (q_R + columns) + 6 * (r + self.K_e.shape[0]) * (1 + columns))
+
     def split(self, g: Array) -> tuple[Array, Array]:
         """Ratios (k, b) as those of the eliminated effect (b,) and of the rows of K_R (b, q_R)."""
         return g[self.eliminated, :], namespace(g).take(g, self.effects, axis=0).T

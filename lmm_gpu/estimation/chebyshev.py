@@ -10,11 +10,11 @@ effect is accurate to near rounding (Trefethen, Approximation Theory and Approxi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..backend.arrays import Array, flag_indices, indices, like, namespace, threads_for
+from ..backend.arrays import Array, flag_indices, indices, like, namespace, on_host, threads_for
 from ..backend.blocks import blocks
 from ..backend.fusion import fused
 from ..backend.threads import in_threads
@@ -27,8 +27,10 @@ ACCURACY = 1e-12
 TOLERANCE = 1e-10
 #: Number of points at which a table is checked.
 _PROBES = 64
-#: Points that are evaluated together.
+#: Points that are evaluated together on the host, within its caches.
 _BLOCK = 8
+#: Bytes of the points that are evaluated together on a device.
+LARGEST_PART = 2**28
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Axis:
 
     def ratios(self, t: list[float], reference: Array) -> Array:
         """Ratios g at positions `t` of [-1, 1]."""
-        x = 0.5 * (self.lo + self.hi) + 0.5 * (self.hi - self.lo) * like(t, reference)
-        return namespace(reference).expm1(x) / self.lam
+        middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
+        return like([math.expm1(middle + half * one) / self.lam for one in t], reference)
 
     def basis(self, g: Array, degrees: Array) -> Array:
         """Chebyshev polynomials (b, size) of the `degrees` (1, size) at the ratios `g` (b,), which must lie inside."""
@@ -101,13 +103,18 @@ class RatioTable:
 
     @classmethod
     def build(
-        cls, axes: tuple[Axis, ...], values: Array, functions: Callable[[Array], Array], size: Array | None = None
+        cls,
+        axes: tuple[Axis, ...],
+        values: Array,
+        functions: Callable[[Array], Array],
+        size: Array | None = None,
+        numbers: int = 1,
     ) -> RatioTable | None:
         """Interpolate `values` (w, size_1, .., size_k) at the nodes of the axes.
 
         None if the table is not accurate between its nodes, compared with `functions`, from ratios (k, b) to values
         (w, b): effects that overlap can bring a singularity close. Errors are judged against the largest value of each
-        function, and against `size` (w,), what is added to it.
+        function, and against `size` (w,), what is added to it. `numbers` are those that `functions` need per ratio.
         """
         xp = namespace(values)
         coefficients = xp.moveaxis(values, 0, -1)  # (size_1, .., size_k, w)
@@ -116,7 +123,7 @@ class RatioTable:
             coefficients = xp.moveaxis(rotated, 0, position)
         table = cls(axes, coefficients, tuple(like([list(range(axis.size))], values) for axis in axes))
         probes = xp.stack([axis.ratios(_probes(i), values) for i, axis in enumerate(axes)], axis=0)
-        error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes)), axis=1)  # (w,)
+        error = xp.max(xp.abs(table.evaluate(probes) - _in_blocks(functions, probes, numbers)), axis=1)  # (w,)
         nodes = math.prod(values.shape[1:])
         largest = xp.max(xp.abs(xp.reshape(values, (values.shape[0], nodes))), axis=1)
         largest = largest if size is None else size + largest
@@ -142,19 +149,33 @@ class RatioTable:
         return inside
 
 
-def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array) -> Array:
+def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], reference: Array, numbers: int = 1) -> Array:
     """Values (w, size_1, .., size_k) at the nodes of the axes of `functions`, from ratios (k, b) to values (w, b)."""
     xp = namespace(reference)
     grids = xp.meshgrid(*[axis.ratios(axis.nodes(), reference) for axis in axes], indexing="ij")
     g = xp.stack([xp.reshape(grid, (-1,)) for grid in grids], axis=0)  # (k, nodes)
-    values = _in_blocks(functions, g)  # (w, nodes)
+    values = _in_blocks(functions, g, numbers)  # (w, nodes)
     return xp.reshape(values, (values.shape[0], *[axis.size for axis in axes]))
 
 
-def _in_blocks(functions: Callable[[Array], Array], g: Array) -> Array:
+def at_once(few: int, numbers: int, reference: Array) -> int:
+    """How many points to evaluate together: `few` on the host, on a device all, within `LARGEST_PART`.
+
+    Every point needs that many `numbers`; on a device the calls count, on the host its caches.
+    """
+    return few if on_host(reference) else max(few, LARGEST_PART // (8 * numbers))
+
+
+def _in_blocks(functions: Callable[[Array], Array], g: Array, numbers: int) -> Array:
     # values (w, b) at the ratios `g` (k, b), a few at a time
-    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), blocks(g.shape[1], _BLOCK), threads_for(g))
-    return namespace(g).concat(list(parts), axis=1)
+    ranges = blocks(g.shape[1], at_once(_BLOCK, numbers, g))
+    parts = in_threads(lambda at: functions(g[:, at[0] : at[1]]), ranges, threads_for(g))
+    return joined(list(parts), axis=1)
+
+
+def joined(parts: Sequence[Array], axis: int) -> Array:
+    """Concatenate arrays; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else namespace(*parts).concat(list(parts), axis=axis)
 
 
 def _probes(axis: int) -> list[float]:

@@ -7,18 +7,19 @@ of the size of the effects that are not eliminated.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..backend.arrays import Array, namespace, threads_for, to_numpy, zeros
+from ..backend.arrays import Array, like, namespace, threads_for, to_numpy
 from ..backend.blocks import blocks, ranges
 from ..backend.fusion import fused
+from ..backend.host_decompositions import decomposed_on_host
 from ..backend.linalg import Vectors, largest_eigenvalue
 from ..backend.threads import in_threads
 from .block_elimination import EliminatedFactor, Solution
 from .block_size import table_bytes
-from .chebyshev import Axis, RatioTable, lookup, on_grid
+from .chebyshev import Axis, RatioTable, at_once, joined, lookup, on_grid
 from .fisher_scoring import Evaluation
 from .likelihood import Likelihood, Traces, rows
 from .projection import ProjectedGenes, Projection
@@ -63,19 +64,13 @@ class MultiComponent(Likelihood):
 
         With tables if they pay for that many `genes`, and take no more than `memory` (bytes).
         """
-        matrix = projection.S if method == "REML" else projection.ZZ
-        squares = namespace(matrix).linalg.diagonal(projection.ZZ)
-        root = EliminatedFactor.build(projection.S, squares, d)
-        root_trace = root if method == "REML" else EliminatedFactor.build(projection.ZZ, squares, d)
+        root, other_root, T, B, positive, lam = _roots(projection.S, projection.ZZ, d, method)
         p = projection.XXinv.shape[0]
-        xp = namespace(matrix)
-        lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
-        T_0, B_0, *_ = root_trace.traces(zeros((len(d), 1), matrix))
         plain = cls(
             root=root,
-            root_trace=root_trace,
-            T_0=T_0,
-            B_0=B_0,
+            root_trace=root if other_root is None else other_root,
+            T_0=T[:, :1],
+            B_0=B[:, :, :1],
             lam=lam[:, None],
             axes=None,
             spectra=None,
@@ -93,7 +88,8 @@ class MultiComponent(Likelihood):
             n_components=len(d),
             n_fixed=p,
         )
-        return plain._with_tables(genes, LARGEST_TABLES if memory is None else memory)
+        positive_definite = to_numpy(positive)[1:].tolist()
+        return plain._with_tables(positive_definite, genes, LARGEST_TABLES if memory is None else memory)
 
     def with_genes(self, genes: ProjectedGenes) -> MultiComponent:
         """Return the likelihood of `genes` of the same design."""
@@ -245,25 +241,26 @@ class MultiComponent(Likelihood):
         y = root.apply(root.inner(g), xp.reshape(x, (r, k * c, b)))
         return x, xp.reshape(y, (r, k, c, b))
 
-    def _with_tables(self, genes: int, memory: int) -> MultiComponent:
+    def _with_tables(self, positive_definite: Sequence[bool], genes: int, memory: int) -> MultiComponent:
         """The same with tables, if there is a grid that they are accurate on, cheaper than the genes and not too large.
 
-        V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner.
+        V grows with every ratio: it is positive definite on the whole grid if it is at the lowest corner, for which
+        there are flags in the order of `LOWEST`.
         """
-        xp, largest, e = namespace(self.lam), to_numpy(self.lam)[:, 0].tolist(), self.root.eliminated
-        for lowest in LOWEST if min(largest) > 0 else ():
+        largest, e = to_numpy(self.lam)[:, 0].tolist(), self.root.eliminated
+        for lowest, positive in zip(LOWEST, positive_definite, strict=True) if min(largest) > 0 else ():
             axes = tuple(Axis.build(lam, lowest) for lam in largest)
             nodes = axes[e].size if len(axes) == 2 else math.prod(axis.size for axis in axes)
-            corner = (lowest - 1.0) / self.lam  # (k, 1)
             functions = len(axes) * (len(axes) + 1) + 2 + self.n_fixed
             too_large = table_bytes(tuple(axis.size for axis in axes), self.root.K_R.shape[0], functions) > memory
-            if nodes > genes or too_large or not bool(xp.all(self.root_trace.traces(corner)[3])):
+            if nodes > genes or too_large or not positive:
                 continue
             g_e = axes[e].ratios(axes[e].nodes(), self.lam)  # (J,)
             grid = replace(self, axes=axes, spectra=Spectra.build(self.root, g_e) if len(axes) == 2 else None)
             of_traces = grid if self.root_trace is self.root else grid._with_spectra_of(self.root_trace, g_e)
             traces = of_traces._table(self._trace_functions, self._trace_rows_of)
-            F = RatioTable.build((axes[e],), self._F_function(g_e[None, :]), self._F_function)
+            F_nodes = self._F_function(g_e[None, :])  # (pairs, J)
+            F = RatioTable.build((axes[e],), F_nodes, self._F_function, numbers=self.root.numbers())
             if traces is not None and F is not None:
                 return replace(grid, trace_table=traces, F_table=F, F_rest=self.root.packed_F_rest())
         return self
@@ -281,15 +278,16 @@ class MultiComponent(Likelihood):
         """
         if self.axes is None:
             return None
+        numbers = self.root.numbers(self.n_fixed)
         if self.spectra is None:
-            return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam), exact, size)
+            return RatioTable.build(self.axes, on_grid(self.axes, exact, self.lam, numbers), exact, size, numbers)
         e, spectra = self.root.eliminated, self.spectra
         g = self.axes[1 - e].ratios(self.axes[1 - e].nodes(), self.lam)  # (I,)
-        parts = in_threads(
-            lambda at: by_spectra(spectra.nodes(*at), g), blocks(self.axes[e].size, NODES), threads_for(g)
-        )
-        values = namespace(g).concat(list(parts), axis=1)  # (w, J, I)
-        return RatioTable.build(self.axes, namespace(g).moveaxis(values, 2, 1) if e else values, exact, size)
+        ranges = blocks(self.axes[e].size, at_once(NODES, spectra.numbers(g.shape[0], self.n_fixed), g))
+        parts = in_threads(lambda at: by_spectra(spectra.nodes(*at), g), ranges, threads_for(g))
+        values = joined(list(parts), axis=1)  # (w, J, I)
+        values = namespace(g).moveaxis(values, 2, 1) if e else values
+        return RatioTable.build(self.axes, values, exact, size, numbers)
 
     def _trace_functions(self, g: Array) -> Array:
         # T, B, log det and validity as rows (k + k^2 + 2, b); traces fall like 1 / (1 + g lam): scaled to one size
@@ -360,6 +358,31 @@ class MultiComponent(Likelihood):
         K = self.root.components(self.root.K_e, self.root.K_R)
         loads = xp.stack([K_i.T @ part for K_i, part in zip(K, self._parts(a), strict=True)], axis=0)  # (k, r, c)
         return xp.tensordot(loads, g, axes=((0,), (0,)))
+
+
+@decomposed_on_host
+def _roots(
+    S: Array, ZZ: Array, d: tuple[int, ...], method: str
+) -> tuple[EliminatedFactor, EliminatedFactor | None, Array, Array, Array, Array]:
+    """Roots of S, and of Z'Z if traces are taken of it (ML).
+
+    Then T (k, g), B (k, k, g) and validity (g,) at the g ratios of `_corners`, and the largest eigenvalue of every
+    effect alone (k,).
+    """
+    xp = namespace(S)
+    squares = xp.linalg.diagonal(ZZ)  # (q,)
+    root = EliminatedFactor.build(S, squares, d)
+    matrix, other = (S, None) if method == "REML" else (ZZ, EliminatedFactor.build(ZZ, squares, d))
+    lam = xp.stack([largest_eigenvalue(matrix[lo:hi, lo:hi]) for lo, hi in ranges(d)])  # (k,)
+    T, B, _, positive, _ = (other or root).traces(_corners(lam))
+    return root, other, T, B, positive, lam
+
+
+def _corners(lam: Array) -> Array:
+    # ratios (k, 1 + number of grids): none, and the lowest corner of every grid for the largest eigenvalues (k,)
+    xp = namespace(lam)
+    ends = like([0.0, *(lowest - 1.0 for lowest in LOWEST)], lam)
+    return ends[None, :] / xp.where(lam > 0, lam, 1.0)[:, None]
 
 
 def _rows(values: Array, kept: int) -> Array:

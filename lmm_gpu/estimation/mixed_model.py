@@ -110,8 +110,7 @@ class MixedModel:
     def _without_genes(
         cls, summary: SummaryStats, projection: Projection, likelihood: Likelihood, largest: Array
     ) -> MixedModel:
-        none = projection.genes(summary.select(slice(0)))
-        return cls(projection, likelihood, largest, none.beta_ols, none.has_residual_variance)
+        return cls(projection, likelihood, largest, projection.XXinv[:, :0], summary.Ynorm[:0] > 0)
 
     @staticmethod
     def _likelihood(

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..backend.arrays import Array, namespace
 from ..backend.fusion import fused
+from ..backend.host_decompositions import decomposed_on_host
 from ..backend.linalg import eigh_psd, log_product
 from .likelihood import Likelihood, Traces
 from .projection import ProjectedGenes, Projection
@@ -38,25 +39,22 @@ class SingleComponent(Likelihood):
     @classmethod
     def decompose(cls, projection: Projection, method: str) -> SingleComponent:
         """Decompose the design once; no genes yet."""
-        xp = namespace(projection.S)
-        squares = xp.linalg.diagonal(projection.ZZ)  # (q,)
-        lam, U = eigh_psd(projection.S, xp.max(squares))
-        inverse_lam = xp.where(lam > 0, 1.0 / xp.where(lam > 0, lam, 1.0), 0.0)
+        lam, U, lam_trace, inverse_lam, amplification, rotation, rank = _eigenbasis(projection.S, projection.ZZ, method)
         p = projection.XXinv.shape[0]
         return cls(
             lam=lam,
-            lam_trace=lam if method == "REML" else eigh_psd(projection.ZZ)[0],
+            lam_trace=lam if lam_trace is None else lam_trace,
             inverse_lam=inverse_lam,
-            amplification=(inverse_lam * (squares @ (U * U)))[None, :],
+            amplification=amplification,
             U=U,
-            rotation=xp.where((lam > 0)[:, None], U.T, 0.0),
+            rotation=rotation,
             c=U[:, :0],
             yry=lam[:0],
             rss=lam[:0],
             rss_error=lam[:0],
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
-            rank=int(xp.count_nonzero(lam)),
+            rank=rank,
         )
 
     def with_genes(self, genes: ProjectedGenes) -> SingleComponent:
@@ -192,6 +190,19 @@ class SingleComponent(Likelihood):
     def _positive(self, g: Array) -> Array:
         # every 1 + g lam is positive (b,): the largest lam decides
         return 1.0 + namespace(g).max(self.lam) * g[0, :] > 0
+
+
+@decomposed_on_host
+def _eigenbasis(S: Array, ZZ: Array, method: str) -> tuple[Array, Array, Array | None, Array, Array, Array, int]:
+    """Eigenvalues and eigenvectors of S, eigenvalues of Z'Z if traces are taken of it, and what follows from them."""
+    xp = namespace(S)
+    squares = xp.linalg.diagonal(ZZ)  # (q,)
+    lam, U = eigh_psd(S, xp.max(squares))
+    inverse_lam = xp.where(lam > 0, 1.0 / xp.where(lam > 0, lam, 1.0), 0.0)
+    amplification = (inverse_lam * (squares @ (U * U)))[None, :]
+    rotation = xp.where((lam > 0)[:, None], U.T, 0.0)
+    lam_trace = None if method == "REML" else eigh_psd(ZZ)[0]
+    return lam, U, lam_trace, inverse_lam, amplification, rotation, int(xp.count_nonzero(lam))
 
 
 @fused

@@ -15,8 +15,9 @@ from ..backend.blocks import blocks
 from ..backend.linalg import eigh_stack
 from ..backend.threads import in_threads
 from .block_elimination import EliminatedFactor
+from .chebyshev import at_once, joined
 
-#: Ratios that are decomposed, or tabulated, together.
+#: Ratios that are decomposed, or tabulated, together on the host, within its caches.
 NODES = 4
 #: Fields that have one row per ratio.
 _BY_NODE = ("g_e", "positive", "lam", "U", "F1", "F2")
@@ -38,12 +39,10 @@ class Spectra:
     @classmethod
     def build(cls, root: EliminatedFactor, g_e: Array) -> Spectra:
         """Decompose F at the ratios `g_e` (J,) of the eliminated effect of two, a few at a time."""
-        xp = namespace(g_e)
-        parts = list(
-            in_threads(lambda at: cls._build(root, g_e[at[0] : at[1]]), blocks(g_e.shape[0], NODES), threads_for(g_e))
-        )
-        joined = {name: xp.concat([getattr(part, name) for part in parts], axis=0) for name in _BY_NODE}
-        return cls(root=root, delta=xp.concat([part.delta for part in parts], axis=1), **joined)
+        ranges = blocks(g_e.shape[0], at_once(NODES, root.numbers(), g_e))
+        parts = list(in_threads(lambda at: cls._build(root, g_e[at[0] : at[1]]), ranges, threads_for(g_e)))
+        rows = {name: joined([getattr(part, name) for part in parts], axis=0) for name in _BY_NODE}
+        return cls(root=root, delta=joined([part.delta for part in parts], axis=1), **rows)
 
     @classmethod
     def _build(cls, root: EliminatedFactor, g_e: Array) -> Spectra:
@@ -114,6 +113,11 @@ class Spectra:
         w_e = xp.sum(a_e * a_e, axis=0)[None, None, :] - 2.0 * a_y + y_y
         parts = self._in_order(w_e, xp.sum(w_R * w_R, axis=2))  # (2, J, I, c)
         return xp.permute_dims(parts, (0, 3, 1, 2))
+
+    def numbers(self, others: int, columns: int) -> int:
+        """Numbers that a table of `others` ratios of the other effect needs per ratio of the eliminated one."""
+        q_R = int(self.lam.shape[1])
+        return 8 * q_R * q_R + 4 * others * q_R * (1 + columns)
 
     def nodes(self, lo: int, hi: int) -> Spectra:
         """Return the same at some of the ratios of the eliminated effect."""

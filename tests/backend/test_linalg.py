@@ -5,10 +5,14 @@ Residuals are relative to the norms of what is multiplied, with a bound in units
 
 from __future__ import annotations
 
+import cupy_like_device as cuda
 import numpy as np
 import pytest
+from cupy_like import asarray, xp
 
-from lmm_gpu.backend import linalg
+from lmm_gpu.backend import host_decompositions, linalg
+from lmm_gpu.backend.arrays import namespace
+from lmm_gpu.backend.host_decompositions import decomposed_on_host
 
 EPS = np.finfo(float).eps
 
@@ -240,3 +244,38 @@ def test_inverse_spd_names_the_columns_of_a_dependence(columns, dependent):
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
 def test_inverse_spd_of_a_diagonal_that_cannot_be(value):
     assert linalg.inverse_spd(np.diag([1.0, value, 2.0])) == (None, [1])
+
+
+# --- matrices of a design -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("largest", [512, 4])
+def test_a_design_is_decomposed_on_the_host_unless_it_is_large(largest, monkeypatch):
+    """Results are where the matrix was, with its values, and other dtypes stay as they are."""
+    monkeypatch.setattr(host_decompositions, "LARGEST", largest)
+    root = np.random.default_rng(0).normal(size=(5, 5))
+    A = root @ root.T
+
+    def eigen(matrix, name, nothing):
+        xp = namespace(matrix)
+        values, vectors = xp.linalg.eigh(matrix)
+        return values, (vectors, xp.astype(values > 0, xp.int64)), nothing, len(name)
+
+    with cuda.counting() as count:
+        values, (vectors, positive), nothing, length = decomposed_on_host(eigen)(asarray(A), "abc", None)
+    assert ("eigh" in {one.name for one in count.operations}) == (largest == 4)
+    assert namespace(values) is namespace(vectors) is namespace(positive) is xp
+    np.testing.assert_allclose(vectors.get() @ np.diag(values.get()) @ vectors.get().T, A, atol=1e-13)
+    assert positive.dtype == np.int64 and positive.get().tolist() == [1] * 5
+    assert nothing is None and length == 3
+
+
+@pytest.mark.parametrize("q", [linalg.LARGEST_BATCHED_EIGH, linalg.LARGEST_BATCHED_EIGH + 1])
+def test_larger_stacks_than_jacobis_are_decomposed_on_the_host(q):
+    root = np.random.default_rng(0).normal(size=(2, q, q))
+    A = root @ np.swapaxes(root, 1, 2)
+    with cuda.counting() as count:
+        values, vectors = linalg.eigh_stack(asarray(A))
+    assert ("eigh" in {one.name for one in count.operations}) == (q <= linalg.LARGEST_BATCHED_EIGH)
+    np.testing.assert_allclose(values.get(), np.linalg.eigvalsh(A), rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(A @ vectors.get(), vectors.get() * values.get()[:, None, :], atol=1e-10)

@@ -65,6 +65,13 @@ def test_nothing_grows_with_cells_after_accumulation(name):
     assert stages(name, GENES, 2) == stages(name, GENES)
 
 
+def test_a_device_is_called_a_few_hundred_times_at_most():
+    """A call takes 10 to 20 microseconds from Python: 400 of them 4 to 8 ms."""
+    assert stages("one effect", GENES)["iteration"].launches <= 25
+    assert stages("two effects, tabulated", GENES)["design"].launches <= 400
+    assert stages("two effects, tabulated", GENES)["iteration"].launches <= 75
+
+
 def test_tables_grow_with_the_logarithm_of_cells():
     """Their axes are log(1 + g lam), and lam grows with cells."""
     few, more, most = (stages("two effects, tabulated", GENES, times) for times in (1, 4, 16))
