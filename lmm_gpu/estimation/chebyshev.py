@@ -159,7 +159,7 @@ def on_grid(axes: tuple[Axis, ...], functions: Callable[[Array], Array], referen
 
 
 def at_once(few: int, numbers: int, reference: Array) -> int:
-    """How many points to evaluate together: `few` on the host, on a device all, within `LARGEST_PART`.
+    """Return the number of points to evaluate together: `few` on the host, all on a device within `LARGEST_PART`.
 
     Every point needs that many `numbers`; on a device the calls count, on the host its caches.
     """

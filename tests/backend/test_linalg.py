@@ -249,6 +249,7 @@ def test_inverse_spd_of_a_diagonal_that_cannot_be(value):
 # --- matrices of a design -------------------------------------------------------------------------
 
 
+@pytest.mark.imitation
 @pytest.mark.parametrize("largest", [512, 4])
 def test_a_design_is_decomposed_on_the_host_unless_it_is_large(largest, monkeypatch):
     """Results are where the matrix was, with its values, and other dtypes stay as they are."""
@@ -270,6 +271,7 @@ def test_a_design_is_decomposed_on_the_host_unless_it_is_large(largest, monkeypa
     assert nothing is None and length == 3
 
 
+@pytest.mark.imitation
 @pytest.mark.parametrize("q", [linalg.LARGEST_BATCHED_EIGH, linalg.LARGEST_BATCHED_EIGH + 1])
 def test_larger_stacks_than_jacobis_are_decomposed_on_the_host(q):
     root = np.random.default_rng(0).normal(size=(2, q, q))

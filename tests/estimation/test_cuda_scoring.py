@@ -295,3 +295,21 @@ def test_a_kernel_that_does_not_compile_is_replaced_with_one_warning(monkeypatch
 def test_kernels_need_the_shared_memory_that_the_device_has():
     x = cupy.zeros(1)
     assert cuda_kernels.kernel(x, "", "nothing", (), shared_bytes=2**30) is None
+
+
+# --- what a process keeps ---------------------------------------------------------------------------
+
+
+def test_later_fits_make_no_streams_and_no_handles():
+    """CuPy keeps memory for every stream, and its libraries keep handles for every thread."""
+    emulate = pytest.importorskip("emulate", reason="counts calls of the emulated device")
+    design = dense.DESIGNS["one_nested"]
+    stats = cross_products(design.X, design.Z, dense.draw_genes(design, 12), d=design.d)
+    options = FitOptions(device="cuda", block=4)  # blocks are copied beside computations
+    fit_genes(stats, options)
+    before = emulate.counts()
+    for _ in range(3):
+        fit_genes(stats, options)
+    after = emulate.counts()
+    assert after["H2D"] > before["H2D"]
+    assert (after["STREAM"], after["HANDLE"]) == (before["STREAM"], before["HANDLE"])
