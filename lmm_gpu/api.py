@@ -101,7 +101,8 @@ def summarize(
     memory : int or str, optional
         Budget for chunks of cells, such as "2GB". Chunks of a dask array keep their size.
     threads : int, optional
-        Threads that accumulate; by default one per processor. The result does not depend on it.
+        Threads that read and accumulate; by default one per processor that this process may use (its affinity and the
+        quota of its container). The result does not depend on it.
     scheduler : distributed.Client or str, optional
         Dask workers, or the address of their scheduler ("tcp://..."), which read the chunks of .h5ad and .zarr
         themselves and compute those of a dask array. By default a dask array is computed wherever dask does.

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, copy_context
+from pathlib import Path
 from typing import Any, TypeVar
 
 from threadpoolctl import threadpool_limits
@@ -17,12 +19,49 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+_limit: ContextVar[int | None] = ContextVar("limit", default=None)
+
+
 def workers() -> int:
-    """Processors that this process may use."""
+    """Processors that this process may use: by its affinity, the quota of its container, and `limited`."""
+    limit = _limit.get()
+    if limit is not None:
+        return limit
     try:
-        return len(os.sched_getaffinity(0))
+        processors = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every platform
-        return os.cpu_count() or 1
+        processors = os.cpu_count() or 1
+    return min(processors, _quota() or processors)
+
+
+@contextmanager
+def limited(threads: int | None) -> Iterator[None]:
+    """Context in which `workers` is `threads`, also for items that are made `ahead`; None changes nothing.
+
+    >>> with limited(3):
+    ...     workers()
+    3
+    """
+    if threads is None:
+        yield
+        return
+    token = _limit.set(threads)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Processors that the container's quota of time amounts to, rounded up; None without a quota."""
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota, period = ((root / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return -(-int(quota) // int(period)) if int(quota) > 0 else None
+    except (OSError, ValueError):  # no such files, or "max"
+        return None
 
 
 class _Limit:
@@ -87,10 +126,14 @@ def ahead(items: Iterable[T]) -> Iterator[T]:
     >>> list(ahead(iter("ab")))
     ['a', 'b']
     """
-    iterator, end = iter(items), object()
+    iterator, end, context = iter(items), object(), copy_context()
+
+    def following() -> T | object:
+        return context.run(next, iterator, end)
+
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(next, iterator, end)
+        future = pool.submit(following)
         while (item := future.result()) is not end:
-            future = pool.submit(next, iterator, end)
+            future = pool.submit(following)
             yield item  # type: ignore[misc]
             del item

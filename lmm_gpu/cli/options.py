@@ -50,7 +50,7 @@ Resume = Annotated[
 
 Memory = Annotated[str | None, typer.Option(help="Memory budget, such as 2GB.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
-Threads = Annotated[int | None, typer.Option(help="Threads that accumulate cells; by default one per processor.")]
+Threads = Annotated[int | None, typer.Option(help="Threads that read and accumulate; by default one per processor.")]
 Scheduler = Annotated[
     str | None, typer.Option(help="Dask scheduler whose workers read .h5ad and .zarr and fit: tcp://HOST:8786.")
 ]

@@ -55,9 +55,7 @@ class StoredSparse:
         return read_part(self.data, self.indices, self._short, self.by_genes, self.indptr[lo : max(lo, hi) + 1])
 
 
-def read_part(
-    data: Any, indices: Any, short: int, by_genes: bool, begins: np.ndarray, threads: int | None = None
-) -> Any:
+def read_part(data: Any, indices: Any, short: int, by_genes: bool, begins: np.ndarray) -> Any:
     """Read rows (columns if `by_genes`) of a stored sparse matrix.
 
     Parameters
@@ -70,15 +68,13 @@ def read_part(
         False: CSR. True: CSC.
     begins
         (rows + 1,) part of indptr.
-    threads
-        By default one per processor.
 
     Returns
     -------
     csr_array or csc_array, with unchecked indices
     """
     begin, end = int(begins[0]), int(begins[-1])
-    values, places = read_rows([data, indices], slice(begin, end), threads)
+    values, places = read_rows([data, indices], slice(begin, end))
     kind = np.int32 if max(end - begin, short) < 2**31 else np.int64
     parts = values, places.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
     count = len(begins) - 1

@@ -134,7 +134,7 @@ class StoredArray:
         return values.reshape(self.chunks)
 
 
-def read_rows(arrays: Sequence[Any], rows: slice, threads: int | None = None) -> list[np.ndarray]:
+def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
     """Read the same rows of several arrays, the chunks of all of them at once.
 
     Parameters
@@ -143,8 +143,6 @@ def read_rows(arrays: Sequence[Any], rows: slice, threads: int | None = None) ->
         `StoredArray`, or arrays of h5py or zarr.
     rows
         Without a step.
-    threads
-        By default one per processor.
     """
     found, tasks = [], []
     for array in arrays:
@@ -155,7 +153,7 @@ def read_rows(arrays: Sequence[Any], rows: slice, threads: int | None = None) ->
         out = np.empty((max(hi - lo, 0), *array.shape[1:]), array.dtype)
         tasks += array.tasks(lo, hi, out) if hi > lo else []
         found.append(out)
-    _run(tasks, workers() if threads is None else threads)
+    _run(tasks)
     return found
 
 
@@ -169,6 +167,11 @@ def stored_array(array: Any) -> Any:
     assert not isinstance(decoders, str)
     chunks = tuple(array.chunks or array.shape)
     return StoredArray(tuple(array.shape), np.dtype(array.dtype), chunks, places, decoders, array)
+
+
+def decodes(matrix: Any) -> bool:
+    """Return whether reading a matrix keeps threads busy with decompression."""
+    return bool(getattr(getattr(matrix, "data", matrix), "decoders", ()))
 
 
 def why_not(array: Any) -> str | None:
@@ -208,14 +211,14 @@ def _decoders(array: Any) -> list[Decoder] | str:
 
 def _hdf5_extents(dataset: Any) -> Callable[[Place], Extent | None]:
     extents: dict[Place, Extent] = {}
-    file = OpenFile(dataset.file.filename)
-    if not dataset.chunks:
+    file, chunks = OpenFile(dataset.file.filename), dataset.chunks
+    if not chunks:
         whole = Extent(file, dataset.id.get_offset(), dataset.id.get_storage_size())
         return lambda place: whole
 
     def note(info: Any) -> None:
         if not info.filter_mask:
-            place = tuple(at // size for at, size in zip(info.chunk_offset, dataset.chunks, strict=True))
+            place = tuple(at // size for at, size in zip(info.chunk_offset, chunks, strict=True))
             extents[place] = Extent(file, info.byte_offset, info.size)
 
     dataset.id.chunk_iter(note)
@@ -235,8 +238,9 @@ def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
     return extent
 
 
-def _run(tasks: Sequence[Callable[[], None]], threads: int) -> None:
+def _run(tasks: Sequence[Callable[[], None]]) -> None:
     """Do all tasks, on threads if there are several."""
+    threads = workers()
     if len(tasks) < 2 or threads < 2:
         for task in tasks:
             task()

@@ -18,6 +18,7 @@ import scipy.sparse
 from ..backend.arrays import Array, entered, flag_indices, to_numpy
 from ..backend.optional import require
 from ..backend.sparse import is_sparse, on_device, some_rows, stored_values
+from ..backend.threads import limited
 from ..io.broken_files import reading
 from ..io.hdf5_sparse import read_part
 from ..io.sparse_checks import canonical
@@ -167,16 +168,16 @@ class FileMark:
 def read(name: Path, key: str, sparse: tuple[int, bool] | None, mark: FileMark, place: np.ndarray) -> Any:
     """Read rows, or columns of a `sparse` matrix that is stored by columns; its index is read for these only."""
     piece = opened(place)
-    with reading(name), ExitStack() as files:
+    with reading(name), limited(1), ExitStack() as files:
         mark.check(name)
         if name.is_dir():
             stored = require("zarr", "reading .zarr").open_group(name, mode="r")[key]
         else:
             stored = files.enter_context(require("h5py", "reading .h5ad").File(name, "r"))[key]
         if sparse is None:
-            return read_rows([stored_array(stored)], piece, threads=1)[0]
+            return read_rows([stored_array(stored)], piece)[0]
         begins = stored["indptr"][piece.start : piece.stop + 1]
-        return read_part(stored_array(stored["data"]), stored_array(stored["indices"]), *sparse, begins, threads=1)
+        return read_part(stored_array(stored["data"]), stored_array(stored["indices"]), *sparse, begins)
 
 
 def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:

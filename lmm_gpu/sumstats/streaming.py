@@ -11,9 +11,10 @@ import numpy as np
 
 from ..backend.arrays import entered
 from ..backend.sparse import on_device
-from ..backend.threads import ahead, quiet_blas, workers
+from ..backend.threads import ahead, limited, quiet_blas, workers
 from ..design.design import Design
 from ..io.source import Source
+from ..io.stored_arrays import decodes
 from .accumulator import Accumulator, Passes
 from .assembly import assemble
 from .checkpoint import Checkpoint, as_array, as_slices
@@ -62,7 +63,7 @@ def accumulate(
     memory : int, optional
         Bytes that the chunks and their temporaries may take.
     threads : int, optional
-        Threads of the compiled pass; by default one per processor. The sums do not depend on it.
+        Threads that read and accumulate; by default one per processor. The sums do not depend on it.
     fused : bool, optional
         Use the compiled pass (needs numba); by default if it is installed and there are enough values.
     pieces : sequence of slice, optional
@@ -83,14 +84,14 @@ def accumulate(
     genes.check(source.features)
     if fused is None:
         fused = stored_values_of(source) >= FUSED_VALUES and can_fuse()
-    passes = Passes(fused, workers() if threads is None else threads, most_sums(memory))
+    passes = Passes(fused, _pass_threads(source, threads), most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
     pieces = plan_pieces(source, memory) if pieces is None else pieces
     if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
-    with quiet_blas(0):  # its threads would compete with the one that reads ahead
+    with quiet_blas(0), limited(threads):  # BLAS threads would compete with those that read ahead
         for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical=not fused):
             rows, some = (cells, place) if source.by_genes else (place, features)
             sums.add(rows, some, Y, source.name)
@@ -105,6 +106,12 @@ def accumulate(
     summary = replace(summary, within=sums.within_groups())
     cells_with, total = (None, None) if sums.counted is None else sums.counted.T
     return genes.apply(summary, cells_with, total)
+
+
+def _pass_threads(source: Source, threads: int | None) -> int:
+    """Threads of the compiled pass: half of them where the others decompress the next chunk, which takes as long."""
+    threads = workers() if threads is None else threads
+    return max(1, threads // 2) if decodes(source.matrix) else threads
 
 
 def summary_of(

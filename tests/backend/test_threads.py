@@ -9,7 +9,8 @@ import sys
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lmm_gpu.backend.threads import FEW_ROWS, in_threads, quiet_blas
+from lmm_gpu.backend import threads
+from lmm_gpu.backend.threads import FEW_ROWS, ahead, in_threads, limited, quiet_blas, workers
 
 #: Two contexts of which the second is entered after the first and left after it. threadpoolctl lets one thread change
 #: the setting as long as that thread lives, so each case runs in a separate process.
@@ -75,3 +76,34 @@ def test_an_error_in_a_task_restores_them(two_threads):
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda x: 1 / x, [1, 0], 2))
     assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "damaged\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_a_container(tmp_path, monkeypatch, files, processors):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    found = threads._quota(tmp_path)
+    assert found == processors
+    monkeypatch.setattr(threads, "_quota", lambda: found)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(3), raising=False)
+    assert workers() == min(3, processors or 3)
+
+
+def test_a_limit_holds_for_items_that_are_made_ahead_and_ends_with_its_context():
+    before = workers()
+    with limited(7):
+        assert list(ahead(workers() for _ in range(3))) == [7, 7, 7]
+        with limited(None):
+            assert workers() == 7
+    assert workers() == before
