@@ -10,6 +10,7 @@ import scipy.sparse
 from paths import REFERENCE
 from scipy import stats
 
+import lmm_gpu
 from lmm_gpu.bulk import dream, pseudobulk, tmm_factors, voom
 from lmm_gpu.inference.empirical_bayes import fit_prior
 
@@ -218,3 +219,83 @@ def test_logarithms_in_place_of_counts_are_noted(pb, caplog):
     logs = anndata.AnnData(np.log2(1.0 + np.asarray(pb.X)), pb.obs)
     voom(logs, "~ 1")
     assert "voom expects counts, but the values look like logarithms" in caplog.text
+
+
+# --- an unbalanced experiment with two random effects: see make_dream_batches_reference.R ---
+
+BATCHES = "~ arm + age + (1 | donor) + (1 | batch)"
+
+
+@pytest.fixture(scope="module", name="batches")
+def _batches():
+    with np.load(REFERENCE / "dream_batches.npz") as stored:
+        r = dict(stored)
+    obs = pd.read_csv(REFERENCE / "dream_batches.metadata.csv", index_col=0)
+    return r, anndata.AnnData(r["counts"].T.astype(float), obs=obs)
+
+
+def test_crossed_random_effects_are_dreams(batches):
+    r, samples = batches
+    np.testing.assert_allclose(tmm_factors(samples.X), r["norm_factors"], rtol=1e-10)
+    v = voom(samples, BATCHES)
+    np.testing.assert_allclose(v.X, r["E"].T, rtol=1e-10)
+    np.testing.assert_allclose(v.layers["weights"], r["weights"].T, rtol=1e-4)
+    v.layers["weights"] = r["weights"].T
+    fit = lmm_gpu.fit(v, BATCHES, weights="weights", bounds="nonnegative", progress=False)
+    interior = (fit.status != "boundary").to_numpy()
+    assert interior.sum() > 90
+    for i, (_, table) in enumerate(fit.test(df="lmertest").groupby("contrast", sort=False)):
+        np.testing.assert_allclose(table["log_fc"], r["coef"][:, i], rtol=1e-4, atol=1e-4)  # of lme4's optimizer
+        np.testing.assert_allclose(table["se"], r["se"][:, i], rtol=1e-4)
+        np.testing.assert_allclose(table["df"][interior], r["df"][interior, i], rtol=1e-3)
+
+
+def test_the_same_samples_without_random_effects_are_limmas(batches):
+    r, samples = batches
+    np.testing.assert_allclose(voom(samples, "~ arm + age").layers["weights"], r["limma_weights"].T, rtol=1e-8)
+    for i, (_, table) in enumerate(dream(samples, "~ arm + age", min_count=0).groupby("contrast", sort=False)):
+        np.testing.assert_allclose(table["statistic"], r["limma_t"][:, i], rtol=1e-6)
+        np.testing.assert_allclose(table["p_value"], r["limma_p"][:, i], rtol=1e-6)
+
+
+def test_fractions_of_crossed_effects_are_variancepartitions(batches):
+    r, samples = batches
+    v = voom(samples, BATCHES)
+    formula = "~ age + (1 | arm) + (1 | donor) + (1 | batch)"
+    fit = lmm_gpu.fit(v, formula, weights="weights", method="ML", bounds="nonnegative", progress=False)
+    found = fit.variance_partition()[["arm", "batch", "donor", "age", "residual"]]
+    off = np.abs(found.to_numpy() - r["varpart"]).max(axis=1)
+    assert np.sort(off)[-3] < 2e-4  # one gene has two optima; lme4 ends at 2e-3 above zero in another
+
+
+# --- samples and genes that say little ---
+
+
+@pytest.mark.parametrize("formula", [BATCHES, "~ arm + age"])
+def test_genes_without_counts_and_types_with_few_samples_are_said(batches, formula, caplog):
+    _, samples = batches
+    odd = samples.copy()
+    odd.X[:, :3] = 0
+    odd.X[:, 3] = 0
+    odd.X[0, 3] = 9  # in one sample only
+    odd.X[:, 4] = 50.0
+    parts = {"many": odd, "two": odd[:2], "one donor": odd[:4], "ctrl": odd[odd.obs["arm"] == "ctrl"]}
+    both = {name: part.copy() for name, part in parts.items()}
+    types = anndata.concat(both, label="type", index_unique="-")
+    table = dream(types, formula, by="type", contrast="arm[T.drug]", min_count=0)
+    alone = [] if "donor" in formula else ["one donor"]  # four samples are enough for three coefficients
+    assert list(table["type"].unique()) == ["many", *alone]
+    assert all(f"type = {name} is left out" in caplog.text for name in parts if name not in ("many", *alone))
+    table = table[table["type"] == "many"]
+    bare = table.set_index("variable").iloc[:3]
+    assert (bare["p_value"].isna() | (bare["status"] != "failed")).all() and table["status"].notna().all()
+    assert table["p_value"].iloc[5:].notna().all()
+
+
+@pytest.mark.parametrize("formula", [BATCHES, "~ arm + age"])
+def test_weights_of_zero_are_refused_with_a_remedy(batches, formula):
+    _, samples = batches
+    v = voom(samples, BATCHES)
+    v.layers["weights"][0, 0] = 0.0
+    with pytest.raises(ValueError, match="weight"):
+        lmm_gpu.fit(v, BATCHES, weights="weights", progress=False)
