@@ -204,6 +204,15 @@ def cholesky(A: Array, unit: Array | None = None) -> tuple[Array, Array]:
     return xp.where(ok[:, None, None], L, unit), ok
 
 
+def independent_columns(A: Array) -> Array:
+    """Flags (b,) of Gram matrices (b, q, q) whose columns are not linearly dependent, as `DEPENDENT` has it."""
+    xp = namespace(A)
+    squares = xp.linalg.diagonal(A)  # (b, q)
+    unit = 1.0 / xp.sqrt(xp.where(squares > 0, squares, 1.0))
+    L, ok = cholesky(A * unit[:, :, None] * unit[:, None, :])
+    return ok & xp.all(xp.square(xp.linalg.diagonal(L)) > DEPENDENT, axis=1)
+
+
 def solve(A: Array, B: Array) -> tuple[Array, Array]:
     """Solve a stack of general systems A X = B: (b, q, q) and (b, q, c) to (b, q, c) and `ok` (b,)."""
     xp = namespace(A)

@@ -66,11 +66,11 @@ class GroupedDesign:
         return cls(root, loads, within, border, error, n_fixed)
 
     @property
-    def rank(self) -> int:
-        """Rank of [X, Z], of a design that all genes share."""
+    def ranks(self) -> Array:
+        """Ranks of [X, Z] (1 or b,)."""
         xp, k = namespace(self.root), self.root.shape[0]
-        own = sum(int(xp.count_nonzero(self.root[a, a, ...])) for a in range(k))
-        return own + int(xp.count_nonzero(self.border_error[0, :]))
+        own = sum(xp.count_nonzero(self.root[a, a, ...], axis=1) for a in range(k))
+        return xp.astype(own + xp.count_nonzero(self.border_error, axis=1), self.root.dtype)
 
     @property
     def per_gene(self) -> bool:

@@ -54,9 +54,9 @@ class GroupedEffects(GroupedForms):
     rss: Array  #: (b,)
     rss_error: Array  #: (b,)
     amplification: Array  #: (1 or b, k G), as of `_remainder`, of the coordinates of `y`
-    n_effective: int
-    residual_df: int
-    rank: int
+    n_effective: int | Array  #: (b,) where genes have observations of their own, as have the next two
+    residual_df: int | Array
+    rank: int | Array
     n_components: int
     reml: bool
 
@@ -87,7 +87,7 @@ class GroupedEffects(GroupedForms):
             amplification=design.amplification(xp.stack(lengths, axis=0)),
             n_effective=projection.n - (p if method == "REML" else 0),
             residual_df=projection.n - p,
-            rank=design.rank - p,
+            rank=int(design.ranks[0]) - p,
             n_components=sum(len(t.parameters) for t in terms),
             reml=method == "REML",
         )
@@ -144,7 +144,7 @@ class GroupedEffects(GroupedForms):
             yry=xp.take(self.yry, index, axis=0),
             rss=xp.take(self.rss, index, axis=0),
             rss_error=xp.take(self.rss_error, index, axis=0),
-            amplification=self._own(lambda x: xp.take(x, index, axis=0)),
+            **self._own(lambda x: xp.take(x, index, axis=0)),
         )
 
     def _part(self, lo: int, hi: int) -> GroupedEffects:
@@ -153,12 +153,15 @@ class GroupedEffects(GroupedForms):
             return self
         genes = {"y": self.y[lo:hi, :], "within_y": self.within_y[lo:hi, :], "zry": self.zry[:, lo:hi]}
         genes |= {"yry": self.yry[lo:hi], "rss": self.rss[lo:hi], "rss_error": self.rss_error[lo:hi]}
-        genes["amplification"] = self._own(lambda x: x[lo:hi, :])
+        genes |= self._own(lambda x: x[lo:hi, ...])
         return replace(self, design=self.design.part(lo, hi), **genes)
 
-    def _own(self, some: Callable[[Array], Array]) -> Array:
-        # the amplification of some genes
-        return some(self.amplification) if self.design.per_gene else self.amplification
+    def _own(self, some: Callable[[Array], Array]) -> dict[str, Array]:
+        # some genes of what each has for itself if genes have designs of their own
+        if not self.design.per_gene:
+            return {}
+        names = ("amplification", "n_effective", "residual_df", "rank")
+        return {name: some(getattr(self, name)) for name in names}
 
     # --- the likelihood ---
 

@@ -76,11 +76,11 @@ class Likelihood(ABC):
     ----------
     n_components : int
         k; theta has k + 1 rows, the residual variance s_0 last.
-    n_effective : int
-        N = n - p for REML, n for ML.
-    residual_df : int
+    n_effective : int or array (b,)
+        N = n - p for REML, n for ML; an array where genes have observations of their own, as for the next two.
+    residual_df : int or array (b,)
         n - p.
-    rank : int
+    rank : int or array (b,)
         Rank of Z after X is projected out.
     yry : array (b,)
         Residual sum of squares of each gene after ordinary least squares on X.
@@ -91,9 +91,9 @@ class Likelihood(ABC):
     """
 
     n_components: int
-    n_effective: int
-    residual_df: int
-    rank: int
+    n_effective: int | Array
+    residual_df: int | Array
+    rank: int | Array
     yry: Array
     rss: Array
     rss_error: Array
@@ -193,7 +193,7 @@ class Likelihood(ABC):
         xp, k = namespace(theta), self.n_components
         g = self.ratios(theta)  # (k, b)
         T, B = self.design_traces(g)
-        entries = _information(None, theta[k, :], float(self.n_effective), rows(g), rows(T), _square_rows(B))
+        entries = _information(None, theta[k, :], 1.0 * self.n_effective, rows(g), rows(T), _square_rows(B))
         flat = xp.stack([entry for row in entries for entry in row], axis=0)
         return xp.reshape(flat, (k + 1, k + 1, theta.shape[1]))
 
@@ -242,7 +242,7 @@ class Likelihood(ABC):
             logdet=t.logdet,
             ok=t.ok,
         )
-        evaluation = _compose(None, float(self.n_effective), point)
+        evaluation = _compose(None, 1.0 * self.n_effective, point)
         return replace(evaluation, outside_table=t.outside_table, v=t.v)
 
     def _remainder(self, sums: Remainder, h: Array, amplification: Array) -> tuple[Array, Array]:
@@ -256,8 +256,12 @@ class Likelihood(ABC):
 
     def _guarded(self, sums: Remainder, explained: Array, size: Array) -> tuple[Array, Array]:
         # y'Ry less what is explained (b,), a sum of squares of numbers as accurate as those of `size` (b,)
-        values = _within_ss(None, sums.yry, explained, sums.size + size, sums.unit)
-        return values if self.residual_df > self.rank else (0.0 * values[0], 0.0 * values[1])
+        values, error = _within_ss(None, sums.yry, explained, sums.size + size, sums.unit)
+        left = self.residual_df > self.rank  # without any degree of freedom, nothing is left but rounding error
+        if isinstance(left, bool):
+            return (values, error) if left else (0.0 * values, 0.0 * error)
+        xp = namespace(values)
+        return xp.where(left, values, 0.0), xp.where(left, error, 0.0)
 
 
 def rows(values: Array) -> tuple[Array, ...]:
@@ -282,7 +286,7 @@ def _ratios(xp: Any, _: None, components: Array, s_0: Array) -> Array:
 
 
 @fused
-def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
+def _compose(xp: Any, _: None, N: float | Array, at: _Point) -> Evaluation:
     """Value, score and information as in the module's docstring."""
     positive = at.s_0 > 0
     s_0 = xp.where(positive, at.s_0, 1.0)
@@ -310,7 +314,7 @@ def _compose(xp: Any, _: None, N: float, at: _Point) -> Evaluation:
 
 @fused
 def _information(
-    xp: Any, _: None, s_0: Array, N: float, g: Vectors, T: Vectors, B: Sequence[Vectors]
+    xp: Any, _: None, s_0: Array, N: float | Array, g: Vectors, T: Vectors, B: Sequence[Vectors]
 ) -> tuple[Vectors, ...]:
     # the information alone, k+1 rows of k+1 vectors (b,)
     s_0 = xp.where(s_0 > 0, s_0, 1.0)
@@ -318,7 +322,7 @@ def _information(
     return tuple(tuple(scale * entry for entry in row) for row in _fisher(g, T, B, N)[1])
 
 
-def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float) -> tuple[Array, list[list[Array]]]:
+def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float | Array) -> tuple[Array, list[list[Array]]]:
     # sum g_i T_i, and rows of 2 s_0^2 times the information, as in the module's docstring
     gT = sum(g_i * T_i for g_i, T_i in zip(g, T, strict=True))
     Bg = [sum(B_ij * g_j for B_ij, g_j in zip(row, g, strict=True)) for row in B]

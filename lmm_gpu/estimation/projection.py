@@ -21,6 +21,11 @@ _ROUNDED = 4
 _UNITS, _UNITS_PER_ROOT = 4.0, 0.05
 
 
+def rounding_unit(n: int, reference: Array) -> float:
+    """Relative rounding error of a sum over n observations."""
+    return eps(reference) * (_UNITS + _UNITS_PER_ROOT * math.sqrt(n))
+
+
 @dataclass(frozen=True)
 class Remainder:
     """Sums of b genes with X projected out, and how accurate they are."""
@@ -110,6 +115,6 @@ class Projection:
             zry=about.ZY - self.ZX @ beta,
             yry=about.Ynorm - xp.sum(about.XY * beta, axis=0),
             size=about.Ynorm + fitted,
-            unit=eps(beta) * (_UNITS + _UNITS_PER_ROOT * math.sqrt(self.n)),
+            unit=rounding_unit(self.n, beta),
         )
         return beta, remainder

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..backend.arrays import Array, indices, namespace, zeros
-from ..backend.linalg import eps, inverse_and_logdet
+from ..backend.linalg import independent_columns, inverse_and_logdet
 from ..sumstats.gene_weights import GeneProductsOfDesign, WeightedStats
 from .group_elimination import GroupedDesign, level_roots, rotated
 from .grouped_effects import GroupedEffects
 from .level_loads import StackedLoads
-from .projection import NO_VARIANCE, ProjectedGenes, Remainder
+from .projection import NO_VARIANCE, ProjectedGenes, Remainder, rounding_unit
 
 
 def weighted_genes(T: Array, like: GroupedEffects, summary: WeightedStats) -> tuple[ProjectedGenes, GroupedEffects]:
@@ -25,14 +25,27 @@ def weighted_genes(T: Array, like: GroupedEffects, summary: WeightedStats) -> tu
     ZX = xp.matmul(first(own.ZX, (2, 0, 1)), T[None, :, :])  # (b, q, p)
     XY = T.T @ summary.XY  # (p, b)
     inverse, _, ok = inverse_and_logdet(XX)
+    p = T.shape[0]
+    ok = ok & independent_columns(XX) & (own.n > p)
     beta = xp.matmul(inverse, first(XY, (1, 0))[:, :, None])[:, :, 0]  # (b, p)
+    lengths = xp.sqrt(xp.linalg.diagonal(XX))  # (b, p)
     zry = summary.ZY - first(xp.matmul(ZX, beta[:, :, None])[:, :, 0], (1, 0))  # (q, b)
     yry = summary.Ynorm - xp.sum(XY * first(beta, (1, 0)), axis=0)  # (b,)
     varies = ok & (yry > NO_VARIANCE * summary.Ynorm)
-    sums = Remainder(zry, yry, size=2.0 * summary.Ynorm, unit=eps(yry) * summary.n)
+    fitted = xp.square(xp.matmul(lengths[:, None, :], xp.abs(beta)[:, :, None])[:, 0, 0])  # (b,), bounds |X beta|^2
+    sums = Remainder(zry, yry, size=summary.Ynorm + fitted, unit=rounding_unit(summary.n, yry))
     genes = ProjectedGenes(T @ first(beta, (1, 0)), sums, sums, varies)
     design, squares = gene_designs(like, XX, ZX, own)
-    return genes, replace(like, design=design, amplification=design.amplification(squares)).with_genes(genes)
+    df = xp.where(own.n > p, own.n - p, 1.0)  # (b,)
+    likelihood = replace(
+        like,
+        design=design,
+        amplification=design.amplification(squares),
+        n_effective=df if like.reml else df + p,
+        residual_df=df,
+        rank=design.ranks - p,
+    )
+    return genes, likelihood.with_genes(genes)
 
 
 def gene_designs(like: GroupedEffects, XX: Array, ZX: Array, own: GeneProductsOfDesign) -> tuple[GroupedDesign, Array]:

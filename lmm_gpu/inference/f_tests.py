@@ -14,7 +14,7 @@ import numpy as np
 
 from ..backend.arrays import Array, like, to_numpy
 from ..estimation.mixed_model import MixedModel, in_pieces, ratio_weights
-from .satterthwaite import check_df_method, limit_df, theta_covariance
+from .satterthwaite import check_df_method, limit_df, residual_df, theta_covariance
 from .strata import orthonormal_rows
 
 #: pbkrtest's limits, of numbers without unit: differences from zero, from zero in a numerator, and of df from 2.
@@ -78,7 +78,7 @@ class JointContrasts:
         return result
 
 
-def f_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_within: float) -> FTest:
+def f_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_within: np.ndarray) -> FTest:
     """Test that all contrasts are zero, for the genes of `model`.
 
     Parameters
@@ -93,7 +93,7 @@ def f_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_
         (1996) and lmerTest's contestMD do. Here these are principal in the metric (X'X)^-1, which the hypothesis fixes;
         contestMD takes the rows of C as they are, so that its df depend on the reference level of a factor. They agree
         where the directions have equal df. "kenward-roger" is the scaled F of Kenward and Roger, which has no basis.
-    between_within : float
+    between_within : array () or (b,)
         Between-within df of the rows, from `combine_df(between_within_directions(...))`.
 
     Raises
@@ -113,8 +113,9 @@ def f_test(model: MixedModel, theta: Array, C: np.ndarray, method: str, between_
         return _kenward_roger(joint)
     if method in ("satterthwaite", "lmertest"):
         return _by_directions(joint, method, between_within)
-    fixed = float(model.likelihood.residual_df) if method == "residual" else between_within
-    return FTest(_wald(joint.estimate, joint.covariance), joint.Q.shape[0], np.full(len(joint.estimate), fixed))
+    fixed = residual_df(model) if method == "residual" else between_within
+    statistic = _wald(joint.estimate, joint.covariance)
+    return FTest(statistic, joint.Q.shape[0], np.array(np.broadcast_to(fixed, statistic.shape)))
 
 
 def _kenward_roger(joint: JointContrasts) -> FTest:
@@ -124,12 +125,12 @@ def _kenward_roger(joint: JointContrasts) -> FTest:
     return FTest(scale * _wald(joint.estimate, adjusted), joint.Q.shape[0], df)
 
 
-def _by_directions(joint: JointContrasts, method: str, between_within: float) -> FTest:
+def _by_directions(joint: JointContrasts, method: str, between_within: np.ndarray) -> FTest:
     W, known = theta_covariance(joint.model, joint.theta, method)  # (k+1, k+1, b), (b,)
     values, slope = _principal(joint.covariance, joint.gradient)
     nu = _direction_df(values, slope, _genes_first(W))  # (b, r)
     at_boundary = to_numpy(joint.model.likelihood.at_boundary(joint.theta))  # (b,)
-    df = limit_df(combine_df(nu), method, at_boundary, to_numpy(known), np.asarray(between_within))
+    df = limit_df(combine_df(nu), method, at_boundary, to_numpy(known), between_within)
     return FTest(_wald(joint.estimate, joint.covariance), joint.Q.shape[0], df)
 
 

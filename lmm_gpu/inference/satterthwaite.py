@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..backend.arrays import Array, namespace
+from ..backend.arrays import Array, namespace, to_numpy
 from ..backend.linalg import inverse_small
 from ..estimation.mixed_model import MixedModel
 
@@ -37,6 +37,12 @@ def theta_covariance(model: MixedModel, theta: Array, method: str) -> tuple[Arra
     if method == "lmertest":
         return inverse_small(model.likelihood.observed_information(theta))
     return inverse_small(model.likelihood.information(theta))
+
+
+def residual_df(model: MixedModel) -> np.ndarray:
+    """Residual degrees of freedom n - p (1,), or (b,) where genes lack observations."""
+    df = model.likelihood.residual_df
+    return np.atleast_1d(df if isinstance(df, int) else to_numpy(df)).astype(float)
 
 
 def satterthwaite_df(gradient: Array, variance: Array, W: Array) -> Array:

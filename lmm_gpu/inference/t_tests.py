@@ -9,7 +9,7 @@ import numpy as np
 from ..backend.arrays import Array, to_numpy
 from ..estimation.mixed_model import Contrasts, MixedModel
 from .empirical_bayes import Prior, moderate
-from .satterthwaite import GRADIENT_METHODS, check_df_method, limit_df, satterthwaite_df, theta_covariance
+from .satterthwaite import GRADIENT_METHODS, check_df_method, limit_df, residual_df, satterthwaite_df, theta_covariance
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def contrast_se_and_df(
         c contrasts, prepared by the model.
     method : {"satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
         "kenward-roger" needs a REML model, and adjusts standard errors too.
-    between_within : array (c,)
+    between_within : array (c,) or (c, b)
         Result of `between_within_df` for them.
     prior : Prior, optional
         Of the residual variances: moderates standard errors and df.
@@ -69,6 +69,7 @@ def contrast_se_and_df(
     Biometrics 53, 983-997. Kuznetsova, Brockhoff and Christensen (2017), lmerTest, J. Stat. Softw. 82(13).
     """
     check_df_method(method)
+    between_within = between_within[:, None] if between_within.ndim == 1 else between_within
     variance = model.contrast_variance(theta, contrasts)  # (c, b)
     total = variance
     if method in GRADIENT_METHODS or prior is not None:
@@ -77,7 +78,7 @@ def contrast_se_and_df(
         W, known = theta_covariance(model, theta, method)  # (k+1, k+1, b), (b,)
         raw = to_numpy(satterthwaite_df(gradient, variance, W))  # (c, b)
         at_boundary = to_numpy(model.likelihood.at_boundary(theta))  # (b,)
-        df = limit_df(raw, method, at_boundary, to_numpy(known), between_within[:, None])
+        df = limit_df(raw, method, at_boundary, to_numpy(known), between_within)
         if method == "kenward-roger":
             total = total + 2.0 * model.contrast_adjustment(theta, contrasts, W)
     else:
@@ -90,7 +91,8 @@ def contrast_se_and_df(
 
 
 def _fixed_df(model: MixedModel, method: str, between_within: np.ndarray) -> np.ndarray:
-    # (c, 1), the same for all genes
+    # (c, 1), the same for all genes, or (c, b)
     if method == "residual":
-        return np.full((len(between_within), 1), float(model.likelihood.residual_df))
-    return between_within[:, None]
+        df = residual_df(model)
+        return np.broadcast_to(df, (len(between_within), df.size))
+    return between_within

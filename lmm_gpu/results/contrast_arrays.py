@@ -18,6 +18,7 @@ from ..inference.satterthwaite import GRADIENT_METHODS, check_df_method
 from ..inference.strata import between_within_df, between_within_directions, orthonormal_rows
 from ..inference.t_tests import ContrastTest, contrast_se_and_df
 from ..sumstats.gene_weights import WeightedStats
+from ..sumstats.summary_stats import SummaryStats
 from .blockwise import Fitted, GeneBlock, by_block, computing
 
 logger = logging.getLogger("lmm_gpu")
@@ -69,7 +70,7 @@ def quiet_contrast_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | 
 
 
 def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -> ContrastTest:
-    between_within = between_within_df(fit.summary, C, fit.model.likelihood.rank)
+    between_within = _with_dropped(fit.summary, between_within_df(fit.summary, C, _rank(fit))[:, None])
     with computing(fit):
         needed = method in GRADIENT_METHODS or prior is not None
         ready = fit.model.prepare(like(C, fit.model.XXinv), gradient=needed)
@@ -77,7 +78,8 @@ def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -
 
     def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray]:
         model = block.model if method == "lmertest" else block.design
-        return contrast_se_and_df(model, block.theta, ready, method, between_within, prior)
+        cap = between_within if between_within.shape[1] == 1 else between_within[:, block.genes]
+        return contrast_se_and_df(model, block.theta, ready, method, cap, prior)
 
     for genes, (of_se, of_df) in by_block(fit, form):
         se[:, genes], df[:, genes] = of_se, of_df
@@ -169,10 +171,15 @@ def quiet_f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = 
 
 
 def _closed_form_f(fit: Fitted, C: np.ndarray, method: str) -> FTest:
-    directions = between_within_directions(fit.summary, C, fit.model.likelihood.rank)
-    between_within = float(combine_df(directions))
+    directions = between_within_directions(fit.summary, C, _rank(fit))
+    between_within = _with_dropped(fit.summary, np.atleast_1d(combine_df(directions)))
     statistic, df = (np.full(fit.summary.m, np.nan) for _ in range(2))
-    for genes, part in by_block(fit, lambda at: f_test_of_model(at.model, at.theta, C, method, between_within)):
+
+    def form(at: GeneBlock) -> FTest:
+        cap = between_within if between_within.size == 1 else between_within[at.genes]
+        return f_test_of_model(at.model, at.theta, C, method, cap)
+
+    for genes, part in by_block(fit, form):
         statistic[genes], df[genes] = part.statistic, part.df
     statistic[_untested(fit)] = np.nan
     return FTest(statistic, len(directions), df)
@@ -216,6 +223,25 @@ def say_fallback(fit: Fitted, method: str) -> None:
 def _untested(fit: Fitted) -> np.ndarray:
     # genes (m,) without a valid residual variance
     return np.isin(fit.estimates.status, [int(Status.FAILED), int(Status.ILL_CONDITIONED)])
+
+
+def _rank(fit: Fitted) -> int:
+    # of Z once X is projected out, of the design that genes share
+    return int(fit.model.likelihood.rank)
+
+
+def dropped_observations(summary: SummaryStats) -> np.ndarray | None:
+    """Number of observations that each gene lacks, by weights of zero (m,); None if no gene lacks any."""
+    if not isinstance(summary, WeightedStats):
+        return None
+    dropped = summary.n - to_numpy(summary.own.n)
+    return dropped if dropped.any() else None
+
+
+def _with_dropped(summary: SummaryStats, df: np.ndarray) -> np.ndarray:
+    # between-within df (..., 1) less the observations that a gene lacks (..., m): each takes one at most
+    dropped = dropped_observations(summary)
+    return df if dropped is None else np.maximum(df - dropped, np.minimum(df, 1.0))
 
 
 def _is_averaged(fit: Fitted) -> bool:

@@ -256,7 +256,7 @@ class LMMFit:
     @property
     def df(self) -> float | pd.DataFrame:
         """Degrees of freedom: n - p, or p x m for methods that differ between genes."""
-        if self.ddf == "residual":
+        if self.ddf == "residual" and contrast_arrays.dropped_observations(self.summary) is None:
             return float(self.model.likelihood.residual_df)
         C = np.eye(len(self.summary.fixed_names))
         return self._by_coefficient(np.broadcast_to(self.contrast_test(C, self.ddf).df, self.estimates.coef.shape))

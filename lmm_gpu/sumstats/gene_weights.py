@@ -1,11 +1,13 @@
 """Sums of observations that have a weight per gene, as voom gives them: products of the design become each gene's own.
 
 With Var(residual) = s_0 / w, X'WX, Z'WX, Z'WZ, X'Wy, Z'Wy and y'Wy of a gene are sums over observations with its
-weights. Of Z'WZ only the pairs of columns that share an observation are kept.
+weights. An observation of weight zero is left out for its gene. Of Z'WZ only the pairs of columns that share an
+observation are kept.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +24,8 @@ from .assembly import cross_products
 from .summary_content import fields_of
 from .summary_stats import ADVICE, STATISTICS, WEIGHTS, SummaryStats
 
+logger = logging.getLogger(__name__)
+
 #: Bytes of the products of the genes that are accumulated together.
 _BLOCK_BYTES = 2**27
 
@@ -35,15 +39,16 @@ class GeneProductsOfDesign:
     ZZ: Array  #: (pairs, m), of the pairs of columns of Z in `rows` and `columns`
     rows: tuple[int, ...]  #: column of Z of each pair; every pair once, and not turned round
     columns: tuple[int, ...]
-    mean: Array  #: (m,), mean weight
-    log_weights: Array  #: (m,), sum of the logarithms of the weights
+    mean: Array  #: (m,), mean weight of the observations
+    log_weights: Array  #: (m,), sum of the logarithms of their weights
+    n: Array  #: (m,), number of observations with a positive weight
 
     def map(self, function: Callable[[Array], Array]) -> GeneProductsOfDesign:
         """Return the products with every array replaced."""
         return replace(self, **{name: function(getattr(self, name)) for name in _ARRAYS})
 
 
-_ARRAYS = ("XX", "ZX", "ZZ", "mean", "log_weights")
+_ARRAYS = ("XX", "ZX", "ZZ", "mean", "log_weights", "n")
 _PAIRS = ("rows", "columns")
 
 
@@ -153,14 +158,14 @@ def weighted_products(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, **lab
     X, Z : array or SciPy sparse matrix (n, p), (n, q)
         Designs of the fixed and the random effects.
     Y, W : array (n, m)
-        Values and weights; weights are positive.
+        Values and weights; an observation of weight zero is left out for its gene.
     **labels
         The remaining fields of `SummaryStats`.
 
     Raises
     ------
     ValueError
-        If weights have another shape than the values, or are not all positive numbers.
+        If weights have another shape than the values, are negative or not finite.
 
     Examples
     --------
@@ -178,6 +183,8 @@ def weighted_products(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, **lab
     sums = {name: joined.pop(name) for name in ("XY", "ZY", "Ynorm")}
     rows, columns = (tuple(int(i) for i in side) for side in pattern)
     own = GeneProductsOfDesign(**joined, rows=rows, columns=columns)
+    if plain.Ysum is not None:  # the mean of the values that are used, times n
+        sums["Ysum"] = np.where(W > 0, Y, 0.0).sum(axis=0) * (len(Y) / np.maximum(own.n, 1.0))
     return WeightedStats(**vars(plain) | sums | {"centred": None}, weights=own)
 
 
@@ -187,13 +194,19 @@ def check_weights(Y: Any, W: Any) -> tuple[np.ndarray, np.ndarray]:
     Y, W = Y.astype(np.float64, copy=False), W.astype(np.float64, copy=False)
     if W.shape != Y.shape:
         raise ValueError(f"weights have shape {W.shape}; expected one per value, {Y.shape}")
-    bad = int(np.count_nonzero(~(np.isfinite(W) & (W > 0))))
+    bad = int(np.count_nonzero(~(np.isfinite(W) & (W >= 0))))
     if bad:
         raise ValueError(
-            f"{bad} of {W.size} weights are zero, negative or not finite; weights per gene must be positive: leave "
-            "out samples that are not to be used, and fit genes that lack some samples on their own, without these"
+            f"{bad} of {W.size} weights are negative or not finite; weights are positive numbers, or zero to leave an "
+            "observation out for its gene"
         )
-    check_magnitude(W.mean(axis=0), 1e6)
+    used = np.count_nonzero(W > 0, axis=0)
+    if used.min(initial=len(W)) < len(W):
+        logger.info(
+            "weights of zero: %d observations of %d genes are left out", W.size - used.sum(), (used < len(W)).sum()
+        )
+    if used.any():
+        check_magnitude(W.sum(axis=0)[used > 0] / used[used > 0], 1e6)
     return Y, W
 
 
@@ -234,7 +247,8 @@ def column_pairs(Z: Any) -> tuple[tuple[np.ndarray, np.ndarray], Any]:
 def _of_genes(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, pairs: Any) -> dict[str, np.ndarray]:
     # products of some genes (..., b)
     p, b = X.shape[1], Y.shape[1]
-    WY = W * Y
+    WY = np.where(W > 0, W * Y, 0.0)
+    used = np.count_nonzero(W > 0, axis=0)
     upper = np.triu_indices(p)
     XX = np.empty((p, p, b))
     XX[upper] = (X[:, upper[0]] * X[:, upper[1]]).T @ W
@@ -247,8 +261,9 @@ def _of_genes(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, pairs: Any) -
         "XY": X.T @ WY,
         "ZY": Z.T @ WY,
         "Ynorm": np.einsum("nb,nb->b", WY, Y),
-        "mean": W.mean(axis=0),
-        "log_weights": np.log(W).sum(axis=0),
+        "mean": W.sum(axis=0) / np.maximum(used, 1),
+        "log_weights": np.log(np.where(W > 0, W, 1.0)).sum(axis=0),
+        "n": used.astype(float),
     }
 
 
@@ -267,7 +282,7 @@ def weighted_statistics(
     design : Design
         Of n observations.
     Y, W : array or SciPy sparse matrix (n, m)
-        Values and positive weights.
+        Values and weights.
     features : sequence of str
         Names of the genes.
     transform : str, optional

@@ -170,3 +170,56 @@ def test_weights_are_kept_in_files(shock, tmp_path):
     pd.testing.assert_frame_equal(refitted.theta, fit.theta)
     with pytest.raises(ValueError, match="weights per gene"):
         lmm_gpu.SummaryStats.load(tmp_path / "sums.h5")
+
+
+@pytest.fixture(scope="module", name="lacking")
+def _lacking():
+    """Four genes: all observations, some dropped, a donor dropped, and a level of the treatment dropped."""
+    rng = np.random.default_rng(8)
+    obs = pd.DataFrame({"donor": np.repeat([f"d{i}" for i in range(8)], 6), "arm": np.tile(["a", "b", "c"], 16)})
+    donor, arm = (pd.factorize(obs[name])[0] for name in obs)
+    Y = rng.normal(size=(48, 4)) + rng.normal(size=(8, 4))[donor] + 0.3 * arm[:, None]
+    W = rng.uniform(0.5, 2.0, size=(48, 4))
+    W[[3, 17, 40], 1] = 0.0
+    W[donor == 2, 2] = 0.0
+    W[arm == 1, 3] = 0.0
+    return Y, W, obs
+
+
+@pytest.mark.parametrize("formula", ["~ arm + (1 | donor)", "~ arm + (arm | donor)"])
+@pytest.mark.parametrize("reml", ["REML", "ML"])
+def test_weights_of_zero_leave_observations_out(lacking, formula, reml):
+    Y, W, obs = lacking
+    fit = fitted(Y, W, obs, formula, method=reml)
+    C = np.array([[0.0, 1.0, 0.0]])
+    for gene in range(3):
+        used = W[:, gene] > 0
+        alone = fitted(Y[used][:, [gene]], W[used][:, [gene]], obs[used].reset_index(drop=True), formula, method=reml)
+        shift = 0.5 * np.linalg.slogdet(fit.summary.XX)[1] - 0.5 * np.linalg.slogdet(alone.summary.XX)[1]
+        wanted = alone.logLik.iloc[0] + shift * (reml == "REML")
+        np.testing.assert_allclose(fit.logLik.iloc[gene], wanted, rtol=1e-9)
+        for name in ("theta", "coef", "se", "se_theta", "niter"):
+            found = np.asarray(getattr(fit, name))[..., gene]
+            np.testing.assert_allclose(found, np.asarray(getattr(alone, name))[..., 0], rtol=1e-7, err_msg=name)
+        for df in ("residual", "kenward-roger")[: 2 if reml == "REML" else 1]:
+            found, wanted = fit.contrast_test(C, df), alone.contrast_test(C, df)
+            shape = found.se.shape
+            np.testing.assert_allclose(np.broadcast_to(found.df, shape)[:, gene], wanted.df[:, 0], rtol=1e-6)
+            np.testing.assert_allclose(found.se[:, gene], wanted.se[:, 0], rtol=1e-7)
+        capped = fit.contrast_test(C, "between-within").df[0, gene]
+        assert 1 <= capped <= alone.contrast_test(C, "between-within").df[0, 0]
+        np.testing.assert_allclose(fit.test("arm[T.b]")["mean_expr"][gene], Y[used, gene].mean(), rtol=1e-12)
+
+
+def test_a_gene_that_lacks_a_level_of_the_treatment_has_no_estimate(lacking):
+    Y, W, obs = lacking
+    fit = fitted(Y, W, obs, "~ arm + (1 | donor)")
+    assert fit.status.tolist()[3] == "no_variance"
+    assert np.isnan(fit.coef.to_numpy()[:, 3]).all()
+
+
+def test_a_gene_without_observations_has_no_estimate(lacking):
+    Y, W, obs = lacking
+    W = W * (np.arange(4) != 1)
+    fit = fitted(Y, W, obs, "~ arm + (1 | donor)")
+    assert fit.status.tolist()[:2] == ["converged", "no_variance"]
