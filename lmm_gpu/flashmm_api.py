@@ -25,7 +25,6 @@ from ._flashmm_inputs import (
 )
 from ._flashmm_sums import check_blocks, sslmm
 from .design.column_names import r_names
-from .design.design import fixed_design, random_columns
 from .estimation.fit_options import FitOptions
 from .inference.pvalues import t_pvalue
 from .results.fitting import fit_summary
@@ -273,6 +272,8 @@ def flashmm(
     >>> flashmm(rng.normal(size=(3, 60)), "~ 0 + trt", "~ 0 + sam", cells).coef.index.tolist()
     ['trtA', 'trtB']
     """
+    from .design.design import fixed_design, random_columns  # formulaic takes a tenth of a second to load
+
     if not isinstance(metadata, pd.DataFrame):
         raise ValueError(f"metadata is of type {type(metadata).__name__}; expected a DataFrame with one row per cell")
     if isinstance(Y, pd.DataFrame):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import scipy.linalg
+import scipy
 
 from .arrays import Array, indices, like, namespace, on_host, raises_for_bad_matrices, to_numpy, zeros
 from .fusion import fused
@@ -160,7 +160,7 @@ def upper_triangle(q: int, reference: Array) -> tuple[Array, Array]:
     row, column = xp.broadcast_to(i[:, None], (q, q)), xp.broadcast_to(i[None, :], (q, q))
     low, high = xp.minimum(row, column), xp.maximum(row, column)
     upper = xp.where(row <= column, row * q + column, q * q)  # sorted, those below the diagonal come last
-    triangle = xp.argsort(xp.reshape(upper, (q * q,)))[: q * (q + 1) // 2]
+    triangle = xp.argsort(xp.reshape(upper, (q * q,)), stable=True)[: q * (q + 1) // 2]
     return triangle, xp.reshape(low * q - low * (low - 1) // 2 + high - low, (q * q,))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-import psutil
-
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 #: Share of the available memory that a computation may take by default.
 DEFAULT_SHARE = 0.25
@@ -36,6 +34,8 @@ def parse_memory(memory: int | float | str | None) -> int | None:
 
 def free_memory() -> int:
     """Bytes of the host's memory that are available without swapping."""
+    import psutil  # takes as long as reading the amount a thousand times
+
     return int(psutil.virtual_memory().available)
 
 

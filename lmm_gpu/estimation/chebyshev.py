@@ -196,4 +196,4 @@ def lookup(table: RatioTable | None, g: Array, exact: Callable[[Array], Array]) 
         return exact(g)
     first, second = indices(inside, g), indices(outside, g)
     parts = [table.evaluate(xp.take(g, first, axis=1)), exact(xp.take(g, second, axis=1))]
-    return xp.take(xp.concat(parts, axis=1), xp.argsort(xp.concat([first, second], axis=0)), axis=1)
+    return xp.take(xp.concat(parts, axis=1), xp.argsort(xp.concat([first, second], axis=0), stable=True), axis=1)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ..backend.arrays import Array, like, namespace
 from ..backend.linalg import inverse_small
@@ -63,12 +63,12 @@ def fit_prior(variance: np.ndarray, df: float | np.ndarray) -> Prior:
         return Prior(0.0, 1.0)  # nothing to learn from
     median = float(np.median(found))
     found = np.maximum(found, _SMALLEST * (median if median > 0 else 1.0))
-    e = np.log(found) - special.digamma(df / 2) + np.log(df / 2)
-    spread = float(np.var(e, ddof=1)) - float(np.mean(special.polygamma(1, df / 2)))
+    e = np.log(found) - scipy.special.digamma(df / 2) + np.log(df / 2)
+    spread = float(np.var(e, ddof=1)) - float(np.mean(scipy.special.polygamma(1, df / 2)))
     if spread <= 0:
         return Prior(math.inf, float(np.mean(found)))
     half = trigamma_inverse(spread)
-    return Prior(2 * half, math.exp(float(np.mean(e)) + float(special.digamma(half)) - math.log(half)))
+    return Prior(2 * half, math.exp(float(np.mean(e)) + float(scipy.special.digamma(half)) - math.log(half)))
 
 
 def trigamma_inverse(x: float) -> float:
@@ -85,8 +85,8 @@ def trigamma_inverse(x: float) -> float:
         return 1 / x
     y = 0.5 + 1 / x
     for _ in range(50):
-        value = float(special.polygamma(1, y))
-        step = value * (1 - value / x) / float(special.polygamma(2, y))
+        value = float(scipy.special.polygamma(1, y))
+        step = value * (1 - value / x) / float(scipy.special.polygamma(2, y))
         y += step
         if -step / y < _CLOSE:
             break

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import special
+import scipy
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline
@@ -35,7 +35,7 @@ def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.n
     >>> round(float(weight @ q), 4), round(float(weight @ q**2), 3)  # r and r (r + 2)
     (4.0, 24.0)
     """
-    lo, hi = np.log(special.chdtri(r, [1.0 - lower, upper]))
+    lo, hi = np.log(scipy.special.chdtri(r, [1.0 - lower, upper]))
     t = np.linspace(lo, hi, points)
     log_density = 0.5 * (r * t - np.exp(t))
     weight = np.exp(log_density - log_density.max())
@@ -126,7 +126,7 @@ def _tail_point(x: np.ndarray, precision: np.ndarray, weight: np.ndarray, rank: 
 
 
 def _chi2_tail(q: np.ndarray, rank: int) -> np.ndarray:
-    tail: np.ndarray = 2.0 * special.ndtr(-np.sqrt(q)) if rank == 1 else special.chdtrc(rank, q)
+    tail: np.ndarray = 2.0 * scipy.special.ndtr(-np.sqrt(q)) if rank == 1 else scipy.special.chdtrc(rank, q)
     return tail
 
 
@@ -134,7 +134,7 @@ def _lower_point(x: np.ndarray, centre: np.ndarray, sd: np.ndarray, weight: np.n
     """Quantiles (b,) at `level` of a mixture of normals (K, b), by Newton on the log of its distribution function."""
     for _ in range(_STEPS):
         z = (x - centre) / sd  # (K, b)
-        tail = np.sum(weight * special.ndtr(z), axis=0)  # (b,)
+        tail = np.sum(weight * scipy.special.ndtr(z), axis=0)  # (b,)
         density = np.sum(weight * np.exp(-0.5 * z * z) / sd, axis=0) / math.sqrt(2.0 * math.pi)
         widest = np.max(sd, axis=0)
         step = np.clip(np.log(level / np.maximum(tail, TINY)) * tail / np.maximum(density, TINY), -widest, widest)
@@ -151,7 +151,7 @@ def _f_points(rank: int) -> tuple[CubicSpline, CubicSpline]:
 
     log_df = np.linspace(math.log(LEAST_DF), math.log(MOST_DF), 1000)
     if rank == 1:
-        points = 2.0 * np.log([-special.stdtrit(np.exp(log_df), level / 2) for level in LEVELS])  # (2, N)
+        points = 2.0 * np.log([-scipy.special.stdtrit(np.exp(log_df), level / 2) for level in LEVELS])  # (2, N)
     else:
-        points = np.log([special.fdtri(rank, np.exp(log_df), 1.0 - level) for level in LEVELS])
+        points = np.log([scipy.special.fdtri(rank, np.exp(log_df), 1.0 - level) for level in LEVELS])
     return CubicSpline(log_df, points.T), CubicSpline((points[1] - points[0])[::-1], log_df[::-1])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..backend.arrays import Array, to_numpy
 from ..backend.sparse import is_sparse
@@ -117,9 +117,9 @@ def _observed(means: _Means, c: np.ndarray, stratum: Stratum) -> ObservedVarianc
     ratio, chance_df = _ratio(means, L, B)
     if ratio is None:
         return None
-    critical = stats.t.isf(0.025, max(stratum.df, 1.0))
-    rate = 2 * stats.t.sf(critical / np.sqrt(max(ratio.mean(), 1.0)), max(stratum.df, 1.0))
-    beyond = max(_TIMES, float(stats.chi2.isf(_CHANCE, chance_df)) / chance_df)
+    critical = scipy.stats.t.isf(0.025, max(stratum.df, 1.0))
+    rate = 2 * scipy.stats.t.sf(critical / np.sqrt(max(ratio.mean(), 1.0)), max(stratum.df, 1.0))
+    beyond = max(_TIMES, float(scipy.stats.chi2.isf(_CHANCE, chance_df)) / chance_df)
     used = np.abs(L) > _ZERO**0.5 * np.abs(L).max()  # (D, G)
     partial = bool(((level.T > 0) & ~used)[used.any(axis=1)].any())
     return ObservedVariance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ..backend.threads import in_threads
 
@@ -57,9 +57,9 @@ def _lower_tail(df: np.ndarray | float, t: np.ndarray) -> np.ndarray:
 def _student(df: np.ndarray, t: np.ndarray) -> np.ndarray:
     """Distribution function of Student's t: cells give degrees of freedom so many that the normal one does."""
     if not (df >= _MANY_DF).all():
-        result: np.ndarray = special.stdtr(df, t)
+        result: np.ndarray = scipy.special.stdtr(df, t)
         return result
-    result = special.ndtr(np.copysign(_normal_equivalent(df, t), t))
+    result = scipy.special.ndtr(np.copysign(_normal_equivalent(df, t), t))
     return result
 
 
@@ -106,7 +106,7 @@ def f_pvalue(F: np.ndarray, df1: float, df: np.ndarray | float) -> np.ndarray:
     >>> float(np.round(f_pvalue(np.array(4.0), 1, 10.0), 6))
     0.073388
     """
-    result: np.ndarray = special.fdtrc(df1, df, F)
+    result: np.ndarray = scipy.special.fdtrc(df1, df, F)
     return result
 
 
@@ -140,7 +140,9 @@ def _log_upper_tail(W: np.ndarray, df1: float, df: np.ndarray) -> np.ndarray:
     """
     a, b, x = 0.5 * df, 0.5 * df1, 1.0 / (1.0 + W / df)
     log_x, log_1mx = -np.log1p(W / df), -np.log1p(df / W)
-    result: np.ndarray = a * log_x + b * log_1mx - special.betaln(a, b) - np.log(a) + np.log(_beta_fraction(a, b, x))
+    result: np.ndarray = (
+        a * log_x + b * log_1mx - scipy.special.betaln(a, b) - np.log(a) + np.log(_beta_fraction(a, b, x))
+    )
     return result
 
 
@@ -202,7 +204,7 @@ def z_scores(t: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
     >>> z_scores(np.array([2.0, -40.0]), np.log10([0.05, 0.05])).round(3).tolist()
     [1.96, -1.96]
     """
-    result: np.ndarray = -np.sign(t) * special.ndtri_exp(np.minimum(np.log(10.0) * log10_p, 0.0) - np.log(2.0))
+    result: np.ndarray = -np.sign(t) * scipy.special.ndtri_exp(np.minimum(np.log(10.0) * log10_p, 0.0) - np.log(2.0))
     return result
 
 

@@ -8,7 +8,7 @@ n1 and n2 cells in the compared groups and a share f of cells that express the g
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from ..backend.arrays import to_numpy
 from ..sumstats.summary_stats import SummaryStats
@@ -55,8 +55,8 @@ def too_rare(summary: SummaryStats, c: np.ndarray, indicators: np.ndarray) -> np
 
 def _factor(skewness: np.ndarray) -> np.ndarray:
     # false positives of a normal test at LEVEL over LEVEL, for statistics of a gamma distribution with this skewness
-    z = float(stats.norm.isf(LEVEL / 2))
+    z = float(scipy.stats.norm.isf(LEVEL / 2))
     shape = 4.0 / np.maximum(skewness, _NORMAL) ** 2
-    upper = stats.gamma.sf(shape + z * np.sqrt(shape), shape)
-    lower = stats.gamma.cdf(shape - z * np.sqrt(shape), shape)
+    upper = scipy.stats.gamma.sf(shape + z * np.sqrt(shape), shape)
+    lower = scipy.stats.gamma.cdf(shape - z * np.sqrt(shape), shape)
     return np.asarray((upper + lower) / LEVEL)

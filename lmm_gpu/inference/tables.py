@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import special
+import scipy
 
 from .f_tests import FTest
 from .pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue
@@ -143,7 +143,7 @@ def _interval(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Confidence limits; one of them infinite for a one-sided alternative."""
     tail = 0.5 * (1 - level) if alternative == "two-sided" else 1 - level
-    reach = -special.stdtrit(df, tail) * se
+    reach = -scipy.special.stdtrit(df, tail) * se
     low = estimate - (np.inf if alternative == "less" else reach)
     high = estimate + (np.inf if alternative == "greater" else reach)
     return low, high

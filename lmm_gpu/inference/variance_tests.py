@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ..backend.arrays import Array, like, namespace, to_numpy
 from ..backend.blocks import blocks
@@ -66,7 +66,7 @@ def likelihood_ratio_test(ratio: np.ndarray, variance: np.ndarray, alternative: 
     if alternative == "greater":
         ratio = np.where(variance <= 0, 0.0, ratio)
     if effects > 1:
-        tails = [special.chdtrc(df, ratio) for df in (effects - 1, effects)]
+        tails = [scipy.special.chdtrc(df, ratio) for df in (effects - 1, effects)]
         with np.errstate(divide="ignore"):
             return VarianceTest(ratio, np.log10(tails[1] if alternative == "two-sided" else np.mean(tails, axis=0)))
     return VarianceTest(ratio, _halved_tail(np.sqrt(ratio), variance, alternative))
@@ -74,7 +74,7 @@ def likelihood_ratio_test(ratio: np.ndarray, variance: np.ndarray, alternative: 
 
 def _halved_tail(z: np.ndarray, variance: np.ndarray, alternative: str) -> np.ndarray:
     # log10 of P(|Z| > z), halved and 1 for what is not above zero if the alternative is one-sided
-    log_p = special.log_ndtr(-z)  # (m,)
+    log_p = scipy.special.log_ndtr(-z)  # (m,)
     if alternative == "greater":
         return np.where(variance <= 0, 0.0, log_p / np.log(10.0))
     result: np.ndarray = (log_p + np.log(2.0)) / np.log(10.0)
@@ -154,5 +154,5 @@ def variance_limits(likelihood: Likelihood, theta: Array, level: float) -> tuple
     with np.errstate(divide="ignore", invalid="ignore"):
         square, df = to_numpy(s_0[None, :] * T / B), to_numpy(T * T / B)  # (k+1, b)
         other = square - to_numpy(theta)  # (k+1, b)
-        low, high = (df * square / special.chdtri(df, tail) for tail in (0.5 * (1 - level), 0.5 * (1 + level)))
+        low, high = (df * square / scipy.special.chdtri(df, tail) for tail in (0.5 * (1 - level), 0.5 * (1 + level)))
     return low - other, high - other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from scipy import special
+import scipy
 
 from ..backend.arrays import to_numpy
 from ..estimation.covariance_terms import mean_variances, terms_of
@@ -137,7 +137,7 @@ def variance_intervals(fit: Fitted, level: float = 0.95) -> pd.DataFrame:
         low[:, genes], high[:, genes] = limits
     names, features = fit.summary.variance_names, fit.summary.features
     for row in _covariance_rows(fit.summary):  # no mean square: normal limits
-        reach = -special.ndtri(0.5 * (1 - level)) * fit.estimates.se_theta[row]
+        reach = -scipy.special.ndtri(0.5 * (1 - level)) * fit.estimates.se_theta[row]
         low[row], high[row] = fit.estimates.theta[row] - reach, fit.estimates.theta[row] + reach
     return pd.DataFrame(
         {

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
 
 from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
-from ..design.design import Design
 from ..io.sparse_checks import canonical
 from .centring import FAR, SAMPLED_CELLS, centre_of
 from .design_sums import constant_of_design, products_of_design
@@ -35,6 +34,9 @@ from .transform import (
 )
 from .within import Within
 from .within_sums import WithinSums, nearly_constant, sampled_cells, widest_grouping
+
+if TYPE_CHECKING:
+    from ..design.design import Design
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")

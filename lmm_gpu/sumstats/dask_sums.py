@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
@@ -20,7 +20,6 @@ import scipy.sparse
 from ..backend.arrays import Array
 from ..backend.dask_client import ADVICE, explained_failures, without_graph_warning
 from ..backend.optional import require
-from ..design.design import Design
 from ..io.source import Source
 from . import dask_tasks
 from .chunk_plan import cells_per_chunk
@@ -33,6 +32,9 @@ from .summary_stats import SummaryStats
 from .transform import Transform, recognise, warn_not_counts
 from .within import Within
 from .within_sums import merged_products, widest_grouping
+
+if TYPE_CHECKING:
+    from ..design.design import Design
 
 #: Number of results that one task adds.
 _FAN_IN = 4

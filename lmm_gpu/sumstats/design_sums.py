@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from ..design.design import Design
 from .centring import constant_of
 from .grouped_design import GroupedDesign, Grouping
 from .products import DesignProducts, design_products
+
+if TYPE_CHECKING:
+    from ..design.design import Design
 
 #: With more groups, cross-tabulated counts of pairs of groupings would take more memory than the design itself.
 _MOST_GROUPS = 4096

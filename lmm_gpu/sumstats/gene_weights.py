@@ -11,18 +11,20 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import scipy.sparse
 
 from ..backend.arrays import Array, indices, namespace, to_numpy
 from ..backend.blocks import blocks
-from ..design.design import Design
 from ..io.archive import Content, consistent, read_archive
 from .assembly import cross_products
 from .summary_content import fields_of
 from .summary_stats import ADVICE, STATISTICS, WEIGHTS, SummaryStats
+
+if TYPE_CHECKING:
+    from ..design.design import Design
 
 logger = logging.getLogger(__name__)
 

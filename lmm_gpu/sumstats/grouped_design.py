@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse
 
-from ..design.design import Design
-from ..design.fixed_effects import FixedColumns
+if TYPE_CHECKING:
+    from ..design.design import Design
+    from ..design.fixed_effects import FixedColumns
+
 
 #: Columns of X with more distinct values than this are covariates; also the largest number of groups of joined columns.
 _MOST_GROUPS = 256

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..backend.arrays import entered
 from ..backend.sparse import on_device
 from ..backend.threads import ahead, limited, quiet_blas, workers
-from ..design.design import Design
 from ..io.source import Source
 from ..io.stored_arrays import decodes
 from .accumulator import Accumulator, Passes
@@ -24,6 +23,9 @@ from .group_tables import FUSED_VALUES, can_fuse
 from .products import DesignProducts, GeneProducts, row_totals
 from .summary_stats import SummaryStats
 from .transform import Transform, check_values
+
+if TYPE_CHECKING:
+    from ..design.design import Design
 
 __all__ = ["accumulate", "cells_per_chunk", "check_size_factors", "count_totals", "plan_pieces"]
 logger = logging.getLogger("lmm_gpu")

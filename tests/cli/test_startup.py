@@ -40,6 +40,13 @@ def test_using_a_name_imports_its_module():
     assert {"numpy", "pandas"} <= imported_by("import lmm_gpu; lmm_gpu.fit")
 
 
+def test_a_fit_of_matrices_loads_no_formulas_and_no_distributions():
+    code = """import sys, numpy as np, lmm_gpu
+lmm_gpu.lmmfit(np.arange(24.0).reshape(2, 12) % 5, np.ones((12, 1)), np.eye(12)[:, :3])
+assert not {"formulaic", "scipy.stats", "scipy.special", "scipy.optimize"} & set(sys.modules)"""
+    assert "scipy" in imported_by(code)
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["fit", "--help"], ["--version"], ["guide", "df"], ["fit"], ["nonsense"]]
 )
