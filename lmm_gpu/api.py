@@ -129,7 +129,7 @@ def summarize(
     >>> summarize((Y, obs), "~ condition + (1 | donor)").fixed_names
     ('Intercept', 'condition[T.b]')
     """
-    resolve(device)
+    first = resolve(device)[0]
     budget = parse_memory(memory)
     named = None if genes is None else tuple(genes) if not isinstance(genes, str) else genes
     selected = GeneFilter(min_cells, min_mean, named)  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def summarize(
     if (own := gene_weights(data, weights)) is not None:
         with open_cells(data, formula, **where | {"weights": None}, memory=budget) as model:
             return summarize_weighted(model, own, options)
-    with open_cells(data, formula, **where, scheduler=scheduler, memory=budget) as model:
+    with open_cells(data, formula, **where, scheduler=scheduler, memory=budget, device=first) as model:
         saved = model.checkpoint(options)
         summary = model.summarize(options, progress_bar(progress), saved)
     if saved is not None:

@@ -37,10 +37,11 @@ def opened_cells(
     ValueError, OSError
         For data and options that cannot be used.
     """
-    resolve(computing.get("device", "auto"))
+    device = resolve(computing.get("device", "auto"))[0]
     opening = {name: reading[name] for name in _OPENING if name in reading}
     memory = parse_memory(computing.get("memory"))
-    with open_cells(data, formula, **opening, scheduler=computing.get("scheduler"), memory=memory) as model:
+    scheduler = computing.get("scheduler")
+    with open_cells(data, formula, **opening, scheduler=scheduler, memory=memory, device=device) as model:
         yield model
 
 

@@ -14,7 +14,9 @@ from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..io.sparse_checks import canonical
 from .centring import FAR, SAMPLED_CELLS, centre_of
+from .cuda_sums import DeviceTables, device_counts, tables_for
 from .design_sums import constant_of_design, products_of_design
+from .device_chunks import DeviceMatrix, by_cupy, from_device
 from .group_tables import GroupTables
 from .grouped_design import GroupedDesign
 from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
@@ -27,6 +29,7 @@ from .transform import (
     check_still_counts,
     check_values,
     has_fractions,
+    least_value,
     not_counts,
     recognise,
     squares_fit,
@@ -109,6 +112,7 @@ class Accumulator:
         self.grouped, self.constant = GroupedDesign.of(design), constant_of_design(design)
         self.products = products_of_design(design, self.grouped, weights)
         self.tables: GroupTables | None = None
+        self.on_device: DeviceTables | None = None
         self.dense: dict[str, np.ndarray] = {}
         self.counted = np.zeros((m, 2)) if counting else None  # cells in which a gene is not zero, and its total
         self.centre = np.zeros(m)
@@ -127,6 +131,7 @@ class Accumulator:
         """
         if not Y.shape[0]:
             return
+        Y = by_cupy(Y)
         by_cells = genes.stop - genes.start == self.m
         place = f"cells {rows.start} to {rows.stop - 1}" if by_cells else f"genes {genes.start} to {genes.stop - 1}"
         with entered(Y):
@@ -134,6 +139,11 @@ class Accumulator:
         self.begun = True
 
     def _add(self, chunk: Chunk, Y: Any) -> None:
+        if on_device(Y):
+            if (there := self._tables_on_device(Y)) is not None:
+                self._add_on_device(chunk, Y, there)
+                return
+            Y = from_device(Y) if isinstance(Y, DeviceMatrix) or self.within is not None else Y
         if self.passes.fused and scipy.sparse.issparse(Y):
             tables = self.expect_sparse()
             Y = Y if tables.fused and tables.in_order(Y) else canonical(Y)
@@ -177,6 +187,26 @@ class Accumulator:
         self._add_within(chunk.rows, Y)
         flags = tables.add_values(chunk.rows, Y, self.centre)
         return flags if squares_fit(tables.moments[:, -1]) else flags | UNUSABLE
+
+    def _tables_on_device(self, Y: Any) -> DeviceTables | None:
+        # None if the chunks are not added up by kernels
+        if self.within is not None or (is_sparse_on_device(Y) and self.centre.any()):
+            return None
+        if self.on_device is None:
+            self.on_device = tables_for(self.grouped, self.m, self.weights, Y)
+        return self.on_device
+
+    def _add_on_device(self, chunk: Chunk, Y: Any, tables: DeviceTables) -> None:
+        self.values.decide(Y)
+        if not self.begun:
+            self._choose_centre(chunk, Y)
+        flags = tables.add(chunk.rows, chunk.genes, Y, self.values.transform, self.centre)
+        if flags & UNUSABLE:
+            self.values.report(flags, from_device(Y), chunk)
+            raise ValueError(f"{chunk.name} has indices that are out of range in {chunk.place}")
+        self.values.report(flags, Y, chunk)
+        if self.counted is not None:
+            self.counted[chunk.genes] += device_counts(Y)
 
     def _add_sparse(self, chunk: Chunk, Y: Any) -> None:
         far = np.flatnonzero(self.centre[chunk.genes])
@@ -245,7 +275,7 @@ class Accumulator:
 
     def finished(self) -> tuple[DesignProducts, GeneProducts]:
         """Products of the design, and those of the genes about their centre."""
-        parts = [] if self.tables is None else [self.tables.products()]
+        parts = [tables.products() for tables in (self.tables, self.on_device) if tables is not None]
         if self.dense or not parts:
             parts.append(GeneProducts(**(self.dense or self._zeros())))
         total = parts[0]
@@ -307,7 +337,7 @@ class ValueCheck:
             check_still_counts(Y, chunk.name, chunk.place)
         elif self.transform.name is not None and not self.warned and has_fractions(Y):
             self._fractions(chunk)
-        if self.transform.name is None and not self.warned and _least(Y) < 0:
+        if self.transform.name is None and not self.warned and least_value(Y) < 0:
             self._negative(chunk)
 
     def report(self, flags: int, Y: Any, chunk: Chunk) -> None:
@@ -351,11 +381,6 @@ def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarr
 def _shows_in_squares(Y: Any, transform: Transform) -> bool:
     # of dense values as they are, NaN, infinite and too large ones show in the sums of squares
     return transform.name is None and isinstance(Y, np.ndarray) and Y.dtype.kind == "f"
-
-
-def _least(Y: Any) -> float:
-    values = stored_values(Y)
-    return float(namespace(values).min(values)) if 0 not in values.shape else 0.0
 
 
 def gene_counts(Y: Any) -> dict[str, np.ndarray]:

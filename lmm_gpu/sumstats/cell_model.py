@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..backend.dask_client import connected, is_dask
+from ..backend.devices import Device
 from ..design.cell_query import matching_cells
 from ..design.design import Design, build_design, used_cells
 from ..io.source import Source, open_source
@@ -66,6 +67,7 @@ class CellModel:
     client: Any = None
     memory: int | None = None
     weights: np.ndarray | None = None
+    device: Device | None = None  #: to accumulate on
     used: np.ndarray | None = None  #: (selected cells,), those with weight and complete values; None for all
 
     def checkpoint(self, options: ReadOptions) -> Checkpoint | None:
@@ -105,6 +107,7 @@ class CellModel:
 
             return reduce_chunks(self.source, self.design, transform, **given, client=self.client)
         given |= {"memory": self.memory, "threads": options.threads, "checkpoint": checkpoint}
+        given |= {"device": self.device}
         with self._bar(bar, "reading") as step:
             return accumulate(self.source, self.design, transform, **given, progress=step)
 
@@ -190,6 +193,7 @@ def open_cells(
     weights: str | np.ndarray | pd.Series | None = None,
     scheduler: Any = None,
     memory: int | None = None,
+    device: Device | None = None,
 ) -> Iterator[CellModel]:
     """Open data, select cells and build the design of a formula, without reading values.
 
@@ -199,6 +203,8 @@ def open_cells(
         As `lmm_gpu.summarize`.
     memory : int, optional
         Budget for chunks of cells, in bytes.
+    device : Device, optional
+        On which to accumulate, if it can.
 
     Yields
     ------
@@ -227,7 +233,7 @@ def open_cells(
 
             source = read_on_workers(source, memory)
         left_out = None if used.all() else used
-        yield CellModel(source, build_design(formula, source.obs), client, memory, given, left_out)
+        yield CellModel(source, build_design(formula, source.obs), client, memory, given, device, left_out)
 
 
 def select_cells(source: Source, cells: str | np.ndarray | Sequence[bool] | None) -> Source:

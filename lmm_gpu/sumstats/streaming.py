@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend.arrays import entered
+from ..backend.devices import Device
 from ..backend.sparse import on_device
 from ..backend.threads import ahead, limited, quiet_blas, workers
 from ..io.source import Source
@@ -18,9 +19,11 @@ from .accumulator import Accumulator, Passes
 from .assembly import assemble
 from .checkpoint import Checkpoint, as_array, as_slices
 from .chunk_plan import cells_per_chunk, most_sums, plan_pieces, stored_values_of
+from .cuda_sums import cell_totals
+from .device_chunks import Copied, accumulates, copied_ahead
 from .gene_filter import NO_FILTER, GeneFilter
 from .group_tables import FUSED_VALUES, can_fuse
-from .products import DesignProducts, GeneProducts, row_totals
+from .products import DesignProducts, GeneProducts
 from .summary_stats import SummaryStats
 from .transform import Transform, check_values
 
@@ -45,6 +48,7 @@ def accumulate(
     pieces: Sequence[slice] | None = None,
     progress: Callable[[int], object] | None = None,
     checkpoint: Checkpoint | None = None,
+    device: Device | None = None,
 ) -> SummaryStats:
     """Accumulate the summary statistics of all cells of `source`.
 
@@ -74,6 +78,9 @@ def accumulate(
         Called after each chunk with its number of cells (genes, for a source that is read by genes).
     checkpoint : Checkpoint, optional
         File to resume from and to write to.
+    device : Device, optional
+        CUDA device to which chunks from the host are copied, to be added up there. Not with a checkpoint, which holds
+        the sums of the host.
 
     Raises
     ------
@@ -84,8 +91,9 @@ def accumulate(
     if source.m == 0:
         raise ValueError(f"{source.name} has no genes: wanted at least one column")
     genes.check(source.features)
+    copied_to = device if checkpoint is None and not on_device(source.matrix) and accumulates(device) else None
     if fused is None:
-        fused = stored_values_of(source) >= FUSED_VALUES and can_fuse()
+        fused = copied_to is None and stored_values_of(source) >= FUSED_VALUES and can_fuse()
     passes = Passes(fused, _pass_threads(source, threads), most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
@@ -94,7 +102,9 @@ def accumulate(
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
     with quiet_blas(0), limited(threads):  # BLAS threads would compete with those that read ahead
-        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical=not fused):
+        canonical = not fused or copied_to is not None
+        for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical, copied_to):
+            Y = Y.arrived() if isinstance(Y, Copied) else Y
             rows, some = (cells, place) if source.by_genes else (place, features)
             sums.add(rows, some, Y, source.name)
             if checkpoint is not None:
@@ -150,6 +160,7 @@ def _chunks(
     checkpoint: Checkpoint | None,
     restore: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], object],
     canonical: bool = True,
+    copied_to: Device | None = None,
 ) -> Iterator[tuple[int, slice, Any]]:
     """Yield the number of chunks done with this one, its place and its values, continuing from a checkpoint."""
     done = 0
@@ -160,7 +171,10 @@ def _chunks(
             pieces, done = as_slices(found[0]["pieces"]), int(found[1]["done"])
             logger.info("resuming from %s: %d of %d chunks are done", checkpoint.path, done, len(pieces))
         checkpoint.keep(pieces=as_array(pieces))
-    for count, (place, Y) in enumerate(ahead(source.chunks(pieces[done:], canonical=canonical)), start=done + 1):
+    chunks = source.chunks(pieces[done:], canonical=canonical)
+    if copied_to is not None:
+        chunks = copied_ahead(chunks, copied_to)
+    for count, (place, Y) in enumerate(ahead(chunks), start=done + 1):
         yield count, place, Y
 
 
@@ -190,7 +204,7 @@ def count_totals(
         rows, row, column = (slice(None), 0, place.start) if source.by_genes else (place, place.start, 0)
         with entered(Y):
             check_values(Y, source.name, row, column)
-            total[rows] += row_totals(Y)
+            total[rows] += cell_totals(Y)
         if checkpoint is not None:
             checkpoint.write("total counts", done, {"total_counts": total})
         if progress is not None:

@@ -128,6 +128,12 @@ def has_fractions(Y: Any) -> bool:
     return any(bool((block != np.floor(block)).any()) for block in blocks)
 
 
+def least_value(Y: Any) -> float:
+    """Smallest stored value, 0 if there is none."""
+    values = stored_values(Y)
+    return float(namespace(values).min(values)) if 0 not in values.shape else 0.0
+
+
 def any_value(Y: Any) -> bool:
     """Return whether any value is not zero."""
     values = stored_values(Y)

@@ -31,6 +31,7 @@ from lmm_gpu.estimation import (
 )
 from lmm_gpu.estimation.fisher_scoring import Evaluation, Rules, State, maximise
 from lmm_gpu.estimation.mixed_model import MixedModel
+from lmm_gpu.sumstats import cuda_sums
 from lmm_gpu.sumstats.assembly import cross_products
 
 WHEEL = 'pip install "cupy-cuda12x>=14.2,<15" nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12'
@@ -342,3 +343,13 @@ def test_a_kernel_computes_what_numpy_computes(name):
     for one, wanted in zip(found, expected, strict=True):
         assert (one.shape, one.dtype) == (wanted.shape, wanted.dtype)
         np.testing.assert_allclose(one, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("capability", ["80", "90"])
+@pytest.mark.parametrize(("kind", "value"), [("csr", "float32"), ("csc", "uint16"), ("dense", "bool")])
+def test_the_sums_over_cells_compile_without_spilling(kind, value, capability):
+    values = np.zeros(1, dtype=value)
+    options = (*cuda_kernels._OPTIONS, *cuda_sums.options_of(kind, values, np.zeros(1, np.int32)))
+    log = wheel.compiler_log(cuda_sums._source(), options, capability)
+    assert all(name in log for name in ("largest", "group_sums", "fold"))
+    assert log.count(" 0 bytes spill stores") == 3

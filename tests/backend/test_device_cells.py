@@ -81,8 +81,9 @@ def test_only_sums_and_sizes_come_to_the_host(put):
         lmm_gpu.summarize((values, OBS), FORMULA, transform="log1p")
     finally:
         cupy_like.Array.get = original
-    p_and_q = len(lmm_gpu.summarize((COUNTS, OBS), FORMULA).random_names)
-    assert taken and max(taken) <= max(p_and_q * M, N + 1)
+    names = lmm_gpu.summarize((COUNTS, OBS), FORMULA)
+    columns = len(names.random_names) + len(names.fixed_names) + 2  # with sums and squares
+    assert taken and max(taken) <= max(columns * M, N + 1)
     assert max(taken) < COUNTS.size
 
 
