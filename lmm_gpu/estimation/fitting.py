@@ -32,6 +32,8 @@ from .status import Status
 
 #: Rounding error of the residual variance, relative to its size, beyond which a gene is ill-conditioned.
 LOST_DIGITS = 1e-3
+#: Share of the residual variance that each component has in the average observation at a start inside of the bounds.
+INSIDE = 0.3
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
 #: Iterations with relaxed steps of a gene that needs more, as a multiple of max_iter.
@@ -172,6 +174,8 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
     with_fallback = options.bounds == "auto" and not nonnegative
     rules = Rules(options.epsilon, options.max_iter, nonnegative, most_refused=MOST_REFUSED if with_fallback else None)
     outcome = _maximised(model, start, rules)
+    if nonnegative and start is None:
+        outcome = _better_from_inside(model, outcome, rules)
     unfinished = to_numpy(outcome.status) == Status.MAX_ITER
     if with_fallback:  # where steps had to be halved there is likely no optimum
         unfinished = unfinished & ~to_numpy(outcome.step_halved)
@@ -182,6 +186,26 @@ def _climb(model: MixedModel, start: Array | None, options: FitOptions, *, nonne
     more = replace(rules, max_iter=CONTINUED * options.max_iter, relaxed=True)
     again = _maximised(model.select(index), namespace(index).take(outcome.theta, index, axis=1), more)
     return outcome.replaced(slow, replace(again, niter=again.niter + options.max_iter))
+
+
+def _better_from_inside(model: MixedModel, outcome: Outcome, rules: Rules) -> Outcome:
+    """Maximise from moderate components, too, where all ended at zero, and keep the higher of the two optima.
+
+    Scoring starts without random effects, and stays there if that is a local maximum.
+    """
+    xp = namespace(outcome.theta)
+    stayed = flag_indices(xp.all(outcome.theta[:-1, :] == 0, axis=0))
+    if stayed.size == 0:
+        return outcome
+    index = indices(stayed, outcome.theta)
+    part, before = model.select(index), outcome.select(index)
+    theta = part.likelihood.start()
+    trace, _ = part.likelihood.design_traces(theta[:-1, :])  # (k, b)
+    moderate = INSIDE * theta[-1:, :] * part.likelihood.residual_df / xp.where(trace > 0, trace, 1.0)
+    after = _maximised(part, xp.concat([moderate, theta[-1:, :]], axis=0), rules)
+    old, new = (part.likelihood.evaluate(_profiled(part, found)) for found in (before, after))
+    better = flag_indices(new.ok & (new.value > old.value + old.rounding + new.rounding))
+    return outcome.replaced(stayed[better], after.select(indices(better, outcome.theta)))
 
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:

@@ -265,7 +265,7 @@ def test_fractions_of_crossed_effects_are_variancepartitions(batches):
     fit = lmm_gpu.fit(v, formula, weights="weights", method="ML", bounds="nonnegative", progress=False)
     found = fit.variance_partition()[["arm", "batch", "donor", "age", "residual"]]
     off = np.abs(found.to_numpy() - r["varpart"]).max(axis=1)
-    assert np.sort(off)[-3] < 2e-4  # one gene has two optima; lme4 ends at 2e-3 above zero in another
+    assert np.sort(off)[-2] < 2e-4  # lme4 ends at 2e-3 above zero in one gene
 
 
 # --- samples and genes that say little ---
@@ -292,10 +292,9 @@ def test_genes_without_counts_and_types_with_few_samples_are_said(batches, formu
     assert table["p_value"].iloc[5:].notna().all()
 
 
-@pytest.mark.parametrize("formula", [BATCHES, "~ arm + age"])
-def test_weights_of_zero_are_refused_with_a_remedy(batches, formula):
+def test_weights_below_zero_are_refused_with_a_remedy(batches):
     _, samples = batches
     v = voom(samples, BATCHES)
-    v.layers["weights"][0, 0] = 0.0
-    with pytest.raises(ValueError, match="weight"):
+    v.layers["weights"][0, 0] = -1.0
+    with pytest.raises(ValueError, match="or zero to leave an observation out"):
         lmm_gpu.fit(v, BATCHES, weights="weights", progress=False)

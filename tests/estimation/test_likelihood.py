@@ -23,7 +23,8 @@ GENES = 3
 
 
 def likelihood_of(design, Y, method):
-    return MixedModel.build(cross_products(design.X, design.Z, Y, d=design.d), method).likelihood
+    summary = cross_products(design.X, design.Z, Y, d=design.d)
+    return MixedModel.spectral(summary, method).with_genes(summary).likelihood
 
 
 def by_gene(values):
@@ -177,7 +178,7 @@ def test_a_quarter_million_cells(name, kind, method, doublings):
     of_means = dense.draw_theta(design, GENES, "positive" if kind == "large" else kind)
     of_means *= units[:, None] if kind == "large" else 1.0
     summary = repeated(cross_products(design.X, design.Z, Y, d=design.d), doublings)
-    found = MixedModel.build(summary, method).likelihood.evaluate(of_means / units[:, None])
+    found = MixedModel.spectral(summary, method).with_genes(summary).likelihood.evaluate(of_means / units[:, None])
     assert found.ok.all()
     for i, (y, t) in enumerate(zip(np.sqrt(r) * Y.T, of_means.T, strict=True)):
         value = dense.loglik(design, y, t, method) - 0.5 * within * np.log(2 * np.pi * t[-1])

@@ -223,3 +223,14 @@ def test_a_gene_without_observations_has_no_estimate(lacking):
     W = W * (np.arange(4) != 1)
     fit = fitted(Y, W, obs, "~ arm + (1 | donor)")
     assert fit.status.tolist()[:2] == ["converged", "no_variance"]
+
+
+def test_a_start_without_random_effects_does_not_stay_at_a_local_maximum():
+    """Without random effects the score is negative for all three variances of gene 18, and lme4's optimum is better."""
+    r, obs = load("dream_batches"), pd.read_csv(REFERENCE / "dream_batches.metadata.csv", index_col=0)
+    formula, options = "~ age + (1 | arm) + (1 | donor) + (1 | batch)", {"method": "ML", "bounds": "nonnegative"}
+    fit = fitted(r["E"].T, r["weights"].T, obs, formula, **options)
+    inside = fitted(r["E"].T, r["weights"].T, obs, formula, **options, theta0=[0.1, 0.1, 0.1, 0.5])
+    assert (fit.logLik > inside.logLik - 1e-6).all()
+    np.testing.assert_allclose(fit.logLik.iloc[18], -23.54753630, atol=1e-6)  # lme4's
+    np.testing.assert_allclose(fit.theta.iloc[:, 18], [0, 0.18431, 0.03955, 0.68775], atol=1e-5)
