@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
@@ -38,6 +39,7 @@ from .sumstats.transform import Transform, check_values, recognise, squares_fit
 from .sumstats.within import Within
 from .sumstats.within_sums import nearly_constant, sampled_cells, widest, within_matrices
 
+logger = logging.getLogger("lmm_gpu")
 #: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
 #: A column whose standard deviation is below this share of its mean is constant up to rounding.
@@ -126,9 +128,8 @@ def sslmm(
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
+    X = from_origins(X, labels["fixed_names"])
     constant = constant_of(X)
-    if constant is not None:
-        check_far_columns(X, labels["fixed_names"])
     W = read_weights(weights, m, n)
     if W is not None and W.ndim == 2:
         check_values(Y, "Y")
@@ -151,23 +152,31 @@ def check_blocks(nBlocks: int) -> int:
     return int(nBlocks)
 
 
-def check_far_columns(X: np.ndarray, names: Sequence[str]) -> None:
-    """Refuse columns of X (n, p), beside a constant, whose products lose their spread: dates, seconds since 1970.
+def from_origins(X: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """Subtract origins near the means from columns of X (n, p) whose products would lose their spread, such as dates.
+
+    Only where other columns make a constant: the fit and the coefficients of these columns are then the same. The
+    origins are in the log, as the coefficients that make the constant become those at the origin.
 
     Examples
     --------
-    >>> check_far_columns(np.array([[1.0, 20240101.0], [1.0, 20240102.0]]), ["one", "day"])  # doctest: +ELLIPSIS
-    Traceback (most recent call last):
-    ValueError: the column day of X lies far from zero for its spread (mean 2.02401e+07, SD 0.5), so that ...
+    >>> from_origins(np.array([[1.0, 20240101.0], [1.0, 20240103.0]]), ["one", "day"]).tolist()
+    [[1.0, -1.0], [1.0, 1.0]]
     """
     mean, spread = X.mean(axis=0), X.std(axis=0)
     far = (spread < math.sqrt(2 * DEPENDENT) * np.abs(mean)) & (spread > _ROUNDED * np.abs(mean))
+    if not far.any() or constant_of(X[:, ~far]) is None:
+        return X
+    X = X.astype(np.float64)  # a copy
     for j in np.flatnonzero(far).tolist():
-        raise ValueError(
-            f"the column {names[j]} of X lies far from zero for its spread (mean {mean[j]:.6g}, SD {spread[j]:.3g}), "
-            f"so that its sums of squares cannot distinguish it from a constant: subtract its mean, as in "
-            f"X[:, {j}] - X[:, {j}].mean(). Its coefficient stays the same; the intercept is then that at the mean"
+        origin = float(np.rint(mean[j]))
+        X[:, j] -= origin
+        logger.warning(
+            "column %s of X lies far from zero for its spread (mean %.6g, SD %.3g) and is used less %.15g: its "
+            "coefficient stays the same, the intercept is that at this value",
+            *(names[j], mean[j], spread[j], origin),
         )
+    return X
 
 
 def block_size(m: int, n: int, nBlocks: int | None, memory: int | None) -> int:
@@ -267,7 +276,7 @@ def within_groups(
 
 def _taken(A: Any, places: np.ndarray, axis: int) -> Any:
     # rows or columns of a dense or sparse matrix, on any device
-    if scipy.sparse.issparse(A):
+    if scipy.sparse.issparse(A) or isinstance(A, np.ndarray):  # NumPy's take would copy one that is not in C order
         return A[places, :] if axis == 0 else A[:, places]
     return namespace(A).take(A, indices(places, A), axis=axis)
 

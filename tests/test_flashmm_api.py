@@ -655,13 +655,22 @@ def test_a_gene_without_variance_is_a_warning_not_an_error():
 
 
 @pytest.mark.parametrize("origin", [20240100.0, 1.7e9])
-def test_a_column_far_from_zero_is_refused_with_advice_that_works(origin):
+@pytest.mark.parametrize("cell_means", [False, True])
+def test_a_column_far_from_zero_is_used_from_an_origin(origin, cell_means, caplog):
+    """The coefficient is the same; the others are those at the origin, which the log has."""
     rng = np.random.default_rng(5)
-    Z, day = np.repeat(np.eye(6), 10, axis=0), rng.integers(1, 29, 60).astype(float)
-    X = np.stack([np.ones(60), origin + day], axis=1)
-    Y = rng.normal(size=(3, 60))
-    with pytest.raises(ValueError, match=r"column day of X lies far from zero.*subtract its mean"):
-        lmmfit(Y, X, Z, X_names=["one", "day"])
-    X[:, 1] -= X[:, 1].mean()
-    plain = lmmfit(Y, np.stack([np.ones(60), day], axis=1), Z, X_names=["one", "day"])
-    np.testing.assert_allclose(lmmfit(Y, X, Z, X_names=["one", "day"]).t.loc["day"], plain.t.loc["day"], rtol=1e-6)
+    Z, day, arm = np.repeat(np.eye(6), 10, axis=0), rng.integers(1, 29, 60).astype(float), np.arange(60) % 2
+    first = np.stack([1 - arm, arm] if cell_means else [np.ones(60)], axis=1)
+    X, near = (np.column_stack([first, at + day]) for at in (origin, origin - np.rint(origin + day.mean())))
+    kept, Y = X.copy(), rng.normal(size=(3, 60))
+    found, wanted = (lmmfit(Y, A, Z) for A in (X, near))
+    assert f"is used less {np.rint(origin + day.mean()):.15g}" in caplog.text
+    np.testing.assert_array_equal(X, kept)
+    for name in ("coef", "se", "theta", "logLik"):
+        np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-9, err_msg=name)
+
+
+def test_a_column_far_from_zero_without_an_intercept_is_kept():
+    day = 20240100.0 + np.arange(60.0)
+    ss = sslmm(day[:, None], np.random.default_rng(5).normal(size=(3, 60)), np.repeat(np.eye(6), 10, axis=0))
+    np.testing.assert_allclose(ss.XX, (day**2).sum(), rtol=1e-12)

@@ -31,7 +31,7 @@ def dense_products(
     design = np.hstack([*dense, np.ones((len(Y), 1))])  # (n, c + 1)
     sums, norms = np.zeros((design.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
     found = [np.zeros((A.shape[1], Y.shape[1])) if scipy.sparse.issparse(A) else None for A in matrices]
-    for rows, genes, values in _blocks(Y, centre, whole=len(dense) == 2):
+    for rows, genes, values in _blocks(Y, centre):
         sums[:, genes] += design[rows].T @ values
         norms[genes] += np.einsum("ij,ij->j", values, values)
         for A, total in zip(matrices, found, strict=True):
@@ -53,12 +53,9 @@ def _dense_if_cheaper(A: Any) -> Any:
     return A.toarray() if A.shape[1] <= _DENSE_COLUMNS * per_row else A
 
 
-def _blocks(Y: np.ndarray, centre: np.ndarray | None, whole: bool) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Yield cells, genes and their values in float64, less the centre; all at once if `whole` and none is copied."""
+def _blocks(Y: np.ndarray, centre: np.ndarray | None) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Yield cells, genes and their values in float64, less the centre."""
     n, m = Y.shape
-    if whole and Y.dtype == np.float64 and centre is None:
-        yield slice(0, n), slice(0, m), Y
-        return
     for genes in (slice(lo, min(lo + _BLOCK_GENES, m)) for lo in range(0, m, _BLOCK_GENES)):
         size = max(1, _BLOCK_VALUES // (genes.stop - genes.start))
         for rows in (slice(lo, lo + size) for lo in range(0, n, size)):
