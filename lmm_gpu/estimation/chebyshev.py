@@ -67,6 +67,11 @@ class Axis:
         middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
         return _chebyshev(None, g[:, None], degrees, self.lam, middle, half)
 
+    def numbers(self) -> tuple[float, ...]:
+        """lam, middle and half width in x, and the range of 1 + g lam, as kernels need them."""
+        middle, half = 0.5 * (self.lo + self.hi), 0.5 * (self.hi - self.lo)
+        return self.lam, middle, half, math.exp(self.lo), math.exp(self.hi)
+
     def transform(self, reference: Array) -> Array:
         """Matrix (size, size) from values at the nodes to Chebyshev coefficients."""
         n = self.size

@@ -11,12 +11,13 @@ import functools
 import math
 from typing import Any
 
-from ..backend.arrays import Array, entered, namespace
+from ..backend.arrays import Array, entered, like, namespace
 from ..backend.cuda_kernels import compiles_kernels, cuda_source, definitions, kernel
 from ..backend.linalg import FACTORS, LOST_PIVOT
 from . import fisher_scoring
 from .fisher_scoring import AT_ZERO, SHORTEST_STEP, SMALL_DECREMENT, TINY_DECREMENT, Objective, Outcome, Rules
 from .likelihood import ROUNDING, ROUNDING_BETWEEN
+from .many_components import MultiComponent
 from .one_component import SingleComponent
 from .scoring_steps import LONGEST_STEP
 from .status import Status
@@ -25,12 +26,18 @@ from .status import Status
 GENES, LANES = 32, 8
 #: Eigenvalues that one of these threads should have at least.
 EIGENVALUES_PER_LANE = 8
+#: Threads of a gene of `two_components.cu`: half as many up to so many rows of the effect that is not eliminated. Parts
+#: of its sums over r.
+THREADS, FEW_ROWS, PARTS = 128, 16, 4
 _CONSTANTS = {
     **{status.name: int(status) for status in Status},
     "AT_ZERO": AT_ZERO,
     "FACTORS": FACTORS,
+    "GENES": GENES,
+    "LANES": LANES,
     "LONGEST_STEP": LONGEST_STEP,
     "LOST_PIVOT": LOST_PIVOT,
+    "PARTS": PARTS,
     "ROUNDING": ROUNDING,
     "ROUNDING_BETWEEN": ROUNDING_BETWEEN,
     "SHORTEST_STEP": SHORTEST_STEP,
@@ -52,6 +59,8 @@ def by_kernel(
     """Return the outcome of the kernel for this likelihood on its device, None if there is none."""
     if isinstance(objective, SingleComponent):
         return _one_component(objective, start, rules, interrupted)
+    if isinstance(objective, MultiComponent):
+        return _two_components(objective, start, rules, interrupted)
     return None
 
 
@@ -85,6 +94,41 @@ def _one_component(
                 *_arguments(rules),
                 *_stored(outcome),
             ),
+        )
+        return outcome
+
+
+def _two_components(
+    at: MultiComponent, start: Array | None, rules: Rules, interrupted: Outcome | None
+) -> Outcome | None:
+    b, k, root = at.yry.shape[0], at.n_components, at.root
+    if k != 2 or at.trace_table is None or at.F_table is None or b == 0 or not compiles_kernels(at.h):
+        return None
+    sizes = [axis.size for axis in at.trace_table.axes]
+    q_R, r = root.K_R.shape
+    threads = THREADS if q_R > FEW_ROWS else THREADS // 2
+    shared = 8 * (q_R * (q_R + 1) // 2 + (2 + PARTS) * q_R + 3 * r + sum(sizes) + (k * (k + 1) + 6) * (threads + 1))
+    with entered(at.h):
+        score = kernel(at.h, _source("two_components.cu"), "two_components", _options(k), shared)
+        if score is None:
+            return None
+        xp = namespace(at.h)
+        tables = [at.trace_table.coefficients, at.F_table.coefficients, at.F_rest, root.unit]
+        outcome = _empty(xp, k + 1, b)
+        score(
+            (b,),
+            (threads,),
+            (
+                like([number for axis in at.trace_table.axes for number in axis.numbers()], at.h),
+                *[xp.ascontiguousarray(x) for x in (*tables, root.mu, root.K_R, root.K_R.T, at.h, at.yry, at.rss)],
+                *_begun(xp, at.start() if start is None else start, interrupted),
+                *(*sizes, root.eliminated, r, q_R, b),
+                float(at.n_effective),
+                float(at.residual_df),
+                *_arguments(rules),
+                *_stored(outcome),
+            ),
+            shared_mem=shared,
         )
         return outcome
 

@@ -303,7 +303,7 @@ def test_a_fused_function_compiles(name):
 
 
 #: Kernels written in CUDA: the file, and numbers of components.
-WRITTEN = [("one_component.cu", 1)]
+WRITTEN = [("one_component.cu", 1), ("two_components.cu", 2)]
 
 
 @pytest.mark.parametrize("capability", ["75", "80", "90"])

@@ -53,6 +53,14 @@ def likelihood_of(design, Y, method="REML"):
     return MixedModel.build(cross_products(design.X, design.Z, Y, d=design.d).on(cupy.asarray), method).likelihood
 
 
+def tabulated_likelihood(design, Y, method="REML"):
+    """Likelihood with tables, as of many genes."""
+    stats = cross_products(design.X, design.Z, Y, d=design.d).on(cupy.asarray)
+    likelihood = MixedModel.decompose(stats.select(slice(0)), method, None, 4000).with_genes(stats).likelihood
+    assert likelihood.trace_table is not None
+    return likelihood
+
+
 def both(objective, start, rules, interrupted=None):
     """Outcomes by the kernel, which has to be there, and by array operations."""
     found = cuda_scoring.by_kernel(objective, start, rules, interrupted)
@@ -199,6 +207,40 @@ def test_many_levels_are_shared_by_threads():
     assert_same(*both(objective, None, Rules()))
 
 
+@pytest.mark.parametrize("rules", [RULES["free"], RULES["nonnegative"], RULES["few"]], ids=["free", "held", "few"])
+@pytest.mark.parametrize("name", ["two_within", "two_widest_last"])
+def test_two_effects(name, rules):
+    """Whichever is eliminated; genes that leave the tables stop there."""
+    design = dense.DESIGNS[name]
+    found, expected = both(tabulated_likelihood(design, genes(design, 24)), None, rules)
+    assert_same(found, expected)
+    if rules.nonnegative:
+        assert (expected.theta[:2, :] == 0).any() and (expected.theta[:2, :] > 0).all(axis=0).any()
+    elif rules.max_iter > 3:
+        assert (expected.status == int(Status.OUTSIDE_TABLE)).any()
+
+
+def test_two_effects_by_maximum_likelihood():
+    design = dense.DESIGNS["two_within"]
+    assert_same(*both(tabulated_likelihood(design, genes(design, 12), "ML"), None, Rules(nonnegative=True)))
+
+
+def test_more_rows_than_threads(monkeypatch):
+    monkeypatch.setattr(cuda_scoring, "THREADS", 32)
+    rng = np.random.default_rng(4)
+    n, d = 400, (40, 36)
+    Z = np.hstack([dense.one_hot(rng.permutation(np.arange(n) % width), width) for width in d])
+    design = dense.Design(np.column_stack([np.ones(n), rng.normal(size=n)]), Z, d)
+    objective = tabulated_likelihood(design, dense.draw_genes(design, 3))
+    assert objective.root.K_R.shape[0] > cuda_scoring.THREADS > cuda_scoring.FEW_ROWS
+    assert_same(*both(objective, None, Rules()))
+
+
+def test_two_effects_without_tables_are_left_to_array_operations():
+    design = dense.DESIGNS["two"]
+    assert cuda_scoring.by_kernel(likelihood_of(design, genes(design, 4)), None, Rules()) is None
+
+
 def test_a_given_start_and_an_interrupted_maximisation():
     design = dense.DESIGNS["one_crossed"]
     objective = likelihood_of(design, genes(design, 40))
@@ -245,11 +287,13 @@ def assert_same_estimates(found, expected, rtol=1e-10):
     np.testing.assert_allclose(found.se, expected.se, rtol=rtol)
 
 
-@pytest.mark.parametrize("bounds", ["auto", "none"])
-def test_a_whole_fit(bounds):
-    """Refits and continued genes included; nothing but the kernels differs."""
-    design = dense.DESIGNS["one_nested"]
-    stats = cross_products(design.X, design.Z, genes(design, 40), d=design.d)
+@pytest.mark.parametrize(
+    ("name", "bounds"), [("one_nested", "auto"), ("one_nested", "none"), ("two_widest_last", "auto")]
+)
+def test_a_whole_fit(name, bounds):
+    """Refits, continued genes and genes that left the tables included; nothing but the kernels differs."""
+    design = dense.DESIGNS[name]
+    stats = cross_products(design.X, design.Z, genes(design, 80), d=design.d)
     assert_same_estimates(*estimates_of(stats, FitOptions(device="cuda", bounds=bounds)))
 
 

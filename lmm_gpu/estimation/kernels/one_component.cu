@@ -3,8 +3,6 @@
 // A block scores blockDim.x genes, each by blockDim.y threads that share its sums over the eigenvalues. All threads
 // of a gene then make the same step, so that no thread waits for another's state. The order of the sums is fixed.
 
-#define GENES 32
-#define LANES 8
 enum { SUM_T, SUM_B, SUM_E, SUM_BETWEEN, SUM_LOGDET, SUMS };
 
 struct Design {
