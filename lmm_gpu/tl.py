@@ -13,11 +13,12 @@ from .design.cell_query import matching_cells
 from .design.contrasts import contrast_rows
 from .design.design import build_design, used_cells
 from .inference.pvalues import z_scores
+from .pertpy_model import LinearMixedModel
 from .results.lmm_fit import LMMFit
 
 if TYPE_CHECKING:
     from anndata import AnnData
-__all__ = ["lmm"]
+__all__ = ["LinearMixedModel", "lmm"]
 #: scanpy's names of the columns of a test, ours, and the types in which scanpy stores them.
 _SCANPY = {
     "names": ("variable", "O"),

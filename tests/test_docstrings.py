@@ -15,7 +15,7 @@ NEVER_RAISE = {
     *("LMMFit.keys", "LMMFit.variance_fractions", "SummaryStats.content", "SummaryStats.keys", "SummaryStats.mean"),
     *("SummaryStats.on", "SummaryStats.select", "SummaryStats.with_genes", "SummaryStats.without"),
 }
-RETURN_NOTHING = {"LMMFit.save", "SummaryStats.save", "pl.save", "report"}
+RETURN_NOTHING = {"tl.LinearMixedModel", "LMMFit.save", "SummaryStats.save", "pl.save", "report"}
 
 
 def public() -> tuple[dict, dict, dict]:
