@@ -73,7 +73,7 @@ class WeightedStats(SummaryStats):
 
     def on(self, put: Callable[[Array], Array]) -> WeightedStats:
         """Return the statistics with every array replaced, such as by its copy on another device."""
-        return replace(cast(WeightedStats, super().on(put)), weights=self.own.map(put))
+        return replace(super().on(put), weights=self.own.map(put))
 
     def select(self, genes: slice) -> WeightedStats:
         """Select a range of genes: views, no copies."""

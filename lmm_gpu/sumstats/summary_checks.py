@@ -11,7 +11,7 @@ from ..backend.arrays import namespace, to_numpy
 from ..backend.sparse import is_sparse
 
 if TYPE_CHECKING:
-    from .summary_stats import SummaryStats
+    from .summary_fields import SummaryFields
 
 #: Products about zero and about a centre come from the same cells if they agree to this.
 _AGREE = 1e-6
@@ -19,7 +19,7 @@ _AGREE = 1e-6
 _ROUNDED = 1e-5
 
 
-def check_shapes(ss: SummaryStats) -> None:
+def check_shapes(ss: SummaryFields) -> None:
     """Refuse arrays and labels whose sizes do not match."""
     p, q, m = len(ss.fixed_names), len(ss.random_names), len(ss.features)
     wanted = {"XX": (p, p), "XY": (p, m), "ZX": (q, p), "ZY": (q, m), "ZZ": (q, q), "Ynorm": (m,)}
@@ -38,7 +38,7 @@ def check_shapes(ss: SummaryStats) -> None:
         raise ValueError(f"component_names are {', '.join(ss.component_names)}; wanted one for each of d = {ss.d}")
 
 
-def check_centred(ss: SummaryStats) -> None:
+def check_centred(ss: SummaryFields) -> None:
     """Refuse centred products of other cells than those about zero, as after replacing only one of them."""
     if ss.centred is None:
         return
@@ -58,7 +58,7 @@ def check_components(d: Sequence[int], q: int) -> None:
         )
 
 
-def check_invariants(ss: SummaryStats) -> None:
+def check_invariants(ss: SummaryFields) -> None:
     """Refuse numbers that cannot be sums over cells: for statistics that were read from a file, or are to be added.
 
     n is not negative; all numbers are real and finite; X'X, Z'Z are symmetric, X'X is positive semi-definite, and every
