@@ -12,7 +12,7 @@ from ..backend.blocks import even_blocks
 from ..backend.dask_client import ADVICE, explained_failures, without_graph_warning
 from ..backend.memory import parse_memory
 from ..backend.optional import require
-from ..backend.threads import quiet_blas
+from ..backend.threads import one_blas_thread
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import Shape, genes_per_block
 from .estimates import Estimates
@@ -38,7 +38,7 @@ def fit_genes_on_workers(
         If the scheduler stopped.
     """
     memory = parse_memory(options.memory)
-    with quiet_blas(len(summary.random_names)):
+    with one_blas_thread():
         model = MixedModel.decompose(summary, options.method, memory)  # refuses what cannot be fitted
     ranges = _ranges(summary, memory, sum(client.nthreads().values()))
     theta0 = start_values(options.theta0, model, summary.m)

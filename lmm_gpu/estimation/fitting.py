@@ -19,7 +19,7 @@ from ..backend.blocks import blocks, even_blocks
 from ..backend.devices import Device, resolve
 from ..backend.linalg import inverse_small
 from ..backend.scheduler import run
-from ..backend.threads import quiet_blas
+from ..backend.threads import one_blas_thread
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_within
 from .cuda_scoring import maximise
@@ -61,7 +61,7 @@ def fit_genes(
     """
     memory = options.memory_for(len(summary.d))
     devices = resolve(options.device, summary.ZX, summary.ZY)
-    with quiet_blas(summary.ZZ.shape[0]):
+    with one_blas_thread():
         fitter = BlockFitter.build(summary, options, devices, memory)
         estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], summary.n_variances + 1)
         shape = fitter.model.shape(summary.d)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..backend.arrays import Array, entered, indices, like, threads_for, to_numpy
 from ..backend.blocks import blocks
-from ..backend.threads import in_threads, quiet_blas
+from ..backend.threads import in_threads, one_blas_thread
 from ..estimation.block_size import Shape, genes_per_block, threads_within
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions
@@ -108,7 +108,7 @@ def by_block(
 @contextmanager
 def computing(fit: Fitted) -> Iterator[None]:
     """Context of what is computed with the model: on its device, without BLAS threads that compete with blocks."""
-    with entered(fit.model.XXinv), quiet_blas(len(fit.summary.random_names)):
+    with entered(fit.model.XXinv), one_blas_thread():
         yield
 
 

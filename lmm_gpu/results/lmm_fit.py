@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..backend.arrays import to_numpy
-from ..backend.threads import quiet_blas
+from ..backend.threads import one_blas_thread
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions
 from ..estimation.mixed_model import MixedModel
@@ -225,7 +225,7 @@ class LMMFit:
         FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
         """
         summary, estimates, settings = read_fit(path)
-        with quiet_blas(len(summary.random_names)):
+        with one_blas_thread():
             model = MixedModel.decompose(summary, settings["method"])
         ddf, outputs = settings.pop("ddf"), settings.pop("outputs")
         return cls(estimates, summary, model, FitOptions(**settings), ddf, outputs)

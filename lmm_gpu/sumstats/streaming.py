@@ -12,7 +12,7 @@ import numpy as np
 from ..backend.arrays import entered
 from ..backend.devices import Device
 from ..backend.sparse import on_device
-from ..backend.threads import ahead, limited, quiet_blas, workers
+from ..backend.threads import ahead, limited, one_blas_thread, workers
 from ..io.source import Source
 from ..io.stored_arrays import decodes
 from .accumulator import Accumulator, Passes
@@ -101,7 +101,7 @@ def accumulate(
     if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
-    with quiet_blas(0), limited(threads):  # BLAS threads would compete with those that read ahead
+    with one_blas_thread(), limited(threads):  # BLAS threads would compete with those that read ahead
         canonical = not fused or copied_to is not None
         for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical, copied_to):
             Y = Y.arrived() if isinstance(Y, Copied) else Y

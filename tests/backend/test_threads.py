@@ -10,26 +10,26 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from lmm_gpu.backend import threads
-from lmm_gpu.backend.threads import FEW_ROWS, ahead, in_threads, limited, quiet_blas, workers
+from lmm_gpu.backend.threads import ahead, in_threads, limited, workers
 
 #: Two contexts of which the second is entered after the first and left after it. threadpoolctl lets one thread change
 #: the setting as long as that thread lives, so each case runs in a separate process.
 OVERLAP = """
 import numpy, sys, threading
 from threadpoolctl import threadpool_info
-from lmm_gpu.backend.threads import quiet_blas
+from lmm_gpu.backend.threads import one_blas_thread
 
 numbers = lambda: {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
 second_in, first_left, before = threading.Event(), threading.Event(), numbers()
 
 def first():
-    with quiet_blas(10):
+    with one_blas_thread():
         print(*numbers())
         second.start()
         second_in.wait(10)
 
 def hold():
-    with quiet_blas(10):
+    with one_blas_thread():
         second_in.set()
         first_left.wait(10)
 
@@ -65,11 +65,6 @@ def test_contexts_that_overlap_restore_the_number_before_the_first(first):
     if done.stdout.split()[-1] != "2":
         pytest.skip("the linear algebra library has no threads")
     assert done.stdout.split() == ["1", "True", "2"]
-
-
-def test_large_matrices_keep_their_threads(two_threads):
-    with quiet_blas(FEW_ROWS + 1):
-        assert blas_threads() == {2}
 
 
 def test_an_error_in_a_task_restores_them(two_threads):
