@@ -90,8 +90,9 @@ class _Limit:
 
 
 #: Context in which the linear algebra library uses one thread. Its threads wait for each other by spinning: beside
-#: programs that use the same processors, a fit of 4,000 crossed effects took over ten times as long on two threads, while
-#: on idle processors they gain a tenth, as its matrices are small. Blocks of genes and chunks of cells have threads.
+#: programs that use the same processors, a fit of 4,000 crossed effects took over ten times as long on two threads,
+#: while on idle processors they gain a tenth, as its matrices are small. Blocks of genes and chunks of cells have
+#: threads.
 one_blas_thread = _Limit()
 
 
