@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import scipy
 
 from ..backend.arrays import to_numpy
 from ..design.terms import Term, product_of, treatment_factor
@@ -21,6 +22,8 @@ _WITHIN = 0.1
 #: Variances are unequal if the average ratio makes this many times too many false positives at 5 %, or if this share of
 #: the genes deviates. Permuted real data reach 1.4 and 1 %.
 _TOO_MANY, _DEVIATING = 1.5, 0.05
+#: With so few df and so many genes hardly anything is significant after a correction for multiple tests.
+_FEW_DF, MANY_GENES = 4, 20
 #: Share of genes with rare counts from which it is said.
 _RARE_SHARE = 0.05
 
@@ -43,6 +46,7 @@ def diagnose(
             "the model; add samples, or read the result as a description of these"
         )
     yield from _missing_random_effects(summary, C, labels, groups)
+    yield from _few_df(summary, C, labels)
     yield from _unequal_variances(summary, C, labels, theta)
     yield from _rare_counts(summary, C, labels, groups)
 
@@ -79,6 +83,22 @@ def _missing_random_effects(
             f"{_listed([repr(labels[i]) for i in bare])}: the compared cells lie within the levels of {group.name}, "
             "and no random effect lets the difference vary between the levels: where it does, p-values are too small. "
             + _remedy(summary, group.name, C[bare])
+        )
+
+
+def _few_df(summary: SummaryStats, C: np.ndarray, labels: Sequence[str]) -> Iterator[str]:
+    if summary.m < MANY_GENES:
+        return
+    found: dict[tuple[str, float], list[str]] = {}
+    for label, stratum in zip(labels, tested_between(strata(summary), C), strict=True):
+        if stratum is not None and 0 < stratum.df <= _FEW_DF:
+            found.setdefault((summary.component_names[stratum.component], stratum.df), []).append(repr(label))
+    for (name, df), of_kind in found.items():
+        errors = -float(scipy.special.stdtrit(df, LEVEL / 2))
+        yield (
+            f"{_listed(of_kind)}: {df:.0f} degrees of freedom between levels of {name}, so that a p-value of {LEVEL:g} "
+            f"needs an effect of {errors:.1f} standard errors, and few genes will pass a correction for many tests; "
+            "dream's moderated tests of pseudobulk samples find more"
         )
 
 

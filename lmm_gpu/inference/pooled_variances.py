@@ -24,8 +24,8 @@ from ..sumstats.summary_stats import SummaryStats
 from .group_levels import Grouping, groupings
 from .strata import Stratum, strata, tested_between
 
-#: Random-effect columns beyond which nothing is looked at, and genes that are looked at.
-_MOST_COLUMNS, _MOST_GENES = 3000, 1000
+#: Random-effect columns, and size of the matrix of contributions, beyond which nothing is looked at; genes that are.
+_MOST_COLUMNS, _LARGEST, _MOST_GENES = 5000, 1_000_000, 1000
 #: Genes below which averages over genes say nothing.
 _FEWEST_GENES = 20
 #: A gene deviates if its variance is at least this many times that of the model and more than chance explains.
@@ -54,7 +54,7 @@ class _Means:
     X: np.ndarray  #: (G, p)
     Y: np.ndarray  #: (G, m)
     cells: np.ndarray  #: (G,)
-    members: Sequence[np.ndarray]  #: (G, d_j) each, share of the cells of a level in each level of random effect j
+    members: Sequence[np.ndarray | None]  #: (G, d_j), share of cells in the levels of random effect j; None: the finest
     theta: np.ndarray  #: (k+1, m), at zero or above
 
     @property
@@ -66,7 +66,12 @@ class _Means:
 
     def of_components(self, A: np.ndarray) -> list[np.ndarray]:
         """Factors (D, .) whose product with their transpose is A Cov A' of each component, residual last."""
-        return [A @ part for part in self.members] + [A / np.sqrt(self.cells)]
+        return [A if part is None else A @ part for part in self.members] + [A / np.sqrt(self.cells)]
+
+    def level(self, component: int) -> np.ndarray:
+        """Share (G, D) of the cells of each mean in the levels of one random effect."""
+        part = self.members[component]
+        return np.eye(len(self.cells)) if part is None else part
 
 
 def observed_variances(summary: SummaryStats, theta: np.ndarray | None, C: np.ndarray) -> list[ObservedVariance | None]:
@@ -96,14 +101,16 @@ def _level_means(summary: SummaryStats, found: Sequence[Grouping], theta: np.nda
     kept = np.flatnonzero(found[finest].counts > 0)
     cells, at = found[finest].counts[kept], rows[finest]
     ZZ: Array = summary.ZZ if is_sparse(summary.ZZ) else to_numpy(summary.ZZ)
-    blocks = [ZZ[at, other][kept] for other in rows]
-    members = [(one.toarray() if is_sparse(one) else one) / cells[:, None] for one in blocks]
+    blocks = [None if j == finest else ZZ[at, other][kept] for j, other in enumerate(rows)]
+    members = [None if one is None else (one.toarray() if is_sparse(one) else one) / cells[:, None] for one in blocks]
     Y = to_numpy(summary.ZY[at][:, genes])[kept] / cells[:, None]
     return _Means(found[finest].sums[kept] / cells[:, None], Y, cells, members, np.maximum(theta[:, genes], 0.0))
 
 
 def _observed(means: _Means, c: np.ndarray, stratum: Stratum) -> ObservedVariance | None:
-    level = means.members[stratum.component]  # (G, D)
+    if len(means.cells) * stratum.rank > _LARGEST:
+        return None
+    level = means.level(stratum.component)  # (G, D)
     if (level.max(axis=1) < 1.0).any():  # levels of the finest effect lie across
         return None
     WX = means.weights[:, None] * means.X
@@ -117,9 +124,9 @@ def _observed(means: _Means, c: np.ndarray, stratum: Stratum) -> ObservedVarianc
     ratio, chance_df = _ratio(means, L, B)
     if ratio is None:
         return None
-    critical = scipy.stats.t.isf(0.025, max(stratum.df, 1.0))
-    rate = 2 * scipy.stats.t.sf(critical / np.sqrt(max(ratio.mean(), 1.0)), max(stratum.df, 1.0))
-    beyond = max(_TIMES, float(scipy.stats.chi2.isf(_CHANCE, chance_df)) / chance_df)
+    df = max(stratum.df, 1.0)
+    rate = 2 * scipy.special.stdtr(df, scipy.special.stdtrit(df, 0.05 / 2) / np.sqrt(max(ratio.mean(), 1.0)))
+    beyond = max(_TIMES, float(scipy.special.chdtri(chance_df, _CHANCE)) / chance_df)
     used = np.abs(L) > _ZERO**0.5 * np.abs(L).max()  # (D, G)
     partial = bool(((level.T > 0) & ~used)[used.any(axis=1)].any())
     return ObservedVariance(

@@ -1,8 +1,8 @@
 """Genes whose counts are too rare for a comparison of few cells with many, from the sums alone.
 
 The mean of few cells of a rare gene is skewed, and the difference from the mean of many cells keeps that skewness. With
-n1 and n2 cells in the compared groups and a share f of cells that express the gene, it is about
-(n1^-2 - n2^-2) (n1^-1 + n2^-1)^(-3/2) f^(-1/2), that of a share of ones.
+n1 and n2 cells in the compared groups and a share f of cells that express the gene, it is about that of shares of ones:
+(n1^-2 - n2^-2) (n1^-1 + n2^-1)^(-3/2) (1 - 2f) (f (1 - f))^(-1/2).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import numpy as np
 import scipy
 
 from ..backend.arrays import to_numpy
+from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 
 #: The level whose false positives are predicted, and the factor from which a gene counts as too rare.
@@ -35,10 +36,11 @@ def too_rare(summary: SummaryStats, c: np.ndarray, indicators: np.ndarray) -> np
     Returns
     -------
     array (m,) of bool, or None
-        None if the contrast names no group, with weights per cell, or if values may be below zero.
+        None if the contrast names no group, with weights, or if values may be below zero.
     """
     columns = np.flatnonzero((c != 0) & indicators)
-    if summary.Ysum is None or summary.total_weight is not None or not columns.size or summary.m < _FEWEST_GENES:
+    weighted = isinstance(summary, WeightedStats) or summary.total_weight is not None
+    if summary.Ysum is None or weighted or not columns.size or summary.m < _FEWEST_GENES:
         return None
     total, squares = to_numpy(summary.Ysum), to_numpy(summary.Ynorm)
     if (total < 0).any():
@@ -50,13 +52,14 @@ def too_rare(summary: SummaryStats, c: np.ndarray, indicators: np.ndarray) -> np
     skewness = abs(first**2 - second**2) / (first + second) ** 1.5
     with np.errstate(divide="ignore", invalid="ignore"):
         share = total**2 / (summary.n * squares)  # at most that of the cells that express the gene
-        return np.asarray(_factor(skewness / np.sqrt(share)) > _FACTOR)
+        of_values = np.maximum(1.0 - 2.0 * share, 0.0) / np.sqrt(share * (1.0 - share))
+        return np.asarray(_factor(skewness * of_values) > _FACTOR)
 
 
 def _factor(skewness: np.ndarray) -> np.ndarray:
     # false positives of a normal test at LEVEL over LEVEL, for statistics of a gamma distribution with this skewness
-    z = float(scipy.stats.norm.isf(LEVEL / 2))
+    z = -float(scipy.special.ndtri(LEVEL / 2))
     shape = 4.0 / np.maximum(skewness, _NORMAL) ** 2
-    upper = scipy.stats.gamma.sf(shape + z * np.sqrt(shape), shape)
-    lower = scipy.stats.gamma.cdf(shape - z * np.sqrt(shape), shape)
+    upper = scipy.special.gammaincc(shape, shape + z * np.sqrt(shape))
+    lower = scipy.special.gammainc(shape, np.maximum(shape - z * np.sqrt(shape), 0.0))
     return np.asarray((upper + lower) / LEVEL)

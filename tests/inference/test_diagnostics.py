@@ -149,3 +149,19 @@ def test_indicators_are_distinguished_from_numbers():
     X = np.column_stack([np.ones(N), OBS["arm"] == "v", OBS["x"], np.tile([0, 2], N // 2), np.tile([0.5, 0.5], N // 2)])
     summary = cross_products(X.astype(float), pd.get_dummies(OBS["donor"]).to_numpy(float), Y)
     assert groupings(summary)[0].indicators.tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("donors", "df", "errors"), [(6, 4, "8.6"), (5, 3, "12.9"), (7, 5, None)])
+def test_few_degrees_of_freedom_with_many_genes(donors, df, errors):
+    """A t distribution on 4 df has its 0.05 % point at 8.61, on 3 df at 12.92 (tables of Fisher and Yates)."""
+    obs = pd.DataFrame(
+        {"donor": np.repeat(list("abcdefgh")[:donors], 8), "arm": np.repeat(["u", "v"], [24, 8 * donors - 24])}
+    )
+    values = np.random.default_rng(3).normal(size=(len(obs), 40))
+    for genes, expected in ((40, errors), (2, None)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            fit((values[:, :genes], obs), "~ arm + (1 | donor)", progress=False).test("arm[T.v]")
+        found = [str(one.message) for one in caught if "degrees of freedom between levels" in str(one.message)]
+        assert len(found) == (expected is not None)
+        assert not found or (f"'arm[T.v]': {df} degrees" in found[0] and f"effect of {expected} standard" in found[0])

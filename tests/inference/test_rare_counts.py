@@ -52,6 +52,14 @@ def test_values_below_zero_and_comparisons_of_donors_are_silent():
     assert said((Y, between)) == []
 
 
+def test_weights_and_values_far_from_zero_are_silent():
+    Y, obs = counted(5)
+    weights = np.random.default_rng(2).uniform(1.0, 2.0, size=Y.shape)
+    result = fit((Y, obs), "~ arm + (1 | donor)", weights=weights, is_counts=False, progress=False)
+    assert too_rare(result.summary, np.array([0.0, 1.0]), np.array([False, True])) is None
+    assert said((Y + 4.0, obs)) == []  # logarithms of samples, a handful against many
+
+
 def test_skewness_and_tails_are_those_of_shares():
     """Exact skewness of the difference of two binomial shares, and scipy's Pearson III distribution for its tails."""
     n1, n2, share = 30, 570, 0.02
