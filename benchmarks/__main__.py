@@ -20,7 +20,7 @@ from . import figures
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 #: Scripts that take a folder of real data.
-WITH_DATA = ("peers", "calibration_data")
+WITH_DATA = ("peers", "calibration_data", "streaming")
 
 
 @dataclass(frozen=True)

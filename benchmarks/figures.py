@@ -12,6 +12,8 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from . import streaming_figures
+
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
 READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "lmm_gpu" / "guide" / "df.md")
@@ -25,7 +27,8 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
         "peers-all": ("peers", peers_tables),
         "growth": ("growth", growth_sentence),
         "speed": ("solver", speed_sentence),
-        "streaming": ("streaming", streaming_sentence),
+        "streaming": ("streaming", streaming_figures.sentence),
+        "streaming-all": ("streaming", streaming_figures.tables),
         "calibration": ("calibration", calibration_table),
         "calibration-worst": ("calibration", calibration_sentences),
         "calibration-short": ("calibration", calibration_short),
@@ -294,17 +297,6 @@ def speed_sentence(results: dict) -> str:
     return text + (
         f", {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster per gene than flash-mm (FLASHMM's "
         "Python port) in the same run"
-    )
-
-
-def streaming_sentence(results: dict) -> str:
-    """Return the sentence on the largest file: time relative to reading it, and memory."""
-    largest = max(results["speed"], key=lambda row: row["cells"])
-    peak = max(row["peak_beyond_statistics"] for row in results["peak"] if row["cells"] == largest["cells"])
-    return (
-        f"{largest['cells']:,} cells x {results['genes']:,} genes in a gzip-compressed .h5ad take "
-        f"{largest['summarize_seconds']:.0f} s, {largest['ratio']:.2f} times the time of only reading the file, and "
-        f'{peak / 1e6:.0f} MB beyond the obs table, the design and the sums (`memory="{largest["memory"]}"`)'
     )
 
 

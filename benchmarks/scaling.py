@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from machine_rates import FORMULAS, Machine, best, measure
-from streaming import make, table
+from streaming_files import make, table
 from tb_statistics import draw
 from work_model import ASSUMPTIONS, COUNTED, GPUS, Rates, Work, on_the_host, scaled, seconds, work_of_fit
 

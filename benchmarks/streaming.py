@@ -1,126 +1,139 @@
-"""Time to accumulate a file of cells relative to only reading it, peak memory, and growth with the number of cells."""
+"""Time to accumulate a file of cells relative to loading it, and relative to other tools; memory; growth with cells.
+
+Everything that is compared is run in turn in this process, and the shortest times count. Other tools get the cells in
+memory, already transformed: scanpy and decoupler add up groups of cells, the plain products are those of SciPy with the
+design. `--part` runs some of the parts and keeps the others of the results file.
+"""
 
 from __future__ import annotations
 
+import argparse
+import gc
+import importlib
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import anndata
 import h5py
 import machine
 import numpy as np
-import pandas as pd
-from anndata.io import write_elem
-from scipy import sparse
+from streaming_files import CELLS, FORMULA, GENES, KINDS, made, make, real, say
 
 import lmm_gpu
 from lmm_gpu.backend.memory import parse_memory
+from lmm_gpu.backend.threads import workers
 from lmm_gpu.design.design import build_design
 from lmm_gpu.io.source import open_source
-from lmm_gpu.sumstats.streaming import accumulate, plan_pieces
+from lmm_gpu.sumstats.streaming import accumulate
 from lmm_gpu.sumstats.transform import Transform
 
-CELLS, GENES, SHARE, DONORS, CELL_TYPES = 50_000, 11_596, 0.08, 259, 29
-FORMULA = "~ log_depth + age + sex + season + cell_type * status + (1 | donor)"
-BATCH = 1_000
+#: Processors for which times are projected.
+PROJECTED = 16
 
 
-def make(path: Path, cells: int, compression: str | None = "gzip", seed: int = 0, genes: int = GENES) -> None:
-    """Write counts as anndata does, batch by batch: CSR of float32 with int32 indices, default HDF5 chunks."""
-    if path.exists():
-        return
-    say(f"making {path}")
-    rng = np.random.default_rng(seed)
-    share = rng.gamma(0.4, SHARE / 0.4, genes)  # share of cells in which a gene is detected
-    for _ in range(20):
-        share = np.clip(share * SHARE / share.mean(), 5e-4, 0.97)
-    part = path.with_suffix(".part")
-    with h5py.File(part, "w") as file:
-        write_elem(file, "obs", table(cells, rng))
-        write_elem(file, "var", pd.DataFrame(index=[f"G{gene}" for gene in range(genes)]))
-        group = file.create_group("X")
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": [cells, genes]})
-        lengths = []
-        options = {"maxshape": (None,), "chunks": (22_649,), "compression": compression}
-        data = group.create_dataset("data", (0,), "f4", **options)
-        indices = group.create_dataset("indices", (0,), "i4", **options)
-        for start in range(0, cells, BATCH):
-            row, gene = np.nonzero(rng.random((min(BATCH, cells - start), genes), dtype="f4") < share)
-            end = data.shape[0] + len(gene)
-            for dataset, values in ((data, 1 + rng.poisson(3 * share[gene])), (indices, gene)):
-                dataset.resize(end, 0)
-                dataset[end - len(gene) :] = values
-            lengths.append(np.bincount(row, minlength=min(BATCH, cells - start)))
-        group["indptr"] = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
-        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
-    os.replace(part, path)
+def sum_up(data: object, formula: str = FORMULA, transform: str | None = "log2p1", **options: object) -> None:
+    """Summarize as a user does, from the path or the AnnData to the statistics."""
+    lmm_gpu.summarize(data, formula, transform=transform, progress=False, **options)
 
 
-def table(cells: int, rng: np.random.Generator, donors: int = DONORS) -> pd.DataFrame:
-    """Table of cells: all donors and types in random order, about 7 nonzeros of 322 in a row of [X Z]."""
-    donor = rng.integers(0, donors, cells)
-    frame = {
-        "donor": donor.astype(str),
-        "cell_type": rng.integers(0, CELL_TYPES, cells).astype(str),
-        "status": np.where(donor % 2, "case", "control"),
-        "sex": np.where(donor % 3, "f", "m"),
-        "season": (donor % 4).astype(str),
-        "age": 20.0 + donor % 40,
-        "log_depth": rng.normal(size=cells),
+def in_turn(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+    """Shortest wall time, and process CPU time, of runs that take turns."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            gc.collect()
+            start, cpu = time.perf_counter(), time.process_time()
+            run()
+            times[name].append((time.perf_counter() - start, time.process_time() - cpu))
+    return {
+        name: {"seconds": min(wall for wall, _ in found), "cpu_seconds": min(cpu for _, cpu in found)}
+        for name, found in times.items()
     }
-    categorical = {name: pd.Categorical(frame[name]) for name in ("donor", "cell_type", "status", "sex", "season")}
-    return pd.DataFrame(frame | categorical, index=[f"c{cell}" for cell in range(cells)])
 
 
-def read_only(path: Path, memory: str | None) -> float:
-    """Seconds to read and decompress the chunks of `summarize` with h5py."""
-    with open_source(path) as source:
-        pieces, begins = plan_pieces(source, parse_memory(memory)), source.matrix.indptr
-    start = time.perf_counter()
+def speed(path: Path, formula: str = FORMULA, *, kind: str, repeats: int) -> dict:
+    """Compare with `anndata.read_h5ad`, which only loads the same file."""
+    say(f"{path.name}: loading and accumulating, {repeats} times")
     with h5py.File(path) as file:
-        for piece in pieces:
-            lo, hi = begins[piece.start], begins[piece.stop]
-            file["X/data"][lo:hi], file["X/indices"][lo:hi]
-    return time.perf_counter() - start
+        cells, stored = len(file["X/indptr"]) - 1, int(file["X/data"].shape[0])
+    sums = path.with_suffix(".checkpoint")
+    runs = {
+        "summarize": lambda: sum_up(path, formula),
+        "read_h5ad": lambda: anndata.read_h5ad(path),
+        "with_checkpoint": lambda: sum_up(path, formula, checkpoint=sums),
+    }
+    sum_up(path, formula)
+    found = in_turn(runs, repeats)
+    ours, theirs = found["summarize"]["seconds"], found["read_h5ad"]["seconds"]
+    say(f"  read_h5ad {theirs:.2f} s, accumulated {ours:.2f} s: {ours / theirs:.2f} times")
+    about = {"kind": kind, "cells": cells, "non_zeros": stored, "megabytes": round(path.stat().st_size / 1e6)}
+    return {**about, **found, "ratio": ours / theirs, "million_non_zeros_per_second": stored / ours / 1e6}
 
 
-def sum_up(path: Path, memory: str | None, checkpoint: Path | None = None) -> float:
-    """Seconds of `summarize`, from the path to the statistics."""
-    start = time.perf_counter()
-    lmm_gpu.summarize(path, FORMULA, transform="log2p1", memory=memory, progress=False, checkpoint=checkpoint)
-    return time.perf_counter() - start
+def tools(path: Path, repeats: int) -> dict:
+    """Compare with other tools, all of cells in memory."""
+    say(f"{path.name}: other tools in memory")
+    data = anndata.read_h5ad(path)
+    logs = data.copy()
+    logs.X.data = np.log2(1 + logs.X.data)
+    runs: dict[str, Callable[[], object]] = {"summarize": lambda: sum_up(data)}
+    runs["plain products"] = _plain_products(logs)
+    skipped = {}
+    for name, run in (
+        ("scanpy.get.aggregate", lambda one: one.get.aggregate(logs, by="donor", func="sum")),
+        (
+            "decoupler.pp.pseudobulk",
+            lambda one: one.pp.pseudobulk(logs, "donor", None, mode="sum", skip_checks=True),
+        ),
+    ):
+        try:
+            module = importlib.import_module(name.partition(".")[0])
+            runs[name] = lambda run=run, module=module: run(module)
+        except ImportError as error:
+            skipped[name] = str(error)
+    found = in_turn(runs, repeats)
+    ours = found["summarize"]["cpu_seconds"]
+    for name, times in found.items():
+        times["times_our_cpu"] = times["cpu_seconds"] / ours
+        say(f"  {name}: {times['seconds']:.2f} s, CPU {times['cpu_seconds']:.2f} s")
+    return {"non_zeros": int(logs.X.nnz), "tools": found, "skipped": skipped}
 
 
-def whole(path: Path) -> dict:
-    """Seconds to load, transform and multiply the whole matrix, each step timed separately."""
-    say(f"loading {path.name} whole")
-    times = {}
-    start = time.perf_counter()
-    with h5py.File(path) as file:
-        X = file["X"]
-        parts = (X["data"][:], X["indices"][:], X["indptr"][:])
-        Y = sparse.csr_array(parts, shape=tuple(X.attrs["shape"])).astype(float)
-    times["load"], start = time.perf_counter() - start, time.perf_counter()
-    np.log1p(Y.data, out=Y.data)
-    times["transform"] = time.perf_counter() - start
-    with open_source(path) as source:
-        design = build_design(FORMULA, source.obs)
-    for name, A in (("Y.T @ X", design.X), ("Y.T @ Z", design.Z)):
-        start = time.perf_counter()
-        Y.T @ A
-        times[name] = time.perf_counter() - start
-    return times
+def _plain_products(data: anndata.AnnData) -> Callable[[], object]:
+    design = build_design(FORMULA, data.obs)
+    X, Z = design.X, design.Z
+    return lambda: (data.X.T @ X, data.X.T @ Z, data.X.multiply(data.X).sum(axis=0))
+
+
+def serial(path: Path) -> dict:
+    """Time that does not shrink with processors: that of the main thread, while the passes run on other threads."""
+    sum_up(path, threads=8)
+    start, alone, cpu = time.perf_counter(), time.thread_time(), time.process_time()
+    sum_up(path, threads=8)
+    wall, alone, cpu = time.perf_counter() - start, time.thread_time() - alone, time.process_time() - cpu
+    say(f"{path.name}: {alone:.2f} s of {cpu:.2f} s are serial")
+    return {
+        "cpu_seconds": cpu,
+        "serial_seconds": alone,
+        "serial_share": alone / cpu,
+        "processors": workers(),
+        "seconds": wall,
+        "projected_processors": PROJECTED,
+        "projected_seconds": alone + (cpu - alone) / PROJECTED,
+    }
 
 
 def peak(path: Path, memory: str) -> dict:
     """Peak bytes of a fresh process beyond its state before the cells were read, and bytes of the statistics."""
     say(f"peak memory of {path.name}, memory={memory}")
-    out = subprocess.run([sys.executable, __file__, "--peak", path, memory], capture_output=True, text=True, check=True)
+    command = [sys.executable, __file__, "--peak", str(path), memory]
+    out = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(out.stdout)
 
 
@@ -128,21 +141,18 @@ def measured_peak(path: Path, memory: str) -> dict:
     """Measure in this process, after the table, the design and lazily loaded libraries are in memory."""
     small = path.with_name("warm.h5ad")
     make(small, 500)
-    sum_up(small, memory)
+    with open_source(small) as source:  # loads the compiled pass
+        accumulate(source, build_design(FORMULA, source.obs), Transform("log2p1"), fused=True)
+    budget = None if memory == "default" else parse_memory(memory)
     with open_source(path) as source:
         design = build_design(FORMULA, source.obs)
         n, p, q = design.n, design.p, design.q
         start = resident()[1]
         Path("/proc/self/clear_refs").write_text("5")
-        summary = accumulate(source, design, Transform("log2p1"), memory=parse_memory(memory))
+        summary = accumulate(source, design, Transform("log2p1"), memory=budget)
     statistics = 8 * (p + q + 2) * summary.m
-    return {
-        "cells": n,
-        "memory": parse_memory(memory),
-        "peak_beyond_statistics": resident()[0] - start - statistics,
-        "statistics": statistics,
-        "design": 8 * n * p,
-    }
+    beyond = resident()[0] - start - statistics
+    return {"cells": n, "memory": memory, "peak_beyond_statistics": beyond, "statistics": statistics}
 
 
 def resident() -> tuple[int, int]:
@@ -151,68 +161,50 @@ def resident() -> tuple[int, int]:
     return tuple(1024 * int(lines[name].split()[0]) for name in ("VmHWM", "VmRSS"))
 
 
-def say(text: str) -> None:
-    """One line of progress, on standard error: standard output is JSON."""
-    print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
-
-
-def compare(path: Path, cells: int, memory: str | None, repeats: int) -> dict:
-    """Shortest times of alternating runs."""
-    say(f"reading and summing up {path.name}, memory={memory}, {repeats} times")
-    sums = path.with_suffix(".checkpoint")
-    times = [(read_only(path, memory), sum_up(path, memory), sum_up(path, memory, sums)) for _ in range(repeats)]
-    with h5py.File(path) as file:
-        stored = int(file["X/data"].shape[0])
-    read, ours, written = (min(column) for column in zip(*times, strict=True))
-    say(f"  read {read:.2f} s, accumulated {ours:.2f} s: {ours / read:.2f} times")
-    return {
-        "cells": cells,
-        "compression": path.stem.partition("_")[2],
-        "megabytes": round(path.stat().st_size / 1e6),
-        "non_zeros": stored,
-        "memory": memory,
-        "read_only_seconds": read,
-        "summarize_seconds": ours,
-        "ratio": ours / read,
-        "ratios": sorted(b / a for a, b, _ in times),
-        "seconds_with_checkpoint": written,
-        "non_zeros_per_second": stored / ours,
+def measure(options: argparse.Namespace) -> dict:
+    """Run the parts that were asked for."""
+    cells, folder, repeats = CELLS // 10 if options.quick else CELLS, options.folder, options.repeats
+    first = made(folder, cells, "gzip")
+    more = options.times * cells
+    parts: dict[str, Callable[[], object]] = {
+        "speed": lambda: [speed(made(folder, cells, kind), kind=kind, repeats=repeats) for kind in options.kinds],
+        "tools": lambda: tools(first, repeats),
+        "serial": lambda: serial(first),
+        "peak": lambda: [peak(first, memory) for memory in ("default", "256MB")],
+        "real": lambda: [
+            speed(path, formula, kind=name, repeats=repeats)
+            for name, (path, formula) in (real(options.data, folder) if options.data else {}).items()
+        ],
+        "growth": lambda: {
+            **speed(made(folder, more, "gzip"), kind="gzip", repeats=max(1, repeats // 3)),
+            "peak": peak(made(folder, more, "gzip"), "default"),
+        },
     }
-
-
-def made(folder: Path, cells: int, compression: str) -> Path:
-    """Path of the file with this number of cells, created if it is missing."""
-    path = folder / f"{cells}_{compression}.h5ad"
-    make(path, cells, None if compression == "none" else compression)
-    return path
+    return {name: run() for name, run in parts.items() if name in options.part}
 
 
 def main() -> None:
     parser = machine.parser("streaming", __doc__)
+    parts = ["speed", "tools", "serial", "peak", "real", "growth"]
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "lmm_gpu_streaming")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--compression", nargs="+", default=["gzip", "lzf", "none"], help="the first also for growth")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="kinds of files")
     parser.add_argument("--times", type=int, default=10, help="how many times the cells, for growth")
-    parser.add_argument("--no-growth", action="store_true", help="leave out ten times the cells")
+    parser.add_argument("--data", type=Path, help="folder of real data: NAME/counts.npz, obs.csv and features.txt")
+    parser.add_argument("--part", nargs="+", default=parts, choices=parts, help="only these parts")
     parser.add_argument("--peak", nargs=2, help="for this script itself")
     options = parser.parse_args()
     if options.peak:
         print(json.dumps(measured_peak(Path(options.peak[0]), options.peak[1])))
         return
     options.folder.mkdir(parents=True, exist_ok=True)
-    cells = CELLS // 10 if options.quick else CELLS
-    first, *others = options.compression
-    path, result = made(options.folder, cells, first), {"genes": GENES, "formula": FORMULA}
-    result["speed"] = [compare(path, cells, memory, options.repeats) for memory in (None, "256MB")]
-    result["speed"] += [compare(made(options.folder, cells, one), cells, "256MB", options.repeats) for one in others]
-    result["whole"] = whole(path)
-    result["peak"] = [peak(path, memory) for memory in ("256MB", "512MB")]
-    if not options.no_growth:
-        more = made(options.folder, options.times * cells, first)
-        result["speed"].append(compare(more, options.times * cells, "256MB", max(2, options.repeats // 2)))
-        result["peak"].append(peak(more, "256MB"))
+    name = "streaming_quick.json" if options.quick else "streaming.json"
+    options.output = options.output or machine.RESULTS / name
+    keep = options.output.exists() and len(options.part) < len(parts)
+    before = json.loads(options.output.read_text()) if keep else {}
+    result = {"genes": GENES, "formula": FORMULA, **before, **measure(options)}
     result["load_average"] = os.getloadavg()  # load of the machine, to judge the figures
-    result["peak_of_this_process"] = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result.pop("machine", None)
     print(json.dumps(result, indent=2))
     machine.write(result, options)
 

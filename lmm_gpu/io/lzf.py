@@ -12,39 +12,41 @@ from typing import Any
 import numba
 import numpy as np
 
+_U = np.uint64  # numba would check signed indices for negative values
 _compiled: Any = numba.njit(nogil=True, cache=True, boundscheck=False)
 
 
 @_compiled
 def _decompress(content, out):  # type: ignore[no-untyped-def]
     # the number of bytes written, -1 for content that is no LZF or longer than `out`
-    i, o, end, size = np.int64(0), np.int64(0), content.shape[0], out.shape[0]
+    i, o, end, size = _U(0), _U(0), _U(content.shape[0]), _U(out.shape[0])
     while i < end:
-        control = np.int64(content[i])
-        i += 1
-        if control < 32:
-            length = control + 1
+        control = _U(content[i])
+        i += _U(1)
+        if control < _U(32):
+            length = control + _U(1)
             if i + length > end or o + length > size:
                 return -1
             for k in range(length):
-                out[o + k] = content[i + k]
+                out[o + _U(k)] = content[i + _U(k)]
             i += length
         else:
-            length = control >> 5
-            if length == 7 and i < end:
-                length += np.int64(content[i])
-                i += 1
+            length = control >> _U(5)
+            if length == _U(7) and i < end:
+                length += _U(content[i])
+                i += _U(1)
             if i >= end:
                 return -1
-            start = o - ((control & 31) << 8) - np.int64(content[i]) - 1
-            i += 1
-            length += 2
-            if start < 0 or o + length > size:
+            length += _U(2)
+            distance = ((control & _U(31)) << _U(8)) + _U(content[i]) + _U(1)
+            i += _U(1)
+            if distance > o or o + length > size:
                 return -1
+            start = o - distance
             for k in range(length):
-                out[o + k] = out[start + k]
+                out[o + _U(k)] = out[start + _U(k)]
         o += length
-    return o
+    return np.int64(o)
 
 
 def decompress_lzf(content: Any, size: int) -> Any:

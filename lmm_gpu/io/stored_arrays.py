@@ -169,9 +169,9 @@ def stored_array(array: Any) -> Any:
     return StoredArray(tuple(array.shape), np.dtype(array.dtype), chunks, places, decoders, array)
 
 
-def decodes(matrix: Any) -> bool:
-    """Return whether reading a matrix keeps threads busy with decompression."""
-    return bool(getattr(getattr(matrix, "data", matrix), "decoders", ()))
+def reads_on_threads(matrix: Any) -> bool:
+    """Return whether reading a matrix keeps threads busy."""
+    return isinstance(getattr(matrix, "data", matrix), StoredArray)
 
 
 def why_not(array: Any) -> str | None:

@@ -14,7 +14,7 @@ from ..backend.devices import Device
 from ..backend.sparse import on_device
 from ..backend.threads import ahead, limited, one_blas_thread, workers
 from ..io.source import Source
-from ..io.stored_arrays import decodes
+from ..io.stored_arrays import reads_on_threads
 from .accumulator import Accumulator, Passes
 from .assembly import assemble
 from .checkpoint import Checkpoint, as_array, as_slices
@@ -121,9 +121,9 @@ def accumulate(
 
 
 def _pass_threads(source: Source, threads: int | None) -> int:
-    """Threads of the compiled pass: half of them where the others decompress the next chunk, which takes as long."""
+    """Threads of the compiled pass: half of them where the others read the next chunk, which takes about as long."""
     threads = workers() if threads is None else threads
-    return max(1, threads // 2) if decodes(source.matrix) else threads
+    return max(1, threads // 2) if reads_on_threads(source.matrix) else threads
 
 
 def summary_of(
