@@ -1,13 +1,18 @@
-"""The default test: t and F tests that average over what the variances may be, for one or two random effects.
+"""The default test: t and F tests that average over what the variances may be, for any number of random effects.
 
-Which rule applies depends on the hypothesis alone. A contrast that has one source of information, because it cannot be
-estimated within the levels of the coarser random effect or can be there without loss, is tested with the weights of the
-estimate as they are (`fixed_weight_rule`). One that can be estimated within those levels and between them too is
-re-weighted (`reweighted_rule`). In balanced designs both are the exact t and F tests where there are such tests.
+At each node of a grid of the variance ratios, the estimate is the generalized least squares one for these ratios, and
+has a t distribution on N - p df. `node_weights` says how credible each node is; tail areas are averaged over the nodes.
+
+Which of the two densities applies depends on the hypothesis alone. A contrast that has one source of information,
+because it cannot be estimated within the levels of the coarsest random effect or can be there without loss, has the
+density by the sums of squares (`Pivotal`). One that can be estimated within those levels and between them too has the
+posterior density (`posterior`): how its sources are combined depends on the ratios. In balanced designs the test is the
+exact t or F test where there is one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +21,39 @@ from ..estimation.projection import ProjectedGenes, Projection
 from ..sumstats.summary_stats import SummaryStats
 from .empirical_bayes import Prior
 from .estimate_weights import EstimateWeights
-from .fixed_weight_rule import f_mixture, t_mixture, wald
-from .mixtures import matched, matched_t
-from .pivots import TOP, Pivots, fine_spacing, genes_at
-from .reweighted_rule import reweighted
+from .mixtures import chi2_points, matched, matched_t, wald
+from .node_weights import Pivotal, exponents, posterior, residual_df
+from .pivots import Axis, GenePivots, Pivots, genes_at, spacing
 from .strata import IN_SPAN, Stratum, between_within_df, between_within_directions, strata
 
-#: Random-effect columns, and nodes of the grid, beyond which nothing is averaged.
-LARGEST, MOST_NODES = 3000, 6000
+#: Random-effect columns and nodes, with one or two effects and with more, beyond which nothing is averaged.
+LARGEST, MOST_NODES = (3000, 400), (12_000, 40_000)
 #: Numbers that the weights of estimates at the nodes may take together.
 _MOST_WEIGHTS = 2e7
 #: A share of the information within levels this close to 0 or 1 is 0 or 1.
 _NEAR = 1e-6
-#: Genes that are averaged together.
-GENES = 256
+#: Numbers of genes times nodes that are averaged together.
+_AT_ONCE = 1_000_000
+#: With more df than this a t distribution is a normal one; else it is a mixture of so many of these.
+_KNOWN, _POINTS, _TAIL = 150, 8, 1e-5
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """Contrasts that are tested together, and their estimates at the nodes."""
+
+    C: np.ndarray  #: (c, p)
+    t: np.ndarray  #: (ratios, c, r), c'beta = c'beta_ols - t'h
+    variance: np.ndarray  #: of one source (nodes, c, c), of two (T_k, .., T_1, c, c); over s_0
+    eta: np.ndarray | None  #: (nodes, k), exponents of the correction; None with two sources of information
+
+    @classmethod
+    def build(cls, pivots: Pivots, weights: EstimateWeights, C: np.ndarray, *, two_sources: bool) -> Hypothesis:
+        """Hypothesis that C beta (c,) is zero."""
+        t = weights.t.reshape(int(np.prod(pivots.shape)), *weights.t.shape[-2:])
+        if two_sources:
+            return cls(C, t, weights.variance(pivots), None)
+        return cls(C, t, *exponents(pivots, weights))
 
 
 @dataclass(frozen=True)
@@ -37,127 +61,108 @@ class AveragedTests:
     """Tests of contrasts, prepared for any genes of a design."""
 
     projection: Projection  #: on the host
-    C: np.ndarray  #: (c, p)
     pivots: Pivots
-    weights: EstimateWeights
-    fine_pivots: Pivots | None  #: for contrasts that are re-weighted
-    fine_weights: EstimateWeights | None
-    two_sources: np.ndarray  #: (c,), bool
-    testable: np.ndarray  #: (c,), bool: something is left to test against
+    hypotheses: tuple[Hypothesis | None, ...]  #: None where nothing is left to test against
 
     @classmethod
     def build(cls, summary: SummaryStats, C: np.ndarray, *, joint: bool = False) -> AveragedTests:
-        """Prepare the contrasts in the rows of `C` (c, p) of a `covered` design for `t` or, where `joint`, for `f`."""
+        """Prepare the contrasts in the rows of `C` (c, p), each for itself or `joint`, of a `covered` design."""
         found, projection = strata(summary), Projection.build(summary)
         pivots = Pivots.build(projection, summary.d, [one.rank for one in found])
-        coarser, rank = found[pivots.order[0]], pivots.K1.shape[1]
+        coarsest, rank = found[pivots.order[0]], pivots.H.shape[0]
         df = between_within_directions(summary, C, rank) if joint else between_within_df(summary, C, rank)
-        testable = np.isfinite(df)
-        two = (two_sources_jointly if joint else two_sources)(coarser, C) | (0 in pivots.r[: len(summary.d)])
+        two = (two_sources_jointly if joint else two_sources)(coarsest, C) | (0 in pivots.r[:-1])
         weights = EstimateWeights.build(pivots, projection, C, summary.d)
-        fine = pivots.refined() if two.any() else None
-        fine_weights = None if fine is None else EstimateWeights.build(fine, projection, C, summary.d)
-        return cls(projection, C, pivots, weights, fine, fine_weights, two, testable)
+        if joint:
+            together = Hypothesis.build(pivots, weights, C, two_sources=bool(two.any()))
+            return cls(projection, pivots, (together if np.isfinite(df).all() else None,))
+        rows = [
+            Hypothesis.build(pivots, weights.only(i), C[i : i + 1], two_sources=bool(two[i])) if finite else None
+            for i, finite in enumerate(np.isfinite(df))
+        ]
+        return cls(projection, pivots, tuple(rows))
 
-    def t(
-        self, genes: ProjectedGenes, theta: np.ndarray, estimate: np.ndarray, prior: Prior | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def t(self, genes: ProjectedGenes, prior: Prior | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimates that are tested, standard errors and df (c, b) of each contrast.
 
-        `estimate` (c, b) has the weights of `theta` (k+1, b), which is at zero or above. NaN where nothing is left to
-        test against.
+        NaN where nothing is left to test against.
         """
-        shape = self.C.shape[0], theta.shape[1]
+        shape, most = (len(self.hypotheses), genes.beta_ols.shape[1]), residual_df(self.pivots, prior)
         location, scale, df = (np.full(shape, np.nan) for _ in range(3))
-        for lo in range(0, shape[1], GENES):
-            part = slice(lo, lo + GENES)
-            for rule, rows in ((self._fixed, ~self.two_sources), (self._reweighted, self.two_sources)):
-                chosen = np.flatnonzero(rows & self.testable)
-                if chosen.size:
-                    found = rule(genes_at(genes, part), theta[:, part], estimate[:, part], chosen, prior)
-                    for values, new in zip((location, scale, df), found, strict=True):
-                        values[chosen, part] = new
+        for i, part, mixture in self._mixtures(genes, prior):
+            at, covariance, weight = mixture
+            location[i, part], scale[i, part], df[i, part] = matched_t(
+                at[:, 0], np.sqrt(covariance[:, 0, 0]), weight, most
+            )
         return location, scale, df
 
-    def _fixed(
-        self, genes: ProjectedGenes, theta: np.ndarray, estimate: np.ndarray, rows: np.ndarray, prior: Prior | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        squares = self.pivots.of_genes(genes)
-        forms = self.weights.at(self.pivots, self._ratios(theta))
-        scale, df = np.empty((len(rows), theta.shape[1])), np.empty((len(rows), theta.shape[1]))
-        for place, i in enumerate(rows):
-            v, weight = t_mixture(self.pivots, squares, {name: form[i, i] for name, form in forms.items()}, prior)
-            precision, df[place] = matched(1.0 / v, weight, 1, self._between(int(i)) or self._most(prior))
-            scale[place] = 1.0 / np.sqrt(precision)
-        return estimate[rows], scale, df
-
-    def _reweighted(
-        self, genes: ProjectedGenes, theta: np.ndarray, estimate: np.ndarray, rows: np.ndarray, prior: Prior | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        assert self.fine_pivots is not None and self.fine_weights is not None
-        squares, ols = self.fine_pivots.of_genes(genes), self.C @ genes.beta_ols  # (c, b)
-        parts = []
-        for i in rows:
-            weights = self.fine_weights.only(int(i))
-            at, covariance, weight = reweighted(self.fine_pivots, squares, weights, ols[i : i + 1], prior)
-            sd = np.sqrt(covariance[:, 0, 0])
-            parts.append(matched_t(at[:, 0], np.broadcast_to(sd, weight.shape), weight, self._most(prior)))
-        location, scale, df = (np.stack(part) for part in zip(*parts, strict=True))
-        return location, scale, df
-
-    def f(
-        self, genes: ProjectedGenes, theta: np.ndarray, estimate: np.ndarray, prior: Prior | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """F statistics and denominator df (b,) of all contrasts, which are linearly independent; arguments as `t`."""
-        if len(self.C) == 1:
-            location, scale, df = self.t(genes, theta, estimate, prior)
-            return (location[0] / scale[0]) ** 2, df[0]
-        statistic, df = (np.full(theta.shape[1], np.nan) for _ in range(2))
-        for lo in range(0, theta.shape[1] if self.testable.all() else 0, GENES // 4):
-            part = slice(lo, lo + GENES // 4)
-            statistic[part], df[part] = self._f(genes_at(genes, part), theta[:, part], estimate[:, part], prior)
+    def f(self, genes: ProjectedGenes, prior: Prior | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """F statistics and denominator df (b,) of the joint hypothesis, whose contrasts are linearly independent."""
+        joint = self.hypotheses[0]
+        if joint is not None and len(joint.C) == 1:
+            location, scale, t_df = self.t(genes, prior)
+            return (location[0] / scale[0]) ** 2, t_df[0]
+        most = residual_df(self.pivots, prior)
+        statistic, df = (np.full(genes.beta_ols.shape[1], np.nan) for _ in range(2))
+        for _, part, (at, covariance, weight) in self._mixtures(genes, prior):
+            statistic[part], df[part] = matched(wald(at, covariance), weight, at.shape[1], most)
         return statistic, df
 
-    def _f(
-        self, genes: ProjectedGenes, theta: np.ndarray, estimate: np.ndarray, prior: Prior | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if self.fine_pivots is not None and self.fine_weights is not None:
-            squares, ols = self.fine_pivots.of_genes(genes), self.C @ genes.beta_ols
-            at, covariance, weight = reweighted(self.fine_pivots, squares, self.fine_weights, ols, prior)
-            statistics = wald(at, covariance)
+    def _mixtures(
+        self, genes: ProjectedGenes, prior: Prior | None
+    ) -> Iterator[tuple[int, slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
+        # of each hypothesis and piece of genes: estimates (K, c, b), covariances (K, c, c, b), weights (K, b)
+        tested = [(i, one) for i, one in enumerate(self.hypotheses) if one is not None]
+        if not tested:
+            return
+        nodes = int(np.prod([len(axis.x) for axis in self.pivots.axes]))
+        size = max(1, min(256, _AT_ONCE // nodes) // max(len(one.C) for _, one in tested))
+        for lo in range(0, genes.beta_ols.shape[1], size):
+            part = slice(lo, lo + size)
+            some = genes_at(genes, part)
+            squares = self.pivots.of_genes(some)
+            needed = any(one.eta is not None for _, one in tested)
+            pivotal = Pivotal.of_genes(self.pivots, squares, prior) if needed else None
+            for i, one in tested:
+                yield i, part, self._at_nodes(squares, some.beta_ols, one, pivotal, prior)
+
+    def _at_nodes(
+        self, genes: GenePivots, ols: np.ndarray, tested: Hypothesis, pivotal: Pivotal | None, prior: Prior | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if tested.eta is None or pivotal is None:
+            found = posterior(self.pivots, genes, tested.variance, prior)
+            place = found.at
         else:
-            forms = self.weights.at(self.pivots, self._ratios(theta))
-            squares = self.pivots.of_genes(genes)
-            statistics, weight = f_mixture(self.pivots, squares, forms, estimate, self._ordered(theta), prior)
-        return matched(statistics, weight, len(self.C), self._most(prior))
+            found = pivotal.corrected(tested.eta)
+            place = self.pivots.ratio[found.at]
+        c, df = len(tested.C), residual_df(self.pivots, prior)
+        estimate = tested.C @ ols - np.take_along_axis(tested.t @ genes.h, place[:, None, :], axis=0)  # (K, c, b)
+        covariance = np.moveaxis(tested.variance.reshape(-1, c, c)[found.at], 1, -1)  # (K, c, c, b)
+        return _with_residual(estimate, covariance * (found.squares / df)[:, None, None, :], found.weight, df)
 
-    def _ordered(self, theta: np.ndarray) -> np.ndarray:
-        # variances (3, b) of the coarser effect, the finer one and the residual
-        rows = [np.maximum(theta[j], 0.0) for j in self.pivots.order]
-        return np.stack([rows[0], rows[1] if len(rows) == 2 else np.zeros_like(rows[0]), theta[-1]])
 
-    def _ratios(self, theta: np.ndarray) -> np.ndarray:
-        ordered = self._ordered(theta)
-        with np.errstate(divide="ignore", invalid="ignore"):  # genes without a valid estimate
-            ratios: np.ndarray = ordered[:2] / ordered[2]
-        return np.where(np.isfinite(ratios), ratios, 0.0)
-
-    def _between(self, i: int) -> float:
-        # df between levels of the coarser effect, for an estimate that lies between them altogether
-        ll, q1 = (self.weights.forms[name][:, :, i, i] for name in ("ll", "q1"))
-        return float(self.pivots.r[0]) if (q1 > (1.0 - _NEAR) * ll).all() else 0.0
-
-    def _most(self, prior: Prior | None) -> float:
-        return self.pivots.residual_df + (0.0 if prior is None else prior.df)
+def _with_residual(
+    estimate: np.ndarray, covariance: np.ndarray, weight: np.ndarray, df: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # t distributions on few df as mixtures of normal ones
+    if df > _KNOWN:
+        return estimate, covariance, weight
+    points = list(zip(*chi2_points(df, _POINTS, _TAIL, _TAIL), strict=True))
+    return (
+        np.concatenate([estimate] * len(points)),
+        np.concatenate([covariance * (df / W) for W, _ in points]),
+        np.concatenate([weight * w for _, w in points]),
+    )
 
 
 def covered(summary: SummaryStats, theta_rows: int) -> bool:
-    """Return True for models whose variances are averaged over: one or two random effects, not too many columns.
+    """Return True for models whose variances are averaged over: uncorrelated random effects, not too many columns.
 
-    With hundreds of levels of both effects the grid would be large, and Kenward and Roger's test agrees.
+    With hundreds of levels of several effects the grid would be large, and Kenward and Roger's test agrees.
     """
-    small = sum(summary.d) <= LARGEST and _nodes(summary) <= MOST_NODES
-    return len(summary.d) <= 2 and theta_rows == len(summary.d) + 1 and small
+    more = len(summary.d) > 2
+    small = sum(summary.d) <= LARGEST[more] and _nodes(summary) <= MOST_NODES[more]
+    return theta_rows == len(summary.d) + 1 and small
 
 
 def contrasts_at_once(summary: SummaryStats) -> int:
@@ -166,7 +171,8 @@ def contrasts_at_once(summary: SummaryStats) -> int:
 
 
 def _nodes(summary: SummaryStats) -> float:
-    return float(np.prod([TOP / fine_spacing(levels) for levels in summary.d]))
+    axes = (Axis.build(1.0, levels, spacing(levels, len(summary.d))) for levels in summary.d)
+    return float(np.prod([len(axis.x) for axis in axes]))
 
 
 def two_sources(coarser: Stratum, C: np.ndarray) -> np.ndarray:

@@ -7,94 +7,115 @@ c'beta = c'beta_ols - t'h.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..estimation.projection import Projection
-from .pivots import Pivots
+from .pivots import Pivots, times
 from .strata import inverse_root
+
+#: Relative rounding error of l'l.
+_ROUNDED = 1e-13
 
 
 @dataclass(frozen=True)
 class EstimateWeights:
-    """Quadratic forms in the weights of c estimates, all pairs, at the nodes; projections P1 on Z1, P12 on [Z1 Z2]."""
+    """Quadratic forms in the weights of c estimates, all pairs, at the ratios; the grid has axes (T_k, .., T_1).
 
-    t: np.ndarray  #: (T2, T1, c, r)
-    forms: Mapping[str, np.ndarray]  #: (T2, T1, c, c) each:
-    #: "ll" l'l; "q1" l'P1 l; "q2" l'(P12 - P1)l; "b1", "b2" |Z_i'l|^2; "z21" |Z2'P1 l|^2, 0 where effects are crossed;
-    #: "z22" |Z2'(P12 - P1)l|^2
+    l_j is the part of l in the span of Z_1, .., Z_j that is orthogonal to that of Z_1, .., Z_{j-1}.
+    """
+
+    t: np.ndarray  #: (T_k, .., T_1, c, r)
+    ll: np.ndarray  #: (T_k, .., T_1, c, c), l'l
+    q: tuple[np.ndarray, ...]  #: (T_k, .., T_1, c, c) for each j, l_j'l_j
+    z: Mapping[tuple[int, int, int], np.ndarray]  #: (T_k, .., T_1, c, c) for i >= h, j: l_h'Z_i Z_i'l_j
 
     @classmethod
     def build(cls, pivots: Pivots, projection: Projection, C: np.ndarray, d: tuple[int, ...]) -> EstimateWeights:
         """Find the weights of the contrasts in the rows of `C` (c, p); `projection` is on the host."""
         ends = np.cumsum([0, *d])
         a = C @ projection.xxz  # (c, q)
-        a1, a2 = (a[:, ends[j] : ends[j + 1]] for j in (pivots.order * 2)[:2])
-        a2 = a2 if len(d) == 2 else a2[:, :0]
-        g1, g2 = (axis.g for axis in pivots.axes)
-        x1, x2 = a1 @ pivots.K1, a2 @ pivots.K2  # (c, r)
-        t = np.stack([pivots.solved(i, g1[:, None, None] * x1 + g * x2) for i, g in enumerate(g2)])  # (T2, T1, c, r)
-        w1, w2 = a1 - t @ pivots.K1.T, a2 - t @ pivots.K2.T  # (T2, T1, c, d_i), Z_i'l
-        forms = {"ll": C @ projection.XXinv @ C.T + _pairs(t), "b1": _pairs(w1), "b2": _pairs(w2)}
-        return cls(t, forms | _projected(pivots, w1, w2))
+        loads = [a[:, ends[j] : ends[j + 1]] for j in pivots.order]  # (c, d_i)
+        x = [part @ K for part, K in zip(loads, pivots.K, strict=True)]  # (c, r)
+        t = np.empty((*pivots.shape, *x[0].shape))
+        for place, at in enumerate(pivots.levels[0].at):
+            finer = zip(pivots.axes[1:], reversed(at), x[1:], strict=True)
+            fixed = sum((axis.g[i] * part for axis, i, part in finer), np.zeros_like(x[0]))
+            t[at] = pivots.solved(place, pivots.axes[0].g[:, None, None] * x[0] + fixed)
+        w = [part - t @ K.T for part, K in zip(loads, pivots.K, strict=True)]  # (T_k, .., T_1, c, d_i)
+        q, inside = _strata(pivots, w)
+        z = {
+            (i, h, j): _products(inside[h][i], inside[j][i])
+            for i in range(len(w))
+            for h in range(i + 1)
+            for j in range(i + 1)
+        }
+        return cls(t, C @ projection.XXinv @ C.T + _products(t, t), q, z)
 
     def only(self, i: int) -> EstimateWeights:
         """Return the weights of the contrast at position i alone."""
-        some = slice(i, i + 1)
-        return EstimateWeights(self.t[:, :, some], {name: form[:, :, some, some] for name, form in self.forms.items()})
+        some = (..., slice(i, i + 1), slice(i, i + 1))
+        z = {key: form[some] for key, form in self.z.items()}
+        return EstimateWeights(self.t[..., i : i + 1, :], self.ll[some], tuple(form[some] for form in self.q), z)
 
     def variance(self, pivots: Pivots) -> np.ndarray:
-        """Covariance matrices of the estimates over s_0 at the nodes (T2, T1, c, c)."""
-        g1, g2 = (axis.g for axis in pivots.axes)
-        f = self.forms
-        total: np.ndarray = f["ll"] + g1[:, None, None] * f["b1"] + g2[:, None, None, None] * f["b2"]
+        """Covariance matrices of the estimates over s_0 at the ratios (T_k, .., T_1, c, c)."""
+        total = self.ll
+        for (i, _, _), form in self.z.items():
+            total = total + _along(i, pivots.axes[i].g) * form
         return total
 
-    def at(self, pivots: Pivots, ratios: np.ndarray) -> dict[str, np.ndarray]:
-        """Forms (c, c, b) at the `ratios` (2, b) of the coarser and the finer effect, by cubic splines on the grid."""
-        from scipy.ndimage import map_coordinates
+    def of_strata(self, pivots: Pivots) -> tuple[np.ndarray, np.ndarray]:
+        """Covariance matrices over s_0 at all nodes (E_k, .., E_1, c, c), and the parts of the strata (k, ...).
 
-        x = [np.log1p(g * axis.n) / axis.spacing for g, axis in zip(ratios, pivots.axes, strict=True)]
-        where = np.stack([np.clip(x[1], 0, len(pivots.axes[1].x) - 1), np.clip(x[0], 0, len(pivots.axes[0].x) - 1)])
-        found = {}
-        for name, form in self.forms.items():
-            c = form.shape[-1]
-            rows = [
-                map_coordinates(form[:, :, i, j], where, order=3, mode="mirror") for i in range(c) for j in range(c)
-            ]
-            found[name] = np.stack(rows).reshape(c, c, -1)
-        return found
-
-
-def _projected(pivots: Pivots, w1: np.ndarray, w2: np.ndarray) -> dict[str, np.ndarray]:
-    ZZ = pivots.ZZ
-    root = inverse_root(ZZ[0])
-    one = w1 * root if root.ndim == 1 else w1 @ root.T  # (..., rank)
-    q1 = _pairs(one)
-    zero = np.zeros_like(q1)
-    if len(ZZ) == 1:
-        return {"q1": q1, "q2": zero, "z21": zero, "z22": zero}
-    across = (one * root if root.ndim == 1 else one @ root) @ ZZ[1].T  # (..., d2), Z2'P1 l
-    if pivots.nested:
-        finer = inverse_root(ZZ[2])
-        two = w2 * finer if finer.ndim == 1 else w2 @ finer.T
-        q2 = _pairs(two) - q1
-    else:
-        whole = np.block([[ZZ[0], ZZ[1].T], [ZZ[1], ZZ[2]]])
-        q2 = _pairs(np.concatenate([w1, w2], axis=-1) @ inverse_root_of_any(whole).T) - q1
-    z21 = _pairs(across) if pivots.nested else zero
-    return {"q1": q1, "q2": q2, "z21": z21, "z22": _pairs(w2 - across)}
+        At nodes of shares, l_j is scaled by the root of the share of its stratum.
+        """
+        grid = np.ix_(*(axis.ratio for axis in reversed(pivots.axes)))
+        scale = [_along(j, np.sqrt(axis.share)) for j, axis in enumerate(pivots.axes)]
+        ratio = [_along(j, axis.g[axis.ratio]) for j, axis in enumerate(pivots.axes)]
+        parts = [size**2 * form[grid] for size, form in zip(scale, self.q, strict=True)]
+        residual = (1.0 + _ROUNDED) * self.ll - sum(self.q, np.zeros_like(self.ll))
+        between = np.zeros_like(residual[grid])
+        for (i, h, j), form in self.z.items():
+            value = ratio[i] * scale[h] * scale[j] * form[grid]
+            if h == j:
+                parts[j] = parts[j] + value
+            else:
+                between = between + value
+        return residual[grid] + between + sum(parts, np.zeros_like(between)), np.stack(parts)
 
 
-def inverse_root_of_any(ZZ: np.ndarray) -> np.ndarray:
-    """`inverse_root` as a matrix (rank, d)."""
-    root = inverse_root(ZZ)
-    return np.diag(root) if root.ndim == 1 else root
+def _along(j: int, values: np.ndarray) -> np.ndarray:
+    # values (n,) of effect j, to be multiplied with arrays (T_k, .., T_1, c, c)
+    return values.reshape(-1, *(1,) * (j + 2))
 
 
-def _pairs(x: np.ndarray) -> np.ndarray:
-    # x x' of the last two axes (..., c, c)
-    pairs: np.ndarray = x @ np.swapaxes(x, -1, -2)
-    return pairs
+def _strata(pivots: Pivots, w: Sequence[np.ndarray]) -> tuple[tuple[np.ndarray, ...], list[list[np.ndarray]]]:
+    """Forms l_j'l_j (T_k, .., T_1, c, c), and Z_i'l_j (T_k, .., T_1, c, d_i) for each j and i, of w_i = Z_i'l."""
+    q, inside = [], []
+    size, before = np.zeros(()), [np.zeros(()) for _ in w]
+    for j in range(len(w)):
+        # an effect that is nested in another one adds nothing to the span
+        kept = [i for i in range(j + 1) if not any(_replaces(pivots, o, i) for o in range(j + 1))]
+        root = inverse_root(np.block([[pivots.ZZ[a][b] for b in kept] for a in kept]))
+        y = times(np.concatenate([w[i] for i in kept], axis=-1), root.T)  # coordinates of the projection of l
+        back = times(y, root)
+        now = [one if i <= j else back @ np.hstack([pivots.ZZ[i][a] for a in kept]).T for i, one in enumerate(w)]
+        whole = _products(y, y)
+        q.append(whole - size)
+        inside.append([one - less for one, less in zip(now, before, strict=True)])
+        size, before = whole, now
+    return tuple(q), inside
+
+
+def _replaces(pivots: Pivots, o: int, i: int) -> bool:
+    # whether effect i is nested in o; of two with the same span the finer one stays
+    return o != i and bool(pivots.nested[o, i]) and (o > i or not pivots.nested[i, o])
+
+
+def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # x y' of the last two axes (..., c, c)
+    result: np.ndarray = x @ np.swapaxes(y, -1, -2)
+    return result

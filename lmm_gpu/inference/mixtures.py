@@ -20,8 +20,8 @@ LEAST_DF, MOST_DF = 0.1, 1e5
 _STEPS, _CLOSE = 20, 1e-9
 #: Logarithms are taken of at least this, near the smallest number: it keeps infinities out and decides nothing.
 TINY = 1e-300
-#: A logarithm that falls along a grid does so by at least this, in all and between nodes: rounding decides no sign.
-_LEAST_FALL, _LEAST_STEP = 1e-3, 1e-12
+#: Share of the mean diagonal that keeps a solver from raising for a singular matrix.
+_RIDGE = 1e-13
 
 
 def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.ndarray, np.ndarray]:
@@ -42,25 +42,15 @@ def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.n
     return np.exp(t), weight / weight.sum()
 
 
-def inverted(wanted: np.ndarray, log_R: np.ndarray, slope: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates x at which log R has the values `wanted` (...), and the log of the share of these that R(0) is.
-
-    `log_R` (T, ...) falls along the even nodes `x` (T,) with `slope` (T, ...), and is inverted by Hermite's cubic;
-    beyond the last node it falls by 1 per unit of x. Where even x = 0 leaves less than wanted, x is 0 and the share
-    is below 1.
-    """
-    at = np.clip(np.count_nonzero(log_R > wanted, axis=0) - 1, 0, len(x) - 2)[None]  # (1, ...), the interval
-    L0, L1, s0, s1 = (np.take_along_axis(A, at + i, axis=0)[0] for A in (log_R, slope) for i in (0, 1))
-    u = np.clip((wanted - L0) / np.minimum(L1 - L0, -_LEAST_STEP), 0.0, 1.0)
-    cubic = (x[1] - x[0]) * u * u * (3.0 - 2.0 * u) + (L1 - L0) * u * (1.0 - u) * ((1.0 - u) / s0 - u / s1)
-    return x[at[0]] + cubic + np.maximum(log_R[-1] - wanted, 0.0), np.minimum(log_R[0] - wanted, 0.0)
-
-
-def falling_slope(log_R: np.ndarray, spacing: float) -> np.ndarray:
-    """Slope (T, ...) of a falling `log_R` (T, ...) at even nodes, by central differences."""
-    result: np.ndarray = np.minimum(
-        np.asarray(np.gradient(log_R, spacing, axis=0, edge_order=2)), -_LEAST_FALL / len(log_R)
-    )
+def wald(estimate: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Estimate' covariance^-1 estimate (K, b) for `estimate` (K, c, b) and `covariance` (K, c, c, b)."""
+    stack = np.moveaxis(covariance, -1, 1)  # (K, b, c, c)
+    c = stack.shape[-1]
+    size = np.einsum("...ii->...", stack)[..., None, None] / c
+    columns = np.moveaxis(estimate, -1, 1)[..., None]  # (K, b, c, 1)
+    ridged = stack + (_RIDGE * np.maximum(size, TINY)) * np.eye(c)
+    squares: np.ndarray = np.sum(columns * np.linalg.solve(ridged, columns), axis=(-1, -2))
+    result: np.ndarray = np.maximum(squares, 0.0)
     return result
 
 

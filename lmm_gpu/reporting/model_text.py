@@ -24,9 +24,10 @@ _BOUNDS = {
     "none": "Variance components may be negative as long as the covariance matrix of the cells is positive definite.",
 }
 _DF = {
-    "generalized": "With one or two random effects, standard errors and degrees of freedom average over the "
-    "uncertainty of the variance components (generalized p-values; with groups of equal size the t test of the group "
-    "means); in other models they are those of Kenward and Roger (after ML: Satterthwaite's).",
+    "generalized": "Standard errors and degrees of freedom average over the uncertainty of the variance components "
+    "(generalized p-values; with groups of equal size the t test of the group means); with correlated random effects, "
+    "weights that differ between genes or very many levels they are those of Kenward and Roger (after ML: "
+    "Satterthwaite's).",
     "satterthwaite": "Degrees of freedom are Satterthwaite's, from the expected information, limited to the "
     "between-within degrees of freedom, which are also used if a component is held at zero or a covariance matrix is "
     "singular.",

@@ -84,9 +84,9 @@ class GeneBlock:
             model = model.select(indices(self.genes - self.bounds[0], model.beta_ols))
         return model
 
-    def projected(self, projection: Projection) -> ProjectedGenes:
-        """The genes with X projected out, by a `projection` on the host."""
-        found = projection.genes(self.fit.summary.select(slice(*self.bounds)).on(to_numpy))
+    def projected(self, projection: Projection, summary: SummaryStats) -> ProjectedGenes:
+        """The genes with X projected out, by a `projection` on the host, from the statistics of all genes."""
+        found = projection.genes(summary.select(slice(*self.bounds)).on(to_numpy))
         return genes_at(found, self.genes - self.bounds[0])
 
 

@@ -6,9 +6,8 @@ import logging
 
 import numpy as np
 
-from ..backend.arrays import like, namespace, to_numpy
+from ..backend.arrays import like, to_numpy
 from ..backend.sparse import is_sparse
-from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.status import Status
 from ..inference.averaged_tests import AveragedTests, contrasts_at_once, covered
 from ..inference.empirical_bayes import Prior
@@ -88,22 +87,24 @@ def _closed_form(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None) -
 
 
 def _averaged(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
-    # the default test, with one or two random effects
-    size = contrasts_at_once(fit.summary)
-    parts = [_averaged_rows(fit, C[lo : lo + size], prior) for lo in range(0, len(C), size)]
+    # the default test of models whose variances are averaged over
+    size, summary = contrasts_at_once(fit.summary), shared_design(fit)
+    assert summary is not None
+    parts = [_averaged_rows(fit, summary, C[lo : lo + size], prior) for lo in range(0, len(C), size)]
     location, se, df = (np.concatenate(part) for part in zip(*parts, strict=True))
     se[:, _untested(fit)] = np.nan
     return ContrastTest(C @ fit.estimates.coef, se, df, location)
 
 
-def _averaged_rows(fit: Fitted, C: np.ndarray, prior: Prior | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _averaged_rows(
+    fit: Fitted, summary: SummaryStats, C: np.ndarray, prior: Prior | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     with computing(fit):
-        tests = AveragedTests.build(fit.summary.select(slice(0)).on(to_numpy), C)
+        tests = AveragedTests.build(summary.select(slice(0)).on(to_numpy), C)
     location, se, df = (np.full((C.shape[0], fit.summary.m), np.nan) for _ in range(3))
 
     def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        theta, estimate = _nonnegative(fit, block, C)
-        return tests.t(block.projected(tests.projection), theta, estimate, prior)
+        return tests.t(block.projected(tests.projection, summary), prior)
 
     for genes, found in by_block(fit, form):
         for values, new in zip((location, se, df), found, strict=True):
@@ -112,7 +113,7 @@ def _averaged_rows(fit: Fitted, C: np.ndarray, prior: Prior | None) -> tuple[np.
 
 
 def _approximate(fit: Fitted, C: np.ndarray, prior: Prior | None) -> ContrastTest:
-    # the default test with more random effects: Kenward and Roger's, Satterthwaite's where that has none
+    # the default test of other models: Kenward and Roger's, Satterthwaite's where that has none
     plain = _closed_form(fit, C, "satterthwaite", prior)
     if fit.method != "REML":
         return plain
@@ -161,12 +162,13 @@ def f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) 
 
 def quiet_f_test(fit: Fitted, C: np.ndarray, method: str, prior: Prior | None = None) -> FTest:
     """`f_test` without its log line."""
-    if method == "generalized":
-        return _averaged_f(fit, C, prior) if _is_averaged(fit) else _approximate_f(fit, C)
+    if method == "generalized" and _is_averaged(fit):
+        return _averaged_f(fit, C, prior)
     if prior is not None:
-        raise ValueError(
-            f"moderate=True: a joint F test with df={method!r} has no moderated form; use df='generalized'"
-        )
+        advice = "test its contrasts one by one" if method == "generalized" else "use df='generalized'"
+        raise ValueError(f"moderate=True: a joint F test with df={method!r} has no moderated form; {advice}")
+    if method == "generalized":
+        return _approximate_f(fit, C)
     return _closed_form_f(fit, C, method)
 
 
@@ -186,15 +188,14 @@ def _closed_form_f(fit: Fitted, C: np.ndarray, method: str) -> FTest:
 
 
 def _averaged_f(fit: Fitted, C: np.ndarray, prior: Prior | None) -> FTest:
-    Q = orthonormal_rows(C, to_numpy(fit.model.XXinv))
+    Q, summary = orthonormal_rows(C, to_numpy(fit.model.XXinv)), shared_design(fit)
+    assert summary is not None
     with computing(fit):
-        design = fit.summary.select(slice(0)).on(to_numpy)
-        tests = AveragedTests.build(design, Q, joint=True)
+        tests = AveragedTests.build(summary.select(slice(0)).on(to_numpy), Q, joint=True)
     statistic, df = (np.full(fit.summary.m, np.nan) for _ in range(2))
 
     def form(block: GeneBlock) -> tuple[np.ndarray, np.ndarray]:
-        theta, estimate = _nonnegative(fit, block, Q)
-        return tests.f(block.projected(tests.projection), theta, estimate, prior)
+        return tests.f(block.projected(tests.projection, summary), prior)
 
     for genes, part in by_block(fit, form):
         statistic[genes], df[genes] = part
@@ -214,10 +215,23 @@ def _approximate_f(fit: Fitted, C: np.ndarray) -> FTest:
 
 
 def say_fallback(fit: Fitted, method: str) -> None:
-    """Log the method in place of the default for correlated effects, weights per gene or thousands of levels."""
-    if method == "generalized" and isinstance(fit.model.likelihood, GroupedEffects):
-        method = "kenward-roger" if fit.method == "REML" else "satterthwaite"
-        logger.warning("df='generalized' is not available for %s: df=%r is used", fit.model.engine, method)
+    """Log why the default test does not average over the variances, and which test takes its place."""
+    if method == "generalized" and (reason := _why_not_averaged(fit)):
+        used = {"REML": "Kenward and Roger's test (df='kenward-roger')", "ML": "Satterthwaite's (df='satterthwaite')"}
+        logger.warning("df='generalized' is %s for this model: %s", used[fit.method], reason)
+
+
+def _why_not_averaged(fit: Fitted) -> str | None:
+    if len(fit.estimates.theta) > len(fit.summary.d) + 1:
+        return "its random effects are correlated, as those of (x | donor)"
+    if shared_design(fit) is None:
+        return "each gene has weights of its own"
+    return None if _is_averaged(fit) else "its random effects have too many levels to average over their variances"
+
+
+def shared_design(fit: Fitted) -> SummaryStats | None:
+    """Statistics with one design for all genes; None for genes whose weights are not proportional to each other."""
+    return fit.summary.shared() if isinstance(fit.summary, WeightedStats) else fit.summary
 
 
 def _untested(fit: Fitted) -> np.ndarray:
@@ -245,15 +259,6 @@ def _with_dropped(summary: SummaryStats, df: np.ndarray) -> np.ndarray:
 
 
 def _is_averaged(fit: Fitted) -> bool:
-    own = isinstance(fit.summary, WeightedStats)  # genes have designs of their own
-    return not (own or is_sparse(fit.summary.ZZ)) and covered(fit.summary, len(fit.estimates.theta))
-
-
-def _nonnegative(fit: Fitted, block: GeneBlock, C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    # theta (k+1, b) with zero in place of negative components, and the estimates C beta (c, b) with its weights
-    theta, estimate = to_numpy(block.theta), C @ fit.estimates.coef[:, block.genes]
-    if (theta[:-1] < 0).any():
-        at = namespace(block.theta).where(block.theta > 0, block.theta, 0.0)
-        moved = C @ to_numpy(block.model.coefficients(at))
-        estimate = np.where((theta[:-1] < 0).any(axis=0), moved, estimate)
-    return np.maximum(theta, 0.0), estimate
+    summary = shared_design(fit)
+    averaged = summary is not None and not is_sparse(summary.ZZ)
+    return averaged and covered(fit.summary, len(fit.estimates.theta))

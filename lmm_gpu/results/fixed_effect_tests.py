@@ -20,7 +20,7 @@ from ..inference.t_tests import ContrastTest
 from ..inference.tables import tidy, tidy_f
 from ..sumstats.gene_weights import WeightedStats
 from .blockwise import Fitted, GeneBlock, by_block, shared_columns
-from .contrast_arrays import contrast_test, f_test
+from .contrast_arrays import contrast_test, quiet_f_test, say_fallback, shared_design
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,10 +44,10 @@ def test(
         "a - b" over the fixed-effect names, {name: weight}, {label: "a - b", ...}, or a contrast matrix;
         by default every coefficient. An array of several rows is one F test of all of them.
     df : {"generalized", "satterthwaite", "kenward-roger", "lmertest", "between-within", "residual"}
-        Degrees of freedom. "generalized" (default): with one or two random effects, averages over what the variances
-        may be, given how uncertain they are; that is the exact t test where donors are alike, and valid with few or
-        uneven donors. With more random effects, correlated ones, weights per gene or thousands of levels it is Kenward
-        and Roger's test (after ML: Satterthwaite's); with correlated effects a log line says so.
+        Degrees of freedom. "generalized" (default): averages over what the variances may be, given how uncertain they
+        are; that is the exact t test where donors are alike, and valid with few or uneven donors. With correlated
+        random effects, weights that differ between genes or very many levels it is Kenward and Roger's test (after ML:
+        Satterthwaite's), and a log line says so.
         "satterthwaite": by the expected information, at most the between-within df, which also apply at the boundary: a
         component is held at zero or a covariance matrix is singular. "kenward-roger" (REML only): pbkrtest's, with its
         adjusted standard errors; conservative where a component is at zero. "lmertest": lmerTest's, by the observed
@@ -73,9 +73,8 @@ def test(
         variable, contrast, log_fc, se, statistic, df, p_value, adj_p_value (Benjamini-Hochberg within a
         contrast), log10_p_value, ci_low, ci_high, mean_expr, status, and <component>_variance. log_fc is the estimate
         of the fit; by the default test statistic and interval belong to its average over what the variances may be,
-        which differs from log_fc only where information within and between groups is combined, or where a variance was
-        estimated below zero. Of a joint test: variable, contrast, statistic (F), df1, df (of the denominator), p_value,
-        adj_p_value, log10_p_value, and the same last columns.
+        which differs a little where groups have different sizes. Of a joint test: variable, contrast, statistic (F),
+        df1, df (of the denominator), p_value, adj_p_value, log10_p_value, and the same last columns.
 
     Raises
     ------
@@ -113,7 +112,7 @@ def test(
     if together:
         shown = ", ".join(labels[:3]) + (", ..." if len(labels) > 3 else "")
         return _f_table(fit, {f"joint ({shown})": C}, df, moderate)
-    if moderate and isinstance(fit.summary, WeightedStats):
+    if moderate and isinstance(fit.summary, WeightedStats) and shared_design(fit) is None:
         tested = _squeezed(fit, fit.summary, contrast_test(fit, C, df))
     else:
         tested = contrast_test(fit, C, df, residual_prior(fit) if moderate else None)
@@ -208,7 +207,10 @@ def residual_prior(fit: Fitted) -> Prior:
     df = fit.model.likelihood.residual_df - fit.model.likelihood.rank
     if df < 1:
         raise ValueError("moderate=True needs residual degrees of freedom, and the random effects leave none")
-    prior = fit_prior(fit.estimates.theta[-1], df)
+    variance = fit.estimates.theta[-1]
+    if isinstance(fit.summary, WeightedStats):
+        variance = variance / to_numpy(fit.summary.own.mean)
+    prior = fit_prior(variance, df)
     estimated = np.count_nonzero(np.isfinite(fit.estimates.theta[-1]))
     return Prior(min(prior.df, df * (estimated - 1.0)), prior.variance)  # no more than all features together have
 
@@ -232,5 +234,6 @@ def _squeezed(fit: Fitted, summary: WeightedStats, tested: ContrastTest) -> Cont
 
 def _f_table(fit: Fitted, tests: Mapping[str, np.ndarray], df: str, moderate: bool = False) -> pd.DataFrame:
     prior = residual_prior(fit) if moderate else None
-    tested = [f_test(fit, C, df, prior) for C in tests.values()]
+    say_fallback(fit, df)
+    tested = [quiet_f_test(fit, C, df, prior) for C in tests.values()]
     return tidy_f(tested, fit.summary.features, list(tests), shared_columns(fit))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 #: Bytes of the products of the genes that are accumulated together.
 _BLOCK_BYTES = 2**27
+#: Relative rounding error of sums with the same weights.
+_ROUNDED = 1e-12
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,23 @@ class WeightedStats(SummaryStats):
             "statistics with weights per gene cannot be added: weights of one trend come from all samples; fit all "
             "samples together"
         )
+
+    def shared(self) -> SummaryStats | None:
+        """Return the statistics of one design for all genes, if their weights differ by factors at the most.
+
+        The weights are over the mean weight of a gene, and so is the residual variance.
+        """
+        own, mean = self.own.map(to_numpy), to_numpy(self.own.mean)
+        products = [A / mean for A in (own.XX, own.ZX, own.ZZ)]
+        same = [np.ptp(A, axis=-1).max() <= _ROUNDED * np.abs(A).max() for A in products if A.size]
+        if not self.m or not all(same):
+            return None
+        XX, ZX, pairs = (A[..., 0] for A in products)
+        ZZ = np.zeros((len(ZX), len(ZX)))
+        ZZ[own.rows, own.columns] = ZZ[own.columns, own.rows] = pairs
+        fields = {one.name: getattr(self, one.name) for one in dataclass_fields(SummaryStats)}
+        scaled = {name: to_numpy(getattr(self, name)) / mean for name in ("XY", "ZY", "Ynorm")}
+        return SummaryStats(**fields | scaled | {"XX": XX, "ZX": ZX, "ZZ": ZZ, "centred": None, "within": None})
 
     def content(self) -> Content:
         """Arrays, labels and attributes to be written to a file."""

@@ -94,9 +94,9 @@ def test_a_balanced_design_between_donors_gives_the_t_test_on_donor_means(betwee
     assert inside.sum() >= (20 if between < 1 else m)
     if between == 0:
         assert (table["donor_variance"] < 0).any()  # negative components are what makes it exact
-    np.testing.assert_allclose(table["df"][inside], donors - 2, rtol=1e-6)
-    np.testing.assert_allclose(table["statistic"][inside], exact.statistic[inside], rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose(table["p_value"][inside], exact.pvalue[inside], rtol=1e-5)
+    np.testing.assert_allclose(table["df"][inside], donors - 2, rtol=1e-5)
+    np.testing.assert_allclose(table["statistic"][inside], exact.statistic[inside], rtol=1e-5)
+    np.testing.assert_allclose(table["p_value"][inside], exact.pvalue[inside], rtol=1e-4)
 
 
 @pytest.mark.parametrize("df", ["satterthwaite", "between-within", "lmertest", "kenward-roger"])

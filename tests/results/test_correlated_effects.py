@@ -123,7 +123,7 @@ def test_default_test_is_kenward_rogers_and_says_so(case, caplog):
     method = "kenward-roger" if case.method == "REML" else "satterthwaite"
     contrast = case.fit.summary.fixed_names[1]
     pd.testing.assert_frame_equal(case.fit.test(contrast), case.fit.test(contrast, df=method))
-    assert f"df='{method}' is used" in caplog.text
+    assert f"(df='{method}') for this model" in caplog.text
 
 
 @pytest.mark.skipif(not SLEEPSTUDY.exists(), reason=f"{SLEEPSTUDY} is not here")

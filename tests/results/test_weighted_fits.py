@@ -152,6 +152,27 @@ def test_weights_that_all_genes_share_are_lme4s():
             np.testing.assert_allclose(logLik(fit), r["lmer_logLik"][0], atol=1e-7)
 
 
+def test_equal_weights_of_each_gene_are_tested_as_shared_ones():
+    """Also where the weights of genes differ by factors.
+
+    Not lmerTest's F test: its directions are principal in the metric of X'X, here without weights.
+    """
+    rng, n, m = np.random.default_rng(2), 36, 6
+    obs = pd.DataFrame({"donor": rng.permutation(np.repeat(list("abcdefghi"), 4)), "w": rng.uniform(0.3, 3.0, n)})
+    obs = obs.assign(arm=np.where(obs["donor"] < "e", "u", "v"), dose=rng.choice(list("xyz"), n))
+    Y = rng.normal(size=(9, m))[obs["donor"].map("abcdefghi".index)] + rng.normal(size=(n, m))
+    formula, W = "~ arm + dose + (1 | donor)", np.repeat(obs[["w"]].to_numpy() / obs["w"].mean(), m, axis=1)
+    shared = lmm_gpu.fit((Y, obs), formula, weights=W[:, 0], progress=False)
+    for factor in (1.0, np.arange(1.0, m + 1)):
+        own = lmm_gpu.fit((Y, obs), formula, weights=W * factor, progress=False)
+        for df in ("generalized", "satterthwaite", "kenward-roger"):
+            for options in ({}, {"joint": True}, {"moderate": True}):
+                if options.get("moderate") and df != "generalized":
+                    continue
+                found, wanted = (fit.test(["arm[T.v]", "dose[T.y]"], df=df, **options) for fit in (own, shared))
+                np.testing.assert_allclose(found["p_value"], wanted["p_value"], rtol=1e-5)
+
+
 def test_a_filter_with_weights_per_gene_is_refused(shock):
     _, r, _, obs = shock
     with pytest.raises(ValueError, match="not available with a weight per gene"):
