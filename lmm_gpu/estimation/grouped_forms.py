@@ -36,6 +36,16 @@ class GroupedForms(Likelihood):
         """Terms that are not eliminated."""
         return tuple(term for term in self.terms if term not in self.eliminated.terms)
 
+    @property
+    def form_rows(self) -> int:
+        """Number of random effects."""
+        return sum(term.size for term in self.terms)
+
+    @property
+    def variance_rows(self) -> int:
+        """Number of columns that the levels are loaded on."""
+        return self.design.loads.columns
+
     @abstractmethod
     def _eliminated(self, g: Array) -> Elimination:
         """Eliminate at the parameters over s_0, `g` (L, b)."""

@@ -98,6 +98,16 @@ class Likelihood(ABC):
     rss: Array
     rss_error: Array
 
+    @property
+    def form_rows(self) -> int:
+        """Numbers per gene, contrast and variance that forms of contrasts take."""
+        return 1
+
+    @property
+    def variance_rows(self) -> int:
+        """The same of `variance_form`."""
+        return 1
+
     @abstractmethod
     def with_genes(self: L, genes: ProjectedGenes) -> L:
         """Return the likelihood of other genes of the same design."""

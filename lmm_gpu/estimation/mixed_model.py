@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from ..backend.arrays import Array, namespace
 from ..backend.blocks import blocks, ranges
 from ..backend.linalg import cholesky, inverse_and_logdet, largest_eigenvalue
 from ..backend.sparse import is_sparse
+from ..backend.threads import workers
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 from .block_size import Shape, blocks_pay
@@ -29,6 +31,8 @@ from .weighted_genes import weighted_genes
 
 #: Bytes of the vectors of contrasts that are formed together.
 LARGEST_PIECE = 2**26
+#: Arrays of that size that exist at a time.
+TEMPORARIES = 8
 #: Algorithms by the names of their likelihoods.
 ENGINES = {
     "SingleComponent": "spectral",
@@ -57,6 +61,7 @@ class MixedModel:
     largest: Array  #: (k,), largest eigenvalue of each Z_i'Z_i
     beta_ols: Array  #: (p, b)
     has_residual_variance: Array  #: (b,), bool: the gene has variance left after X
+    memory: int | None = None  #: bytes that a fit may take, None if nothing was said
 
     @classmethod
     def build(cls, summary: SummaryStats, method: str = "REML") -> MixedModel:
@@ -75,8 +80,10 @@ class MixedModel:
         count = summary.m if genes is None else genes
         needed = max(summary.term_sizes) > 1 or isinstance(summary, WeightedStats) or is_sparse(summary.ZZ)
         if needed or _blocks_pay(summary, count):
-            return cls.by_blocks(summary, method)
-        return cls.spectral(summary, method, memory, count)
+            model = cls.by_blocks(summary, method)
+        else:
+            model = cls.spectral(summary, method, memory, count)
+        return replace(model, memory=memory)
 
     @classmethod
     def spectral(
@@ -191,15 +198,15 @@ class MixedModel:
 
     def _gradient_rows(self, g: Array, contrasts: Contrasts) -> Array:
         # |w_i|^2 (k * c, b)
-        a = contrasts.a
-        form = in_pieces(lambda g: self.likelihood.gradient_form(g, a), g, a.shape[0] * a.shape[1])
+        form = self._formed(self.likelihood.gradient_form, g, contrasts.a, self.likelihood.form_rows)
         return namespace(g).reshape(form, (form.shape[0] * form.shape[1], g.shape[1]))
 
     def contrast_variance(self, theta: Array, contrasts: Contrasts | Array) -> Array:
         """Variances (c, b) of contrasts, prepared or as rows (c, p)."""
         ready = contrasts if isinstance(contrasts, Contrasts) else self._contrasts(contrasts)
         g = self.likelihood.ratios(theta)
-        form = lookup(ready.variance, g, lambda g: self.likelihood.variance_form(g, ready.a))
+        exact = self.likelihood.variance_form
+        form = lookup(ready.variance, g, lambda g: self._formed(exact, g, ready.a, self.likelihood.variance_rows))
         return theta[-1, :][None, :] * (ready.ols[:, None] + form)
 
     def contrast_gradient(self, theta: Array, contrasts: Contrasts | Array, variance: Array | None = None) -> Array:
@@ -222,9 +229,26 @@ class MixedModel:
         """
         xp = namespace(theta)
         g = self.likelihood.ratios(theta)  # (k, b)
-        a = contrasts.a
-        form = in_pieces(lambda g: self.likelihood.adjustment_form(g, a), g, a.shape[0] * a.shape[1])
+        form = self._formed(self.likelihood.adjustment_form, g, contrasts.a, self.likelihood.form_rows)
         return xp.sum(ratio_weights(W, g)[:, :, None, :] * form, axis=(0, 1)) / theta[-1, :][None, :]
+
+    def _formed(self, form: Callable[[Array, Array], Array], g: Array, a: Array, rows: int) -> Array:
+        """`form` (..., c, b) of contrasts with loadings `a`, for few genes and contrasts at a time.
+
+        It takes `rows` numbers for each gene, contrast and variance.
+        """
+        most = max(1, self._piece_bytes // (8 * rows * (g.shape[0] + 1)))  # contrasts of one gene
+        parts = [
+            in_pieces(partial(_with_loadings, form, a[:, lo:hi]), g, rows * (hi - lo), self._piece_bytes)
+            for lo, hi in blocks(a.shape[1], most)
+        ]
+        return parts[0] if len(parts) == 1 else namespace(g).concat(parts, axis=-2)
+
+    @property
+    def _piece_bytes(self) -> int:
+        if self.memory is None:
+            return LARGEST_PIECE
+        return min(LARGEST_PIECE, self.memory // (TEMPORARIES * workers()))
 
     def covariance(self, theta: Array) -> Array:
         """Covariance matrices of the fixed effects (p, p, b)."""
@@ -272,9 +296,16 @@ def ratio_weights(W: Array, g: Array) -> Array:
     return W[:k, :k, :] - crossed - namespace(g).permute_dims(crossed, (1, 0, 2))
 
 
-def in_pieces(form: Callable[[Array], Array], g: Array, width: int) -> Array:
-    """`form` (..., b) of the ratios `g` (k, b), for so few genes at a time that `width` numbers each stay small."""
-    size = max(1, LARGEST_PIECE // (8 * width * (g.shape[0] + 1)))
+def _with_loadings(form: Callable[[Array, Array], Array], a: Array, g: Array) -> Array:
+    return form(g, a)
+
+
+def in_pieces(form: Callable[[Array], Array], g: Array, width: int, most: int | None = None) -> Array:
+    """`form` (..., b) of the ratios `g` (k, b), for so few genes at a time that `width` numbers each stay small.
+
+    They may take `most` bytes for each variance, by default `LARGEST_PIECE`.
+    """
+    size = max(1, (LARGEST_PIECE if most is None else most) // (8 * width * (g.shape[0] + 1)))
     if g.shape[1] <= size:
         return form(g)
     return namespace(g).concat([form(g[:, lo:hi]) for lo, hi in blocks(g.shape[1], size)], axis=-1)

@@ -43,6 +43,7 @@ ENGINE = [
     "estimation/two_components",
     "estimation/one_component",
     "estimation/many_components",
+    "estimation/component_forms",
     "estimation/mixed_model",
     "estimation/covariance_terms",
     "estimation/group_elimination",

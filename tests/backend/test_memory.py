@@ -78,13 +78,14 @@ def test_many_contrasts_are_formed_in_pieces(summary, monkeypatch):
     bare = fit.model.likelihood.untabulated()
     plain, theta, C = replace(fit.model, likelihood=bare), fit.estimates.theta[:, :200], np.eye(10)
     whole = plain.contrast_gradient(theta, C), plain.covariance(theta)
-    genes = []
-    for name in ("gradient_form", "covariance_form"):
+    genes = {"gradient_form": [], "covariance_form": []}
+    for name, seen in genes.items():
         form = getattr(type(bare), name)
-        monkeypatch.setattr(type(bare), name, lambda self, g, a, f=form: genes.append(g.shape[1]) or f(self, g, a))
+        monkeypatch.setattr(type(bare), name, lambda self, g, a, f=form, n=seen: n.append(g.shape[1]) or f(self, g, a))
     monkeypatch.setattr(mixed_model, "LARGEST_PIECE", 2**20)
     parts = plain.contrast_gradient(theta, C), plain.covariance(theta)
-    assert sum(genes) == 400 and max(genes) * 8 * summary.ZZ.shape[0] * 10 * (len(summary.d) + 1) <= 2**20
+    for seen, rows in zip(genes.values(), (bare.form_rows, summary.ZZ.shape[0]), strict=True):
+        assert sum(seen) == 200 and max(seen) * 8 * rows * 10 * (len(summary.d) + 1) <= 2**20
     for found, wanted in zip(parts, whole, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12 * np.abs(wanted).max())
 
@@ -132,3 +133,23 @@ def test_many_cells_take_no_more_than_the_budget():
     assert summary.n == n
     assert design.X.nbytes > 4 * budget
     assert peak - kept <= budget
+
+
+@pytest.mark.parametrize("df", ["satterthwaite", "kenward-roger"])
+def test_tests_of_many_contrasts_keep_to_the_budget(summary, df):
+    """Beyond the table of all genes: vectors of one gene and all contrasts together would take 60 MB."""
+    C = np.random.default_rng(1).normal(size=(2000, 10))
+    few = summary.select(slice(0, 6))
+    fit, plain = (fit_summary(few, FitOptions(memory=memory)) for memory in ("8MB", None))
+    fit.contrast_test(C, df)  # imports and caches of the libraries
+    tracemalloc.start()
+    try:
+        found = fit.contrast_test(C, df)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    table = (len(few.d) + 1) ** 2 * found.se.nbytes  # (k, k, c, b)
+    assert peak - kept <= 1.25 * parse_memory("8MB") + 3 * table
+    wanted = plain.contrast_test(C, df)
+    np.testing.assert_allclose(found.se, wanted.se, rtol=1e-9)
+    np.testing.assert_allclose(found.df, wanted.df, rtol=1e-7)
