@@ -1,5 +1,6 @@
 """Run all benchmarks: `python -m benchmarks`; `--quick` checks that they work; `--table` updates the READMEs.
 
+`python -m benchmarks gpu` checks and times a CUDA device instead (`gpu.py`).
 Each script runs in a separate process, so that memory and threads are measured independently.
 """
 
@@ -119,4 +120,8 @@ def run(command: list[str], name: str, bar: tqdm) -> str | None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["gpu"]:
+        from . import gpu
+
+        sys.exit(gpu.main(sys.argv[2:]))
     sys.exit(main())

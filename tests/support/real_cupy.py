@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EMULATION = Path(os.environ.get("CUPY_ON_HOST") or ROOT.parent / "shared" / "cupy_on_host")
 
 
-def _begun() -> str:
+def begin() -> str:
     """Import CuPy, emulated where there is no device; return the reason why that is not possible, else ""."""
     if find_spec("cupy") is None:
         return "CuPy is not installed: pip install cupy-cuda12x==14.2.0"
@@ -40,7 +40,7 @@ def _begun() -> str:
     return ""
 
 
-REASON = _begun()
+REASON = begin()
 
 
 class _Stand(ModuleType):
