@@ -95,6 +95,11 @@ class MarketMatrix:
         return other
 
     @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the values."""
+        return self.data.dtype
+
+    @property
     def by_genes(self) -> bool:
         """True if entries are sorted by genes."""
         return self._order != self._cells

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.io
 from scipy import sparse
 
 import lmm_gpu
@@ -20,7 +21,7 @@ from lmm_gpu.io.archive import read_archive
 from lmm_gpu.sumstats.checkpoint import _ADVICE, _KIND, Checkpoint, digest, file_identity
 
 anndata = pytest.importorskip("anndata")
-pytest.importorskip("h5py")
+h5py = pytest.importorskip("h5py")
 
 N, M = 120, 9
 RNG = np.random.default_rng(12)
@@ -52,8 +53,9 @@ def every_chunk(monkeypatch, values=40):
     monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._MOST_VALUES", values)
 
 
-def write(path, kind=sparse.csr_array, counts=COUNTS):
-    anndata.AnnData(kind(counts.astype("float32")), obs=OBS, var=pd.DataFrame(index=list("abcdefghi"))).write_h5ad(path)
+def write(path, kind=sparse.csr_array, counts=COUNTS, **options):
+    data = anndata.AnnData(kind(counts.astype("float32")), obs=OBS, var=pd.DataFrame(index=list("abcdefghi")))
+    (data.write_zarr if path.suffix == ".zarr" else data.write_h5ad)(path, **options)
     return path
 
 
@@ -107,6 +109,53 @@ def test_the_same_bytes(tmp_path, monkeypatch, kind, options, chunks):
     summed(path, checkpoint=file, **options).save(tmp_path / "resumed.h5")
     assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "resumed.h5").read_bytes()
     assert not file.exists()
+
+
+READERS = [
+    *(("gzip.h5ad", kind) for kind in (sparse.csr_array, sparse.csc_array, np.asarray)),
+    *((name, sparse.csr_array) for name in ("lzf.h5ad", "contiguous.h5ad", "a.zarr", "m.mtx", "m.npz")),
+    *(("contiguous.h5ad", np.asarray), ("a.zarr", np.asarray), ("m.mtx", sparse.csc_array), ("m.csv", np.asarray)),
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), READERS)
+def test_every_reader_resumes_to_the_same_bytes_by_either_pass(tmp_path, monkeypatch, name, kind):
+    """With a filter; and the sums of every reader are those of the matrix in memory."""
+    every_chunk(monkeypatch)
+    monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._CHUNK_BYTES", 10 * 8 * 4 * M)
+    monkeypatch.setattr("lmm_gpu.io.chunk_codecs._WORTH_COMPILING", 0)
+    options = {"transform": "log1p", "min_cells": 68, "cells": "x > -1"}
+    in_memory = summed((COUNTS, OBS), features=list("abcdefghi"), **options)
+    path = tmp_path / name
+    if name.startswith("m."):
+        save = {
+            ".mtx": lambda: scipy.io.mmwrite(path, kind(COUNTS)),
+            ".npz": lambda: sparse.save_npz(path, kind(COUNTS)),
+            ".csv": lambda: pd.DataFrame(COUNTS, OBS.index, list("abcdefghi")).to_csv(path),
+        }
+        save[path.suffix]()
+        options |= {"obs": OBS, "features": list("abcdefghi")}
+    else:
+        write(path, kind, **({"compression": path.stem} if path.stem in ("gzip", "lzf") else {}))
+    if name == "contiguous.h5ad":
+        with h5py.File(path, "a") as file:
+            for place in ["X"] if kind is np.asarray else ["X/data", "X/indices"]:
+                values, attributes = file[place][()], dict(file[place].attrs)
+                del file[place]
+                file.create_dataset(place, data=values).attrs.update(attributes)
+    for few in (10**9, 0):
+        monkeypatch.setattr("lmm_gpu.sumstats.streaming.FUSED_VALUES", few)
+        whole = summed(path, **options)
+        whole.save(tmp_path / "whole.h5")
+        assert whole.features == in_memory.features and len(whole.features) < M
+        for product in ("XY", "ZY", "Ynorm"):
+            np.testing.assert_allclose(getattr(whole, product), getattr(in_memory, product), rtol=1e-12, atol=1e-12)
+        revive = kill_after(monkeypatch, 1)
+        with pytest.raises(Killed):
+            summed(path, checkpoint=tmp_path / "sums.h5", **options)
+        revive()
+        summed(path, checkpoint=tmp_path / "sums.h5", **options).save(tmp_path / "resumed.h5")
+        assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "resumed.h5").read_bytes()
 
 
 class _Steps:
