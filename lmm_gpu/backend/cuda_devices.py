@@ -7,12 +7,14 @@ CuPy's pool keeps memory for every stream, and its libraries keep handles for ev
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 from .arrays import Array
@@ -24,7 +26,14 @@ OLDEST_CUPY = (14, 2)
 DEVICE_SHARE = 0.4
 #: Rows of the largest matrices that are solved as a batch; CuPy's own limit of 256 would loop over the genes.
 LARGEST_BATCHED_SOLVE = 4096
-_INSTALL = "pip install 'cupy-cuda12x[ctk]' (or 'cupy-cuda13x[ctk]' for drivers of CUDA 13)"
+#: Distributions that provide the package `cupy`, and what to install of each.
+_WHEELS = {
+    "cupy-cuda12x": "pip install 'cupy-cuda12x[ctk]'",
+    "cupy-cuda13x": "pip install 'cupy-cuda13x[ctk]' 'cuda-toolkit<13.3'",
+    "cupy-cuda11x": "pip uninstall cupy-cuda11x && pip install 'cupy-cuda12x[ctk]'",
+    "cupy": "install a CUDA toolkit that CuPy finds (CUDA_PATH)",
+}
+_INSTALL = f"{_WHEELS['cupy-cuda12x']}, or {_WHEELS['cupy-cuda13x']} for drivers of CUDA 13"
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,13 @@ class Cuda(Device):
 
 def cuda_count() -> tuple[int, str]:
     """Return the number of usable CUDA devices, and the reason if there are none."""
+    wheels = _wheels()
+    if len(wheels) > 1:
+        names = " ".join(wheels)
+        return 0, (
+            f"several packages provide CuPy ({', '.join(wheels)}) and overwrite each other's files: pip uninstall "
+            f"{names}, then {_INSTALL}"
+        )
     try:
         cupy = _cupy()
     except Exception as error:  # a wheel for another CUDA, a broken driver, a missing part
@@ -189,10 +205,16 @@ def describe_cuda() -> dict[str, Any]:
 def _without_driver(cupy: Any, error: Exception) -> str:
     # CUDA's runtime says "insufficient driver" where there is no driver at all
     try:
-        driver = cupy.cuda.runtime.driverGetVersion()
+        driver = _cuda_version(cupy.cuda.runtime.driverGetVersion())
     except Exception:
         return str(error)
-    return str(error) if driver else "no NVIDIA driver is installed"
+    if driver is None:
+        return "no NVIDIA driver is installed"
+    if "INSUFFICIENTDRIVER" not in str(error).upper():
+        return str(error)
+    runtime = _cuda_version(cupy.cuda.runtime.runtimeGetVersion())
+    older = f"; or pip uninstall cupy-cuda13x && {_WHEELS['cupy-cuda12x']}" if driver.startswith("12.") else ""
+    return f"the NVIDIA driver is for CUDA {driver}, and CuPy needs CUDA {runtime}: update the driver{older}"
 
 
 def _unusable(cupy: Any) -> str:
@@ -210,8 +232,27 @@ def _probe(cupy: Any) -> str:
             _raise_solve_limit(cupy)
     except Exception as error:
         first = str(error).partition("\n")[0]
-        return f"CuPy finds a device but cannot compute on it ({type(error).__name__}: {first}): {_INSTALL}"
+        return f"CuPy finds a device but cannot compute on it ({type(error).__name__}: {first}): {_missing()}"
     return ""
+
+
+def _missing() -> str:
+    # how to install what the installed wheel lacks
+    return _WHEELS[_wheels()[0]] if _wheels() else _INSTALL
+
+
+@functools.cache
+def _wheels() -> tuple[str, ...]:
+    # installed distributions that provide CuPy
+    return tuple(name for name in _WHEELS if _is_installed(name))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _raise_solve_limit(cupy: Any) -> None:
