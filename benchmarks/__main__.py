@@ -51,6 +51,7 @@ SCRIPTS = (
     Script("calibration_counts"),
     Script("calibration_data"),
     Script("peers", ("--seconds", "3")),
+    Script("cell_pass"),
     Script("growth", ("--seconds", "1")),
     Script("scaling"),
 )

@@ -47,8 +47,10 @@ def part_of(matrix: Any, some: slice) -> Any:
     lo, hi, _ = some.indices(long)
     hi = max(lo, hi)
     begin, end = int(matrix.indptr[lo]), int(matrix.indptr[hi])
-    parts = matrix.data[begin:end], matrix.indices[begin:end], matrix.indptr[lo : hi + 1] - matrix.indptr[lo]
-    return type(matrix)(parts, shape=(short, hi - lo) if matrix.format == "csc" else (hi - lo, short))
+    found = type(matrix)((short, hi - lo) if matrix.format == "csc" else (hi - lo, short), dtype=matrix.dtype)
+    found.data, found.indices = matrix.data[begin:end], matrix.indices[begin:end]  # the constructor would read them
+    found.indptr = matrix.indptr[lo : hi + 1] - matrix.indptr[lo]
+    return found
 
 
 def in_memory(matrix: Any) -> Any:

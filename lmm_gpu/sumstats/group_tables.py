@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from importlib.util import find_spec
 from operator import or_
@@ -17,7 +18,6 @@ import numpy as np
 import scipy.sparse
 
 from ..backend.blocks import blocks
-from ..backend.threads import in_threads
 from .grouped_design import GroupedDesign, Grouping
 from .products import GeneProducts
 from .transform import Transform
@@ -82,6 +82,7 @@ class GroupTables:
         self.sums = np.zeros((design.groups, m))
         self.moments = np.zeros((m, design.covariates.shape[1] + 1))  #: covariates' products, and squares
         self._inputs = _FusedInputs(design, weights) if self.fused else None
+        self._pool: ThreadPoolExecutor | None = None
 
     def add(self, rows: slice, genes: slice, Y: Any) -> None:
         """Add a sparse chunk (cells, genes) of transformed values by products of SciPy."""
@@ -193,7 +194,11 @@ class GroupTables:
     def _on_threads(self, function: Callable[[int, int], Any], size: int) -> list[Any]:
         """Call a function for ranges of rows or genes, on threads."""
         ranges = list(blocks(size, -(-size // max(1, min(self.threads, size))) or 1))
-        return list(in_threads(lambda bounds: function(*bounds), ranges, self.threads))
+        if len(ranges) < 2:
+            return [function(*bounds) for bounds in ranges]
+        if self._pool is None:  # a new one for every chunk would take as long as a small chunk
+            self._pool = ThreadPoolExecutor(self.threads)
+        return list(self._pool.map(function, *zip(*ranges, strict=True)))
 
     def products(self) -> GeneProducts:
         """Products of the cells that were added with the design."""
