@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from .sparse_checks import check_indptr
+from .sparse_checks import check_indptr, unchecked
 from .stored_arrays import read_rows, stored_array
 
 
@@ -79,5 +79,5 @@ def read_part(data: Any, indices: Any, short: int, by_genes: bool, begins: np.nd
     parts = values, places.astype(kind, copy=False), (begins.astype(np.int64) - begin).astype(kind)
     count = len(begins) - 1
     if by_genes:
-        return scipy.sparse.csc_array(parts, shape=(short, count))
-    return scipy.sparse.csr_array(parts, shape=(count, short))
+        return unchecked(scipy.sparse.csc_array, (short, count), *parts)
+    return unchecked(scipy.sparse.csr_array, (count, short), *parts)

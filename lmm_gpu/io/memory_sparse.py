@@ -6,7 +6,7 @@ from typing import Any
 
 import scipy.sparse
 
-from .sparse_checks import as_csr, check_compressed
+from .sparse_checks import as_csr, check_compressed, unchecked
 
 
 class MemoryCSC:
@@ -47,10 +47,9 @@ def part_of(matrix: Any, some: slice) -> Any:
     lo, hi, _ = some.indices(long)
     hi = max(lo, hi)
     begin, end = int(matrix.indptr[lo]), int(matrix.indptr[hi])
-    found = type(matrix)((short, hi - lo) if matrix.format == "csc" else (hi - lo, short), dtype=matrix.dtype)
-    found.data, found.indices = matrix.data[begin:end], matrix.indices[begin:end]  # the constructor would read them
-    found.indptr = matrix.indptr[lo : hi + 1] - matrix.indptr[lo]
-    return found
+    shape = (short, hi - lo) if matrix.format == "csc" else (hi - lo, short)
+    indptr = matrix.indptr[lo : hi + 1] - matrix.indptr[lo]
+    return unchecked(type(matrix), shape, matrix.data[begin:end], matrix.indices[begin:end], indptr)
 
 
 def in_memory(matrix: Any) -> Any:

@@ -93,6 +93,17 @@ def check_compressed(matrix: Any, *, check_all: bool = True) -> None:
         check_indices(matrix.indices[:stored], columns)
 
 
+def unchecked(kind: Any, shape: tuple[int, int], data: np.ndarray, indices: np.ndarray, indptr: np.ndarray) -> Any:
+    """A csr_array or csc_array (`kind`) of these arrays, whose indices are not read: SciPy's constructor would.
+
+    >>> unchecked(scipy.sparse.csr_array, (1, 3), np.ones(1), np.array([2]), np.array([0, 1])).toarray().tolist()
+    [[0.0, 0.0, 1.0]]
+    """
+    matrix = kind(shape, dtype=data.dtype)
+    matrix.data, matrix.indices, matrix.indptr = data, indices, indptr
+    return matrix
+
+
 def as_csr(values: Any) -> Any:
     """Convert a sparse matrix of SciPy, in any format, to csr_array and one of CuPy to its CSR; keep anything else.
 
