@@ -12,7 +12,6 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import array_api_compat
 import array_api_compat.numpy
-import numpy as np
 
 from .arrays import Array, namespace
 
@@ -53,12 +52,10 @@ def fused(body: Callable[..., R]) -> Callable[..., R]:
 
     @functools.wraps(body)
     def call(options: Hashable, *arguments: Any) -> R:
-        if isinstance(_first_array(arguments), np.ndarray):  # to flatten takes as long as a few small operations
-            return body(array_api_compat.numpy, options, *arguments)
-        arrays, structure = flatten(arguments)
-        xp = namespace(*arrays)
+        xp = namespace(_first_array(arguments))  # to flatten takes as long as a few small operations
         if not (hasattr(xp, "fuse") and _fusing.get()) or (xp, options) in not_fusible:
             return body(xp, options, *arguments)
+        arrays, structure = flatten(arguments)
         try:
             return cast(R, kernel(xp, options, structure)(*arrays))
         except MemoryError:  # says nothing about the kernel
@@ -113,7 +110,7 @@ def flatten(tree: Any) -> tuple[list[Array], Hashable]:
 
 
 def _first_array(tree: Any) -> Array | None:
-    # the first array of nested tuples and dataclasses, of which all arrays are of one library
+    # the first array of nested tuples and dataclasses, whose arrays are all of one library; None is absent
     if isinstance(tree, (tuple, list)):
         parts = tree
     elif is_dataclass(tree):

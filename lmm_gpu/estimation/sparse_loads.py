@@ -9,6 +9,11 @@ import scipy.sparse
 
 from .covariance_terms import pairs
 
+#: Bytes that sparse products of pairs of columns may take where dense loads would take less.
+LARGEST_SPARSE = 2**27
+#: Time that a sparse product takes relative to a dense one.
+FACTOR = 32
+
 
 def products_of_pairs(A: Any, parts: int) -> Any:
     """Products of all pairs of columns in each row of a sparse matrix (k G, s) of `parts` k: (L G, s (s + 1) / 2).
@@ -40,7 +45,7 @@ def products_of_pairs(A: Any, parts: int) -> Any:
 
 
 def sparse_loads(root: np.ndarray, ZX: np.ndarray, ZZ: Any, rows: list[int], rest: list[int]) -> Any:
-    """L_g^+ Z_g'[X, Z_R] (k G, p+q_R) as a sparse matrix; None if its products would be larger than it is dense.
+    """L_g^+ Z_g'[X, Z_R] (k G, p+q_R) as a sparse matrix; None if its products would take more time or memory.
 
     `root` (k, k, 1, G) are the L_g, `ZX` (k G, p) the products with X, and Z_R has the columns `rest` of Z'Z.
     """
@@ -49,7 +54,9 @@ def sparse_loads(root: np.ndarray, ZX: np.ndarray, ZZ: Any, rows: list[int], res
     k, G = root.shape[0], root.shape[3]
     crossed = scipy.sparse.csr_array(ZZ[rows][:, rest] if scipy.sparse.issparse(ZZ) else ZZ[np.ix_(rows, rest)])
     met = np.diff(crossed.indptr).reshape(k, G).sum(axis=0) + ZX.shape[1]  # columns that a level meets, at most
-    if 12 * len(pairs(k)) * (met * (met + 1) // 2).sum() > 8 * ZX.shape[0] * (ZX.shape[1] + len(rest)):
+    products, s = len(pairs(k)) * int((met * (met + 1) // 2).sum()), ZX.shape[1] + len(rest)
+    slow = FACTOR * products > len(pairs(k)) * G * s * (s + 1) // 2
+    if slow or 12 * products > max(LARGEST_SPARSE, 8 * k * G * s):
         return None
     loads = scipy.sparse.hstack([scipy.sparse.csr_array(ZX), crossed], format="csr")
     solved: list[Any] = []
