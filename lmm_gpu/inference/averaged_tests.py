@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from .empirical_bayes import Prior
 from .estimate_weights import EstimateWeights
 from .mixtures import chi2_points, matched, matched_t, wald
 from .node_weights import Pivotal, exponents, posterior, residual_df
-from .pivots import Axis, GenePivots, Pivots, genes_at, spacing
+from .pivots import TOP, Axis, GenePivots, Pivots, genes_at, spacing
 from .strata import IN_SPAN, Stratum, between_within_df, between_within_directions, strata
 
 #: Random-effect columns and nodes, with one or two effects and with more, beyond which nothing is averaged.
@@ -34,6 +35,8 @@ _MOST_WEIGHTS = 2e7
 _NEAR = 1e-6
 #: Numbers of genes times nodes that are averaged together.
 _AT_ONCE = 1_000_000
+#: Genes with more weight than this at the end of the grid are tested on one that goes farther, up to this coordinate.
+_AT_END, _FARTHER, _FARTHEST = 1e-5, 10.0, 40.0
 #: With more df than this a t distribution is a normal one; else it is a mixture of so many of these.
 _KNOWN, _POINTS, _TAIL = 150, 8, 1e-5
 
@@ -60,27 +63,36 @@ class Hypothesis:
 class AveragedTests:
     """Tests of contrasts, prepared for any genes of a design."""
 
+    summary: SummaryStats  #: without genes
+    C: np.ndarray  #: (c, p)
+    joint: bool
+    top: float  #: largest coordinate of the grid
     projection: Projection  #: on the host
     pivots: Pivots
     hypotheses: tuple[Hypothesis | None, ...]  #: None where nothing is left to test against
 
     @classmethod
-    def build(cls, summary: SummaryStats, C: np.ndarray, *, joint: bool = False) -> AveragedTests:
+    def build(cls, summary: SummaryStats, C: np.ndarray, *, joint: bool = False, top: float = TOP) -> AveragedTests:
         """Prepare the contrasts in the rows of `C` (c, p), each for itself or `joint`, of a `covered` design."""
         found, projection = strata(summary), Projection.build(summary)
-        pivots = Pivots.build(projection, summary.d, [one.rank for one in found])
+        pivots = Pivots.build(projection, summary.d, [one.rank for one in found], top)
         coarsest, rank = found[pivots.order[0]], pivots.H.shape[0]
         df = between_within_directions(summary, C, rank) if joint else between_within_df(summary, C, rank)
         two = (two_sources_jointly if joint else two_sources)(coarsest, C) | (0 in pivots.r[:-1])
         weights = EstimateWeights.build(pivots, projection, C, summary.d)
         if joint:
             together = Hypothesis.build(pivots, weights, C, two_sources=bool(two.any()))
-            return cls(projection, pivots, (together if np.isfinite(df).all() else None,))
+            return cls(summary, C, joint, top, projection, pivots, (together if np.isfinite(df).all() else None,))
         rows = [
             Hypothesis.build(pivots, weights.only(i), C[i : i + 1], two_sources=bool(two[i])) if finite else None
             for i, finite in enumerate(np.isfinite(df))
         ]
-        return cls(projection, pivots, tuple(rows))
+        return cls(summary, C, joint, top, projection, pivots, tuple(rows))
+
+    @cached_property
+    def farther(self) -> AveragedTests:
+        """The same tests on a grid that goes farther, for genes whose levels differ far more than their cells."""
+        return AveragedTests.build(self.summary, self.C, joint=self.joint, top=self.top + _FARTHER)
 
     def t(self, genes: ProjectedGenes, prior: Prior | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Estimates that are tested, standard errors and df (c, b) of each contrast.
@@ -89,11 +101,16 @@ class AveragedTests:
         """
         shape, most = (len(self.hypotheses), genes.beta_ols.shape[1]), residual_df(self.pivots, prior)
         location, scale, df = (np.full(shape, np.nan) for _ in range(3))
-        for i, part, mixture in self._mixtures(genes, prior):
+        beyond = np.zeros(shape[1], dtype=bool)
+        for i, part, mixture, at_end in self._mixtures(genes, prior):
             at, covariance, weight = mixture
             location[i, part], scale[i, part], df[i, part] = matched_t(
                 at[:, 0], np.sqrt(covariance[:, 0, 0]), weight, most
             )
+            beyond[part] |= at_end
+        if beyond.any():
+            found = self.farther.t(genes_at(genes, np.flatnonzero(beyond)), prior)
+            location[:, beyond], scale[:, beyond], df[:, beyond] = found
         return location, scale, df
 
     def f(self, genes: ProjectedGenes, prior: Prior | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -104,14 +121,19 @@ class AveragedTests:
             return (location[0] / scale[0]) ** 2, t_df[0]
         most = residual_df(self.pivots, prior)
         statistic, df = (np.full(genes.beta_ols.shape[1], np.nan) for _ in range(2))
-        for _, part, (at, covariance, weight) in self._mixtures(genes, prior):
+        beyond = np.zeros(len(df), dtype=bool)
+        for _, part, (at, covariance, weight), at_end in self._mixtures(genes, prior):
             statistic[part], df[part] = matched(wald(at, covariance), weight, at.shape[1], most)
+            beyond[part] = at_end
+        if beyond.any():
+            statistic[beyond], df[beyond] = self.farther.f(genes_at(genes, np.flatnonzero(beyond)), prior)
         return statistic, df
 
     def _mixtures(
         self, genes: ProjectedGenes, prior: Prior | None
-    ) -> Iterator[tuple[int, slice, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-        # of each hypothesis and piece of genes: estimates (K, c, b), covariances (K, c, c, b), weights (K, b)
+    ) -> Iterator[tuple[int, slice, tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]]:
+        # of each hypothesis and piece of genes: estimates (K, c, b), covariances (K, c, c, b), weights (K, b), and
+        # genes (b,) that need a grid that goes farther
         tested = [(i, one) for i, one in enumerate(self.hypotheses) if one is not None]
         if not tested:
             return
@@ -124,21 +146,25 @@ class AveragedTests:
             needed = any(one.eta is not None for _, one in tested)
             pivotal = Pivotal.of_genes(self.pivots, squares, prior) if needed else None
             for i, one in tested:
-                yield i, part, self._at_nodes(squares, some.beta_ols, one, pivotal, prior)
+                yield (i, part, *self._at_nodes(squares, some.beta_ols, one, pivotal, prior))
 
     def _at_nodes(
         self, genes: GenePivots, ols: np.ndarray, tested: Hypothesis, pivotal: Pivotal | None, prior: Prior | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], np.ndarray]:
         if tested.eta is None or pivotal is None:
             found = posterior(self.pivots, genes, tested.variance, prior)
-            place = found.at
+            place, shape = found.at, self.pivots.shape
         else:
             found = pivotal.corrected(tested.eta)
-            place = self.pivots.ratio[found.at]
+            place, shape = self.pivots.ratio[found.at], tuple(len(axis.x) for axis in reversed(self.pivots.axes))
+        k = len(shape)
+        ends = found.at_end(shape, [k - 1 - j for j, r in enumerate(self.pivots.r[:-1]) if r > 0])
+        beyond = (ends > _AT_END) & (self.top < _FARTHEST)
         c, df = len(tested.C), residual_df(self.pivots, prior)
         estimate = tested.C @ ols - np.take_along_axis(tested.t @ genes.h, place[:, None, :], axis=0)  # (K, c, b)
         covariance = np.moveaxis(tested.variance.reshape(-1, c, c)[found.at], 1, -1)  # (K, c, c, b)
-        return _with_residual(estimate, covariance * (found.squares / df)[:, None, None, :], found.weight, df)
+        mixture = _with_residual(estimate, covariance * (found.squares / df)[:, None, None, :], found.weight, df)
+        return mixture, beyond
 
 
 def _with_residual(

@@ -55,6 +55,13 @@ class NodeWeights:
     weight: np.ndarray  #: (K, b), which sum to 1
     squares: np.ndarray  #: (K, b), Q with the part of the prior
 
+    def at_end(self, shape: tuple[int, ...], axes: Sequence[int]) -> np.ndarray:
+        """Weights (b,) of the last nodes of some axes of the grid, that with the largest for each gene."""
+        index = np.unravel_index(self.at, shape)
+        ends = [np.sum(np.where(index[i] == shape[i] - 1, self.weight, 0.0), axis=0) for i in axes]
+        largest: np.ndarray = np.max([*ends, np.zeros(self.at.shape[1])], axis=0)
+        return largest
+
 
 @dataclass(frozen=True)
 class Pivotal:

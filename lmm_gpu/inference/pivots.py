@@ -27,7 +27,8 @@ from scipy import special
 from ..estimation.projection import ProjectedGenes, Projection, Remainder
 from .strata import IN_SPAN, inverse_root
 
-#: Largest grid coordinate x = log(1 + g n), n the mean squared length of the effect's columns (cells per level).
+#: Largest grid coordinate x = log(1 + g n), n the mean squared length of the effect's columns (cells per level), for
+#: all but genes whose levels differ far more than their cells.
 TOP = 13.0
 #: Largest spacing of the grid, with one or two effects and with more.
 SPACING = (0.5, 0.8)
@@ -50,11 +51,11 @@ class Axis:
     n: float  #: mean squared length of the columns of Z
 
     @classmethod
-    def build(cls, n: float, r: int, spacing: float) -> Axis:
-        """Grid for a sum of squares on `r` df; without df there are no shares."""
+    def build(cls, n: float, r: int, spacing: float, top: float = TOP) -> Axis:
+        """Grid for a sum of squares on `r` df, up to `top` and beyond with few df; without df there are no shares."""
         low, middle, high = special.chdtri(max(r, 1), [1.0 - _LOW, 0.5, _HIGH])
         down = min(float(np.log(high / low)), _FARTHEST) if r > 0 else 0.0
-        up = TOP + min(max(float(np.log(middle / low)) - 6.0, 0.0), _FARTHEST)
+        up = top + min(max(float(np.log(middle / low)) - 6.0, 0.0), _FARTHEST)
         shares = spacing * np.arange(-(int(down / spacing) + 1), 1)
         return cls(np.concatenate([shares, spacing * np.arange(int(up / spacing) + 1)]), len(shares), n)
 
@@ -126,8 +127,11 @@ class Pivots:
     nested: np.ndarray  #: (k, k), bool: whether Z_j lies in the span of Z_i
 
     @classmethod
-    def build(cls, projection: Projection, d: Sequence[int], ranks: Sequence[int]) -> Pivots:
-        """Decompose a design; `projection` is on the host, `ranks` are those of the effects' columns of Z."""
+    def build(cls, projection: Projection, d: Sequence[int], ranks: Sequence[int], top: float = TOP) -> Pivots:
+        """Decompose a design.
+
+        `projection` is on the host, `ranks` are those of the columns of Z of each effect, `top` is that of the grid.
+        """
         order = tuple(sorted(range(len(d)), key=lambda j: ranks[j]))
         ends = np.cumsum([0, *d])
         rows = [np.arange(ends[j], ends[j + 1]) for j in order]
@@ -142,7 +146,9 @@ class Pivots:
             r.append(left.shape[1] - rest.shape[1])
             left = left @ rest
         residual_df = projection.n - projection.XXinv.shape[0]
-        axes = tuple(Axis.build(_mean_size(ZZ[i][i]), r[i], spacing(len(part), len(d))) for i, part in enumerate(parts))
+        axes = tuple(
+            Axis.build(_mean_size(ZZ[i][i]), r[i], spacing(len(part), len(d)), top) for i, part in enumerate(parts)
+        )
         nested = np.array([[_is_nested(ZZ[j][j], ZZ[i][j], ZZ[i][i]) for j in range(len(d))] for i in range(len(d))])
         return cls(order, parts, turn.T @ H, (*r, residual_df - K.shape[1]), residual_df, axes, ZZ, nested)
 
