@@ -18,7 +18,7 @@ from .cuda_sums import DeviceTables, device_counts, tables_for
 from .design_sums import constant_of_design, products_of_design
 from .device_chunks import DeviceMatrix, by_cupy, from_device
 from .group_tables import GroupTables
-from .grouped_design import GroupedDesign
+from .grouped_design import GroupedDesign, Grouping
 from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
 from .transform import (
     UNUSABLE,
@@ -135,6 +135,9 @@ class Accumulator:
         self.values.decide(Y)
         if not self.begun or chunk.genes.stop - chunk.genes.start < self.m:
             self._choose_centre(chunk, Y)
+        if not on_device(Y):
+            with np.errstate(invalid="ignore", over="ignore"):
+                self._add_within(chunk, Y)
         if self._fuses(chunk, Y):
             self.values.report(self._add_fused(chunk, Y), Y, chunk)
             return
@@ -166,7 +169,6 @@ class Accumulator:
         if not self._as_they_are(Y):
             return tables.add_fused(chunk.rows, chunk.genes, Y, self.values.transform, self.counted)
         self._count(chunk, Y)
-        self._add_within(chunk.rows, Y)
         flags = tables.add_values(chunk.rows, Y, self.centre)
         return flags if squares_fit(tables.moments[:, -1]) else flags | UNUSABLE
 
@@ -216,8 +218,6 @@ class Accumulator:
         """Add dense values about the centre; return the sums of squares (genes,) so far."""
         if not on_device(Y):
             tables = self.expect_sparse()
-            if isinstance(genes, slice):
-                self._add_within(rows, Y)
             tables.add_dense(rows, genes, Y, self.centre[genes])
             return tables.moments[genes, -1]
         if not self.dense:
@@ -228,15 +228,36 @@ class Accumulator:
             A[..., genes] += getattr(found, name)
         return self.dense["Ynorm"][genes]
 
-    def _add_within(self, rows: slice, Y: np.ndarray) -> None:
-        if Y.shape[1] == self.m and not self.begun and (grouping := widest_grouping(self.grouped)) is not None:
-            codes = grouping.codes[rows]
-            cells = sampled_cells(codes)
-            genes = nearly_constant(codes[cells], Y[cells])
+    def _add_within(self, chunk: Chunk, Y: Any) -> None:
+        """Add stored values of genes that are nearly constant within groups, as the first chunk of a gene has it."""
+        by_genes = chunk.genes.stop - chunk.genes.start < self.m
+        if (by_genes or not self.begun) and (grouping := widest_grouping(self.grouped)) is not None:
+            genes = self._nearly_constant(chunk, Y, grouping)
             if genes.size:
-                self.within = WithinSums(self.grouped, grouping, genes, self.weights)
-        if self.within is not None:
-            self.within.add(rows, Y)
+                found = WithinSums(self.grouped, grouping, chunk.genes.start + genes, self.weights)
+                if by_genes:
+                    found.add(chunk.rows, self._transformed(Y, genes, chunk.rows))
+                self.within = found if self.within is None else self.within.joined(found)
+        if self.within is not None and not by_genes:
+            self.within.add(chunk.rows, self._transformed(Y, self.within.genes, chunk.rows))
+
+    def _nearly_constant(self, chunk: Chunk, Y: Any, grouping: Grouping) -> np.ndarray:
+        codes = grouping.codes[chunk.rows]
+        cells = sampled_cells(codes)
+        genes = np.arange(Y.shape[1])
+        if scipy.sparse.issparse(Y):
+            genes = genes[2 * stored_cells(Y) > Y.shape[0]]  # genes of many zeros are far from constant
+            Y = Y.tocsr()[cells]
+        else:
+            Y = Y[cells]
+        found = nearly_constant(codes[cells], self._transformed(Y, genes, cells + chunk.rows.start))
+        return np.asarray(genes[found])
+
+    def _transformed(self, Y: Any, genes: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+        # dense values of some genes
+        values = Y if len(genes) == Y.shape[1] else Y[:, genes]
+        values = values.toarray() if scipy.sparse.issparse(values) else values
+        return np.asarray(self.values.transform.apply(values, rows))
 
     def within_groups(self) -> Within | None:
         """Products of the genes about their groups, if some are nearly constant within groups."""
@@ -305,11 +326,15 @@ def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarr
         found = centre_of(transform.apply(Y[::step, :], slice(rows.start, rows.stop, step)), constant)
         return None if found is None else to_numpy(found)
     centre = np.zeros(Y.shape[1])
-    stored = np.diff(Y.indptr) if Y.format == "csc" else np.bincount(Y.indices, minlength=len(centre))
-    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
+    full = np.flatnonzero(stored_cells(Y) * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
     if full.size:
         centre[full] = centre_of(transform.apply(Y[:, full].toarray(), rows), constant)
     return centre
+
+
+def stored_cells(Y: Any) -> np.ndarray:
+    """Number of stored values of each gene (m,) of a sparse chunk on the host."""
+    return np.diff(Y.indptr) if Y.format == "csc" else np.bincount(Y.indices, minlength=Y.shape[1])
 
 
 def _shows_in_squares(Y: Any, transform: Transform) -> bool:

@@ -72,7 +72,7 @@ class Transform:
         """
         return self.name if self.target is None else f"{self.name} to {self.target!r}"
 
-    def apply(self, Y: Any, rows: slice = slice(None)) -> Any:
+    def apply(self, Y: Any, rows: slice | np.ndarray = slice(None)) -> Any:
         """Transform a chunk whose cells are `rows` of the whole; a sparse chunk stays sparse.
 
         Raises

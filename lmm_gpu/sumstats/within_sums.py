@@ -39,14 +39,23 @@ class WithinSums:
         width = grouping.rows.stop - grouping.rows.start
         self.centre, self.seen = np.zeros((width, len(genes))), np.zeros(width, dtype=bool)
 
-    def add(self, rows: slice, Y: np.ndarray) -> None:
-        """Add dense values (cells, m) of some cells."""
-        codes, values = self.grouping.codes[rows], Y[:, self.genes].astype(np.float64)
+    def add(self, rows: slice, values: np.ndarray) -> None:
+        """Add dense values (cells, f) of these genes in some cells."""
+        codes, values = self.grouping.codes[rows], values.astype(np.float64)
         groups, first = np.unique(codes, return_index=True)
         new = ~self.seen[groups]
         self.centre[groups[new]], self.seen[groups] = values[first[new]], True
         values -= self.centre[codes]
         self.tables.add_dense(rows, slice(0, len(self.genes)), values, np.zeros(len(self.genes)))
+
+    def joined(self, other: WithinSums) -> WithinSums:
+        """Sums of these genes and of others in the same cells."""
+        design, weights = self.tables.design, self.tables.weights
+        found = WithinSums(design, self.grouping, np.concatenate([self.genes, other.genes]), weights)
+        found.tables.sums = np.hstack([self.tables.sums, other.tables.sums])
+        found.tables.moments = np.vstack([self.tables.moments, other.tables.moments])
+        found.centre, found.seen = np.hstack([self.centre, other.centre]), self.seen | other.seen
+        return found
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `restore` continues."""

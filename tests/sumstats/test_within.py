@@ -50,6 +50,24 @@ def test_only_genes_that_need_it_are_accumulated_about_their_groups():
     assert summed(MEANS[DONOR]).within is None  # exactly constant
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("form", [np.asarray, scipy.sparse.csr_array, scipy.sparse.csc_array])
+@pytest.mark.parametrize("cells", [131, 240])
+def test_sparse_and_compiled_chunks_keep_the_same_digits(form, fused, cells):
+    """Of genes beside others that are mostly zero; pieces of CSC are genes."""
+    if fused:
+        pytest.importorskip("numba", reason='needs: pip install ".[fast]"')
+    counts = RNG.poisson(0.2, (240, 5)).astype(float)
+    Y = np.hstack([counts, VALUES])
+    with open_source((form(Y), OBS)) as source:
+        pieces = list(source.slices(6 if source.by_genes else cells))
+        ss = accumulate(source, build_design(FORMULA, OBS), None, is_counts=False, pieces=pieces, fused=fused)
+    small = np.append(np.zeros(5, bool), SMALL)
+    assert (ss.within.centre != 0).any(axis=0).tolist() == small.tolist()
+    np.testing.assert_allclose(found_remainder(ss)[small], remainder(VALUES)[SMALL], rtol=1e-6)
+    np.testing.assert_allclose(ss.within.ZY[:, :5], np.eye(8)[DONOR].T @ counts, rtol=1e-12)
+
+
 def test_p_values_are_those_of_donor_means():
     """Balanced: the REML test is the t test of donors' means, however small the residual is."""
     table = lmm_gpu.fit((VALUES, OBS), FORMULA, progress=False).test("arm[T.b]")
