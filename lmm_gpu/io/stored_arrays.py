@@ -210,19 +210,22 @@ def _decoders(array: Any) -> list[Decoder] | str:
 
 
 def _hdf5_extents(dataset: Any) -> Callable[[Place], Extent | None]:
-    extents: dict[Place, Extent] = {}
     file, chunks = OpenFile(dataset.file.filename), dataset.chunks
     if not chunks:
         whole = Extent(file, dataset.id.get_offset(), dataset.id.get_storage_size())
         return lambda place: whole
+    found: dict[Place, tuple[int, int]] = {}  # by the first position of each chunk
 
     def note(info: Any) -> None:
         if not info.filter_mask:
-            place = tuple(at // size for at, size in zip(info.chunk_offset, chunks, strict=True))
-            extents[place] = Extent(file, info.byte_offset, info.size)
+            found[info.chunk_offset] = info.byte_offset, info.size
+
+    def extent(place: Place) -> Extent | None:
+        stored = found.get(tuple(at * size for at, size in zip(place, chunks, strict=True)))
+        return None if stored is None else Extent(file, *stored)
 
     dataset.id.chunk_iter(note)
-    return extents.get
+    return extent
 
 
 def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
