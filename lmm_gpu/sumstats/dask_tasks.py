@@ -28,7 +28,16 @@ from .centring import centre_of
 from .group_tables import FUSED_VALUES, GroupTables, can_fuse
 from .grouped_design import GroupedDesign, Grouping
 from .products import GeneProducts, products_of_chunk, row_totals
-from .transform import Transform, check_still_counts, check_values, has_fractions, not_counts, squares_fit
+from .transform import (
+    FRACTION,
+    UNUSABLE,
+    Transform,
+    check_still_counts,
+    check_values,
+    has_fractions,
+    not_counts,
+    squares_fit,
+)
 from .within_sums import nearly_constant, sampled_cells, widest_grouping
 
 #: Bytes at the start of a file that identify it, with its size and last change.
@@ -185,7 +194,7 @@ def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:
     stored = rows.selected(Y)
     if rows.fuses(stored, centre):
         sums, moments, flags = _compiled_sums(rows, centre.about, stored)
-        within, fractions = None, bool(flags & 2)
+        within, fractions = None, bool(flags & FRACTION)
     else:
         check_values(stored, rows.name, rows.start)
         Y = rows.values(stored)
@@ -207,12 +216,12 @@ def _compiled_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, 
     else:
         with np.errstate(invalid="ignore", over="ignore"):
             tables.add_values(everyone, Y, centre)
-        flags = 0 if squares_fit(tables.moments[:, -1]) else 1
-    if flags & 1:
+        flags = 0 if squares_fit(tables.moments[:, -1]) else UNUSABLE
+    if flags & UNUSABLE:
         check_values(Y, rows.name, rows.start)
         rows.transform.apply(Y)
         raise ValueError(f"{rows.name} has sparse indices that are out of range or not sorted")
-    if flags & 2:
+    if flags & FRACTION:
         rows.values(Y)  # refuses them if they had to be counts
     return tables.sums, tables.moments, flags
 

@@ -119,7 +119,7 @@ READERS = [
 
 
 @pytest.mark.parametrize(("name", "kind"), READERS)
-def test_every_reader_resumes_to_the_same_bytes_by_either_pass(tmp_path, monkeypatch, name, kind):
+def test_every_reader_resumes_to_the_same_bytes(tmp_path, monkeypatch, name, kind):
     """With a filter; and the sums of every reader are those of the matrix in memory."""
     every_chunk(monkeypatch)
     monkeypatch.setattr("lmm_gpu.sumstats.chunk_plan._CHUNK_BYTES", 10 * 8 * 4 * M)
@@ -143,7 +143,7 @@ def test_every_reader_resumes_to_the_same_bytes_by_either_pass(tmp_path, monkeyp
                 values, attributes = file[place][()], dict(file[place].attrs)
                 del file[place]
                 file.create_dataset(place, data=values).attrs.update(attributes)
-    for few in (10**9, 0):
+    for few in (10**9, 0) if path.suffix == ".h5ad" else (10**9,):  # compiling for the types of others takes seconds
         monkeypatch.setattr("lmm_gpu.sumstats.streaming.FUSED_VALUES", few)
         whole = summed(path, **options)
         whole.save(tmp_path / "whole.h5")

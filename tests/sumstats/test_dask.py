@@ -129,7 +129,7 @@ def test_any_chunking_gives_the_same_sums(rows, columns, form, few):
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float32, np.float64])
 @pytest.mark.parametrize("form", [None, sparse.csr_array])
-def test_counts_of_any_type(here, compiled, caplog, dtype, form):
+def test_counts_of_any_type(here, caplog, dtype, form):
     found = summed(chunked(COUNTS.astype(dtype), 50, 4, form))
     assert_statistics(found, np.log2(1.0 + COUNTS))
     assert found.transform == "log2p1"
