@@ -21,7 +21,7 @@ from . import figures
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parent
 #: Scripts that take a folder of real data.
-WITH_DATA = ("peers", "calibration_data", "streaming")
+WITH_DATA = ("peers", "calibration_data", "streaming", "large_models")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ SCRIPTS = (
     Script("cell_pass"),
     Script("growth", ("--seconds", "1")),
     Script("scaling"),
+    Script("large_models", ("--beside", "3")),
 )
 
 
