@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from ..backend.arrays import Array, entered, like, namespace
+from ..backend.arrays import Array, entered, like, namespace, zeros
 from ..backend.cuda_kernels import compiles_kernels, cuda_source, definitions, kernel
 from ..backend.linalg import FACTORS, LOST_PIVOT
 from . import fisher_scoring
 from .fisher_scoring import AT_ZERO, SHORTEST_STEP, SMALL_DECREMENT, TINY_DECREMENT, Objective, Outcome, Rules
+from .grouped_effects import GroupedEffects
+from .level_loads import SharedLoads, StackedLoads
 from .likelihood import ROUNDING, ROUNDING_BETWEEN
 from .many_components import MultiComponent
 from .one_component import SingleComponent
@@ -29,6 +32,8 @@ EIGENVALUES_PER_LANE = 8
 #: Threads of a gene of `two_components.cu`: half as many up to so many rows of the effect that is not eliminated. Parts
 #: of its sums over r.
 THREADS, FEW_ROWS, PARTS = 128, 16, 4
+#: Most columns of X, and random effects per level, that `grouped_effects.cu` keeps in registers.
+MOST_FIXED, MOST_EFFECTS = 12, 3
 _CONSTANTS = {
     **{status.name: int(status) for status in Status},
     "AT_ZERO": AT_ZERO,
@@ -61,6 +66,8 @@ def by_kernel(
         return _one_component(objective, start, rules, interrupted)
     if isinstance(objective, MultiComponent):
         return _two_components(objective, start, rules, interrupted)
+    if isinstance(objective, GroupedEffects):
+        return _grouped_effects(objective, start, rules, interrupted)
     return None
 
 
@@ -131,6 +138,50 @@ def _two_components(
             shared_mem=shared,
         )
         return outcome
+
+
+def _grouped_effects(
+    at: GroupedEffects, start: Array | None, rules: Rules, interrupted: Outcome | None
+) -> Outcome | None:
+    (b, rows), p, k, L = at.y.shape, at.design.n_fixed, at.eliminated.effects, at.n_components
+    loads = at.design.loads
+    suits = not at.rest and 0 < p <= MOST_FIXED and k <= MOST_EFFECTS
+    if b == 0 or not suits or not isinstance(loads, SharedLoads | StackedLoads) or not compiles_kernels(at.y):
+        return None
+    G = rows // k
+    threads = next(threads for threads in (32, 64, THREADS) if threads >= G or threads == THREADS)
+    sums = 2 * L + L * L + 1 + p
+    shared = 8 * (rows * (k + p) + 2 * p * (p + 1) + 2 * L * p * p + 2 * threads + sums * (threads + 1))
+    pairs = [at.eliminated.parameters[row] for row in range(L)]
+    options = (*_options(L), *definitions({"EFFECTS": k, "FIXED": p}), *_pair_options(pairs))
+    with entered(at.y):
+        score = kernel(at.y, _source("grouped_effects.cu"), "grouped_effects", options, shared)
+        if score is None:
+            return None
+        xp, design, none = namespace(at.y), at.design, zeros((b,), at.y)
+        numbers = [design.root, loads.matrix, design.within, design.border, at.y, at.fixed_outside()]
+        outcome = _empty(xp, L + 1, b)
+        score(
+            (b,),
+            (threads,),
+            (
+                *[xp.ascontiguousarray(x) for x in (*numbers, at.yry, at.rss)],
+                none + at.n_effective,
+                none + at.residual_df,
+                *_begun(xp, at.start() if start is None else start, interrupted),
+                *(b if design.per_gene else 1, G, b, at.reml),
+                *_arguments(rules),
+                *_stored(outcome),
+            ),
+            shared_mem=shared,
+        )
+        return outcome
+
+
+def _pair_options(pairs: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    # the effects of every parameter as initialisers of arrays
+    lists = [",".join(str(pair[i]) for pair in pairs) for i in (0, 1)]
+    return f"-DPAIR_A={{{lists[0]}}}", f"-DPAIR_B={{{lists[1]}}}"
 
 
 def _begun(xp: Any, start: Array, interrupted: Outcome | None) -> tuple[Any, ...]:

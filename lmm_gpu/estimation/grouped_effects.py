@@ -124,6 +124,10 @@ class GroupedEffects(GroupedForms):
         inside = xp.linalg.diagonal(self.design.within)[:, :p] == 0  # (1 or b, p)
         return xp.where(inside, 0.0, -self._loaded(y)[:, :p])
 
+    def fixed_outside(self) -> Array:
+        """X'Ry less the part of the eliminated effects (b, p)."""
+        return self._outside_levels(self.y)
+
     def _within_levels(self, sums: Remainder, y: Array, within_y: Array) -> tuple[Array, Array]:
         # the residual sum of squares on [X Z] (b,) and its error: y'Ry less the parts of the levels and of the border
         xp, design = namespace(y), self.design

@@ -37,7 +37,7 @@ from lmm_gpu.cli.guide import FOLDER, TOPICS, page
 
 PAGES = {"README": ROOT / "README.md"} | {topic: FOLDER / f"{topic}.md" for topic in TOPICS if topic != "api"}
 #: Blocks of each page that are not run here.
-NOT_RUN = {"README": 1, "lme4": 1, "flashmm": 1, "scanpy": 2, "gpu": 4, "distributed": 3}
+NOT_RUN = {"README": 1, "lme4": 1, "flashmm": 1, "scanpy": 2, "gpu": 5, "distributed": 3}
 KINDS = {"python", "python warns", "sh", "sh refused", "text", "python no-run", "sh no-run", "r no-run"}
 FENCE = re.compile(r"^```(?P<kind>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 SCANPY = "the page uses scanpy and decoupler: pip install '.[test]'"

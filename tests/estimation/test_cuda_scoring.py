@@ -24,6 +24,7 @@ from lmm_gpu.estimation.fitting import fit_genes  # noqa: E402
 from lmm_gpu.estimation.mixed_model import MixedModel  # noqa: E402
 from lmm_gpu.estimation.status import Status  # noqa: E402
 from lmm_gpu.sumstats.assembly import cross_products  # noqa: E402
+from lmm_gpu.sumstats.gene_weights import weighted_products  # noqa: E402
 
 COUNT, REASON = cuda_count()
 pytestmark = [
@@ -68,11 +69,15 @@ def both(objective, start, rules, interrupted=None):
     return found, fisher_scoring.maximise(objective, start, rules, interrupted)
 
 
-def assert_same(found, expected):
+def assert_same_counts(found, expected):
     for name in ("niter", "refused", "status"):
         one, other = getattr(found, name), getattr(expected, name)
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one.get(), other.get(), err_msg=name)
+
+
+def assert_same(found, expected):
+    assert_same_counts(found, expected)
     size = np.abs(expected.theta.get()).max(axis=0)  # (b,)
     np.testing.assert_allclose(found.theta.get() / size, expected.theta.get() / size, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.yPy.get(), expected.yPy.get(), rtol=1e-12)
@@ -236,6 +241,65 @@ def test_more_rows_than_threads(monkeypatch):
     assert_same(*both(objective, None, Rules()))
 
 
+# --- levels that share no cell ----------------------------------------------------------------------
+
+
+def slopes(m, seed=1):
+    """Intercepts and slopes by 20 donors: the design and genes."""
+    rng = np.random.default_rng(seed)
+    donor, x = rng.permutation(np.arange(400) % 20), rng.normal(size=400)
+    D = dense.one_hot(donor, 20)
+    X = np.column_stack([np.ones(400), donor % 2, x, rng.normal(size=400)])  # the last: not in their span
+    design = dense.Design(X, np.hstack([D, D * x[:, None]]), (20, 20))
+    return design, dense.draw_genes(design, m, seed)
+
+
+TERMS = {"independent": (("d", ("1",)), ("d", ("x",))), "correlated": (("d", ("1", "x")),)}
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+def test_slopes(terms, method):
+    design, Y = slopes(12)
+    stats = cross_products(design.X, design.Z, Y, d=design.d, random_terms=terms).on(cupy.asarray)
+    objective = MixedModel.build(stats, method).likelihood
+    assert_same(*both(objective, None, Rules()))
+    start = cupy.asarray(np.full((objective.n_components + 1, 12), 0.5))
+    assert_same(*both(objective, start, Rules(max_iter=3)))
+
+
+@pytest.mark.parametrize("terms", TERMS.values(), ids=TERMS)
+def test_genes_with_weights(terms):
+    """Every gene has a design of its own, and may lack observations."""
+    design, Y = slopes(6)
+    W = np.random.default_rng(2).uniform(0.5, 2.0, Y.shape)
+    W[:9, 3] = 0.0
+    stats = weighted_products(design.X, design.Z, Y, W, d=design.d, random_terms=terms).on(cupy.asarray)
+    objective = MixedModel.build(stats).likelihood
+    assert objective.design.per_gene
+    assert_same(*both(objective, None, Rules()))
+
+
+def test_covariances_that_are_not_positive_definite_are_refused():
+    """By way of a start at which V is indefinite in some genes."""
+    design, Y = slopes(12)
+    stats = cross_products(design.X, design.Z, Y, d=design.d, random_terms=TERMS["correlated"]).on(cupy.asarray)
+    start = np.tile(np.array([[-0.02], [0.3], [0.0], [1.0]]), 12)
+    start[0, ::2] = -0.5
+    found, expected = both(MixedModel.build(stats).likelihood, cupy.asarray(start), Rules())
+    assert_same_counts(found, expected)
+    np.testing.assert_array_equal(expected.status.get()[::2], int(Status.FAILED))
+    assert (expected.status[1::2] == int(Status.CONVERGED)).all()
+    good = cupy.arange(1, 12, 2)
+    assert_same(found.select(good), expected.select(good))
+
+
+def test_crossed_effects_are_left_to_array_operations():
+    design = dense.DESIGNS["two"]
+    stats = cross_products(design.X, design.Z, dense.draw_genes(design, 4), d=design.d).on(cupy.asarray)
+    model = MixedModel.by_blocks(stats, "REML").with_genes(stats)
+    assert model.likelihood.rest and cuda_scoring.by_kernel(model.likelihood, None, Rules()) is None
+
+
 def test_two_effects_without_tables_are_left_to_array_operations():
     design = dense.DESIGNS["two"]
     assert cuda_scoring.by_kernel(likelihood_of(design, genes(design, 4)), None, Rules()) is None
@@ -295,6 +359,12 @@ def test_a_whole_fit(name, bounds):
     design = dense.DESIGNS[name]
     stats = cross_products(design.X, design.Z, genes(design, 80), d=design.d)
     assert_same_estimates(*estimates_of(stats, FitOptions(device="cuda", bounds=bounds)))
+
+
+def test_a_whole_fit_of_slopes():
+    design, Y = slopes(12)
+    stats = cross_products(design.X, design.Z, Y, d=design.d, random_terms=TERMS["correlated"])
+    assert_same_estimates(*estimates_of(stats, FitOptions(device="cuda")))
 
 
 def test_genes_without_an_interior_optimum_end_at_the_boundary():
