@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,8 +92,8 @@ def summarize(
         Cells to select: a mask, or a query on their obs, ``"n_counts > 500 and condition == 'stim'"``, with comparisons
         with numbers and texts, ``in [...]``, and, or, not, parentheses, and names in backquotes. Cells for which the
         query is unknown are left out.
-    genes : sequence of str, optional
-        Names of the genes to keep, in this order.
+    genes : sequence of str, or boolean mask, optional
+        Names of the genes to keep, in this order; or a mask: a Series labelled by gene, or of the genes of an AnnData.
     min_cells : int
         Smallest number of cells in which a gene is not zero.
     min_mean : float, optional
@@ -131,7 +133,7 @@ def summarize(
     """
     first = resolve(device)[0]
     budget = parse_memory(memory)
-    named = None if genes is None else tuple(genes) if not isinstance(genes, str) else genes
+    named = None if genes is None else genes if isinstance(genes, str) else _gene_names(genes, data)
     selected = GeneFilter(min_cells, min_mean, named)  # type: ignore[arg-type]
     options = ReadOptions(transform, size_factors, target, is_counts, selected, threads, checkpoint)
     where: dict[str, Any] = {"obs": obs, "layer": layer, "use_raw": use_raw, "features": features}
@@ -145,6 +147,19 @@ def summarize(
     if saved is not None:
         saved.remove()
     return summary
+
+
+def _gene_names(genes: Sequence[str], data: Any) -> tuple[str, ...]:
+    values = np.asarray(genes)
+    if values.dtype != bool:
+        return tuple(genes)
+    names = genes.index if isinstance(genes, pd.Series) else getattr(data, "var_names", None)
+    if names is None or values.shape != (len(names),):
+        raise ValueError(
+            f"genes= is a boolean mask of shape {values.shape}; wanted a Series labelled by gene, a mask of the genes "
+            "of an AnnData, or names"
+        )
+    return tuple(str(name) for name in np.asarray(names)[values])
 
 
 def fit(
@@ -208,6 +223,7 @@ def fit(
     (['Gene1', 'condition[T.b]'], True)
     """
     started = time.perf_counter()
+    check_reading(reading)
     options = FitOptions(method, bounds, max_iter, epsilon, memory=memory, device=device)
     summary = saved_statistics(data, formula)
     if summary is not None:
@@ -224,6 +240,34 @@ def fit(
         with progress_bar(progress)("fitting", summary.m, "gene") as step:
             fitted = fit_summary(summary, options, step, client)
     return replace(fitted, seconds=time.perf_counter() - started)
+
+
+#: Options that scanpy, pertpy and scikit-learn have, and what takes their place.
+_HABITS = {
+    "groupby": "the formula names the factor, '~ condition + (1 | donor)', and fit.test(...) tests it",
+    "reference": "test a contrast: fit.test(fit.contrast(condition=('stim', 'ctrl')))",
+    "groups": "cells= selects cells, and fit.test(...) takes contrasts",
+    "n_jobs": "use threads=",
+    "copy": "adata is not changed by fit; pass adata.copy() to tl.lmm",
+    "mask_var": "genes= names the genes",
+    "design": "the formula is the second argument",
+}
+
+
+def check_reading(given: dict[str, Any]) -> None:
+    """Refuse options that `summarize` does not have, with what takes their place.
+
+    Raises
+    ------
+    ValueError
+        With the closest options.
+    """
+    known = [name for name in inspect.signature(summarize).parameters if name not in ("data", "formula")]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = _HABITS.get(name) or (f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}")
+            raise ValueError(f"{name}= is not an option of fit: {hint}")
 
 
 def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | None:

@@ -37,7 +37,7 @@ _LEFT_OUT = "left_out"
 
 def lmm(
     adata: AnnData,
-    formula: str,
+    formula: str = "",
     *,
     contrast: Any = None,
     key_added: str = "lmm",
@@ -103,6 +103,11 @@ def lmm(
     >>> list(adata.varm), adata.uns["lmm"]["scores"].dtype.names
     (['lmm', 'lmm_arm[T.stim]'], ('arm[T.stim]', 'reference'))
     """
+    if not formula or "groupby" in options:
+        raise ValueError(
+            "lmm() compares by a formula in place of groupby: lmm(adata, '~ condition + (1 | donor)'), with the donors "
+            "or samples of the cells as a random effect; contrast= names what is tested"
+        )
     fitted = fit(adata, formula, layer=layer, transform=transform, **options)
     table = fitted.test(contrast, df=df)
     if "log_fc" not in table:

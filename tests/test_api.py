@@ -385,3 +385,57 @@ def test_a_wrong_option_costs_no_reading(monkeypatch):
     for option in ({"method": "reml"}, {"bounds": "no"}, {"device": "tpu"}, {"memory": "much"}):
         with pytest.raises(ValueError):
             fit((VALUES, OBS), FORMULA, **option)
+
+
+# --- habits from other packages -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small():
+    anndata = pytest.importorskip("anndata", reason='AnnData needs: pip install ".[io]"')
+    rng, donor = np.random.default_rng(3), np.repeat(np.arange(6), 8)
+    obs = pd.DataFrame({"donor": [f"D{d}" for d in donor], "arm": np.where(donor < 3, "a", "b")})
+    obs.index = [f"c{i}" for i in range(48)]
+    var = pd.DataFrame({"highly_variable": [True, False, True, False]}, index=["NA", "ISG15", "CD3D", "nan"])
+    return anndata.AnnData(rng.normal(size=(48, 4)), obs, var)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda a: lmm_gpu.fit(a, "~ arm + (1 | donor)", groupby="arm"),
+            "groupby= is not an option of fit: the formula",
+        ),
+        (lambda a: lmm_gpu.fit(a, "~ arm + (1 | donor)", n_jobs=2), "n_jobs=.*use threads="),
+        (lambda a: lmm_gpu.fit(a, "~ arm + (1 | donor)", transfrom="log1p"), "did you mean transform"),
+        (lambda a: lmm_gpu.fit(a, "~ arm"), "dream fits fixed effects alone"),
+        (lambda a: lmm_gpu.fit(type(a)(a.X, a.obs).T, "~ arm + (1 | donor)"), "are its rows genes"),
+        (lambda a: lmm_gpu.fit(a, "~ arm + (1 | donor)", genes=np.array([True, False])), "genes= is a boolean mask"),
+        (lambda a: lmm_gpu.tl.lmm(a, groupby="arm"), "a formula in place of groupby"),
+        (lambda a: lmm_gpu.report(a, "page.html"), "report.. takes a fit, a table of its tests and a path"),
+    ],
+)
+def test_habits_get_an_answer(small, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(small)
+
+
+def test_genes_by_mask(small):
+    for mask in (small.var["highly_variable"], small.var["highly_variable"].to_numpy()):
+        fit = lmm_gpu.fit(small, "~ arm + (1 | donor)", genes=mask, progress=False)
+        assert fit.summary.features == ("NA", "CD3D")
+
+
+def test_a_donor_both_fixed_and_random_is_said(small):
+    with pytest.warns(UserWarning, match="donor is both a fixed effect and a random intercept"):
+        lmm_gpu.fit(small, "~ donor + (1 | donor)", progress=False)
+
+
+def test_a_gene_named_na_stays_one(small, tmp_path):
+    frame = pd.DataFrame(small.X, columns=small.var_names)
+    frame.to_csv(tmp_path / "cells.csv", index=False)
+    small.obs.to_csv(tmp_path / "obs.csv", index=False)
+    fit = lmm_gpu.fit(tmp_path / "cells.csv", "~ arm + (1 | donor)", obs=tmp_path / "obs.csv", progress=False)
+    assert fit.summary.features == ("NA", "ISG15", "CD3D", "nan")
+    assert fit.test("arm[T.b]")["variable"].tolist() == ["NA", "ISG15", "CD3D", "nan"]

@@ -161,7 +161,8 @@ def build_design(formula: str, obs: pd.DataFrame) -> Design:
     if not terms:
         raise ValueError(
             f"the formula {formula!r} has no random term: add at least one, such as (1 | donor), for the variation "
-            "between groups of cells"
+            "between groups of cells; for samples without such groups (bulk, pseudobulk), dream fits fixed effects "
+            "alone"
         )
     columns = ObsColumns(obs)
     return Design(formula, fixed_columns(text, columns), random_terms(terms, columns))

@@ -29,7 +29,10 @@ def table_of(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> 
     if table is None and found.cells is not None and found.cells.shape[1]:
         table = found.cells
     if not (hasattr(table, "columns") and hasattr(table, "iloc")):
-        raise ValueError(f"{name} needs a table that describes its cells: pass obs=, a DataFrame or a path to .csv")
+        turned = "" if found.cells is None else " (its own has no columns: are its rows genes? then transpose it)"
+        raise ValueError(
+            f"{name} needs a table that describes its cells{turned}: pass obs=, a DataFrame or a path to .csv"
+        )
     assert table is not None
     return with_plain_numbers(table)
 

@@ -89,7 +89,10 @@ def check_table_path(path: str | Path) -> str:
     ValueError
         If the ending is unknown or a package for it is missing.
     """
-    suffix = suffix_of(path, (*TABLES, ".parquet"))
+    known = (*TABLES, ".parquet")
+    if not str(path).lower().endswith(known):
+        raise ValueError(f"cannot write a table to {path}: the name must end in {', '.join(known)}")
+    suffix = suffix_of(path, known)
     if suffix == ".parquet":
         require("pyarrow", "writing .parquet", "pip install pyarrow, or write .csv.gz instead")
     return suffix

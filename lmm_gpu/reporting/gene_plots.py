@@ -126,7 +126,8 @@ def _draw_fitted(ax: Axes, means: pd.DataFrame, level: float) -> None:
     """Draw the fitted means with their intervals, one colour per value of `by`."""
     by, named = means.attrs["by"], len(means) <= NAMED
     interval = f"fitted mean, {100 * level:g} % interval"
-    for value, colour, label in ((0.0, BLUE, f"not {by}" if by else interval), (1.0, VERMILLION, by)):
+    labels = means.attrs["labels"] if by else (interval, "")
+    for value, colour, label in zip((0.0, 1.0), (BLUE, VERMILLION), labels, strict=True):
         rows = np.flatnonzero(means["by"] == value)
         if rows.size:
             reach = means[["fitted", "ci_low", "ci_high"]].iloc[rows]

@@ -10,6 +10,8 @@ import pandas as pd
 from scipy import special
 
 from ..backend.arrays import like, to_numpy
+from ..design.reference_grid import factor_key
+from ..design.terms import treatment_factor
 from ..estimation.mixed_model import Contrasts
 from ..inference.group_levels import Grouping, groupings, level_name
 from ..results.fitted_values import gene_position
@@ -33,7 +35,8 @@ def group_means(
     Returns
     -------
     DataFrame
-        cells, mean, fitted, ci_low, ci_high, by (0 or 1). ``attrs``: component, by, nonnegative (True if refitted).
+        cells, mean, fitted, ci_low, ci_high, by (0 or 1). ``attrs``: component, by, nonnegative (True if refitted), and
+        labels (of by = 0 and by = 1).
     """
     summary, i = fit.summary, gene_position(fit, gene)
     group, rows = _group(fit, component)
@@ -57,7 +60,21 @@ def group_means(
     negative = bool(negative_variances(fit, np.array([i]))[0])
     name = "" if column is None else summary.fixed_names[column]
     found.attrs = {"component": group.name, "by": name, "nonnegative": negative}
+    found.attrs["labels"] = () if column is None else two_groups(fit, column)
     return found.sort_values(["by", "fitted"], kind="stable")
+
+
+def two_groups(fit: LMMFit, column: int) -> tuple[str, str]:
+    """Names of the cells in which a column of X is 0, and of those in which it is 1."""
+    name = fit.summary.fixed_names[column]
+    treated = treatment_factor(fit.summary.terms, column)
+    if treated is None:
+        return f"not {name}", name
+    factor, columns = treated
+    levels = [level for level in factor.levels if level != factor.reference]
+    shown = factor_key(factor)
+    others = f"{shown} = {factor.reference}" if len(levels) == 1 else f"other {shown}"
+    return others, f"{shown} = {levels[columns.index(column)]}"
 
 
 def _fitted(fit: LMMFit, i: int, K: np.ndarray, L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,8 +27,8 @@ CITE = (
 
 def report(
     fit: LMMFit,
-    table: pd.DataFrame | None,
-    path: str | Path,
+    table: pd.DataFrame | str | Path | None = None,
+    path: str | Path | None = None,
     *,
     df: str | None = None,
     fdr: float = 0.05,
@@ -42,8 +42,8 @@ def report(
     ----------
     fit : LMMFit
     table : DataFrame, optional
-        Table made by `fit.test`; by default every coefficient is tested. The intercept is left out unless it is the
-        only contrast.
+        Table made by `fit.test`; by default every coefficient is tested, and the path may take its place:
+        ``report(fit, "report.html")``. The intercept is left out unless it is the only contrast.
     path : str or Path
         File to write, such as "report.html". An existing file is replaced only after the new one is complete.
     df : str, optional
@@ -61,7 +61,7 @@ def report(
     Raises
     ------
     ValueError
-        If the table was not made from this fit, or if matplotlib or jinja2 is missing.
+        If there is no path, the table was not made from this fit, or if matplotlib or jinja2 is missing.
 
     Examples
     --------
@@ -73,6 +73,13 @@ def report(
     ...     Path(folder, "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     True
     """
+    if isinstance(table, (str, Path)) and path is None:
+        table, path = None, table
+    if not isinstance(fit, LMMFit) or not isinstance(path, (str, Path)) or isinstance(table, (str, Path)):
+        raise ValueError(
+            'report() takes a fit, a table of its tests and a path, in this order: report(fit, "report.html") or '
+            'report(fit, fit.test(...), "report.html")'
+        )
     jinja2 = require("jinja2", "the report", 'pip install "lmm-gpu[report]"')
     if table is None:
         df = df or "generalized"

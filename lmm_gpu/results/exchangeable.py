@@ -224,5 +224,9 @@ def _where(named: Sequence[str]) -> str:
 
 def _scheme(group: str, strata_of: Sequence[str], covariates: Sequence[str]) -> str:
     within = f" of equal {', '.join(strata_of)}" if strata_of else ""
-    smith = f"; the labels less what {', '.join(covariates)} explain are exchanged (Smith)" if covariates else ""
-    return f"labels of the levels of {group}{within} are exchanged{smith}"
+    if covariates:
+        verb = "is" if len(covariates) == 1 else "are"
+        what = f"labels, after {', '.join(covariates)} {verb} regressed out (Smith's method),"
+    else:
+        what = "labels"
+    return f"the {what} are exchanged between levels of {group}{within}"

@@ -56,9 +56,20 @@ def fit_summary(
     else:
         estimates, model = fit_genes_on_workers(summary, options, client, progress)
     warn_of_status(estimates.status)
+    _warn_of_fixed_and_random(summary)
     lost = [summary.features[gene] for gene in np.flatnonzero(estimates.status == Status.ILL_CONDITIONED)]
     warn_of_lost_digits(lost, summary.m)
     return LMMFit(estimates, summary, model, replace(options, theta0=None))
+
+
+def _warn_of_fixed_and_random(summary: SummaryStats) -> None:
+    both = [term.name for term in summary.terms or () if term.name in summary.component_names]
+    if both:
+        warnings.warn(
+            f"{', '.join(both)} is both a fixed effect and a random intercept: the fixed effects take all differences "
+            "between its levels, and its variance is not estimable; leave out one of the two",
+            stacklevel=4,
+        )
 
 
 def warn_of_status(status: np.ndarray) -> None:

@@ -183,7 +183,7 @@ def test_only_the_first_contrasts_have_plots(fit, table, tmp_path, monkeypatch):
 def test_means_over_the_compared_groups_are_marked(fit, table, path):
     """Donors are of one arm each, and have cells of all states and ages."""
     page = path.read_text(encoding="utf-8")
-    marked = re.findall(r"(\S+) varies within these groups, and", page)
+    marked = re.findall(r"(\S+) varies within these groups, and", re.sub(r"\S{200,}", "", page))  # without pictures
     assert marked == ["state[T.b]", "state[T.c]", "age"]
 
 
