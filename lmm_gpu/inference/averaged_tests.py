@@ -22,7 +22,7 @@ from ..estimation.projection import ProjectedGenes, Projection
 from ..sumstats.summary_stats import SummaryStats
 from .empirical_bayes import Prior
 from .estimate_weights import EstimateWeights
-from .mixtures import chi2_points, matched, matched_t, wald
+from .mixtures import chi2_gauss, chi2_points, matched, matched_t, wald
 from .node_weights import Pivotal, exponents, posterior, residual_df
 from .pivots import TOP, Axis, GenePivots, Pivots, genes_at, spacing
 from .strata import IN_SPAN, Stratum, between_within_df, between_within_directions, strata
@@ -36,9 +36,10 @@ _NEAR = 1e-6
 #: Numbers of genes times nodes that are averaged together.
 _AT_ONCE = 1_000_000
 #: Genes with more weight than this at the end of the grid are tested on one that goes farther, up to this coordinate.
-_AT_END, _FARTHER, _FARTHEST = 1e-5, 10.0, 40.0
-#: With more df than this a t distribution is a normal one; else it is a mixture of so many of these.
-_KNOWN, _POINTS, _TAIL = 150, 8, 1e-5
+_AT_END, _FARTHER, _FARTHEST = 1e-6, 10.0, 40.0
+#: With more df than the second number a t distribution is a normal one; with fewer it is a mixture of three of these,
+#: and with fewer than the first number of so many.
+_FEW, _KNOWN, _POINTS, _TAIL = 150, 5000, 8, 1e-5
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,8 @@ def _with_residual(
     # t distributions on few df as mixtures of normal ones
     if df > _KNOWN:
         return estimate, covariance, weight
-    points = list(zip(*chi2_points(df, _POINTS, _TAIL, _TAIL), strict=True))
+    quantiles = chi2_points(df, _POINTS, _TAIL, _TAIL) if df < _FEW else chi2_gauss(df)
+    points = list(zip(*quantiles, strict=True))
     return (
         np.concatenate([estimate] * len(points)),
         np.concatenate([covariance * (df / W) for W, _ in points]),

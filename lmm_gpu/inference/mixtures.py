@@ -42,6 +42,23 @@ def chi2_points(r: float, points: int, lower: float, upper: float) -> tuple[np.n
     return np.exp(t), weight / weight.sum()
 
 
+def chi2_gauss(r: float) -> tuple[np.ndarray, np.ndarray]:
+    """Three points of chi2_r and weights that make means over it, for many df.
+
+    Gauss and Hermite's points of the normal distribution that the cube root follows (Wilson and Hilferty 1931).
+
+    Examples
+    --------
+    >>> q, weight = chi2_gauss(300.0)
+    >>> round(float(weight @ q), 2), round(float(weight @ (q - 300.0) ** 2), 1)  # r and 2 r
+    (300.0, 600.0)
+    """
+    spread = 2.0 / (9.0 * r)
+    z = math.sqrt(3.0) * np.array([-1.0, 0.0, 1.0])
+    q: np.ndarray = r * (1.0 - spread + math.sqrt(spread) * z) ** 3
+    return q, np.array([1.0, 4.0, 1.0]) / 6.0
+
+
 def wald(estimate: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Estimate' covariance^-1 estimate (K, b) for `estimate` (K, c, b) and `covariance` (K, c, c, b)."""
     stack = np.moveaxis(covariance, -1, 1)  # (K, b, c, c)
