@@ -17,7 +17,7 @@ from pathlib import Path
 import machine
 import numpy as np
 from scipy import sparse
-from streaming import FORMULA, GENES, SHARE, table
+from streaming_files import FORMULA, GENES, SHARE, table
 
 import lmm_gpu
 from lmm_gpu.design.design import build_design
@@ -48,7 +48,7 @@ print(time.process_time())
 
 
 def counts(cells: int) -> sparse.csr_array:
-    """Counts of the shape of benchmarks/streaming.py."""
+    """Counts of the shape of benchmarks/streaming_files.py."""
     rng = np.random.default_rng(0)
     share = rng.gamma(0.4, SHARE / 0.4, GENES)
     for _ in range(20):

@@ -244,14 +244,14 @@ class Accumulator:
     def _nearly_constant(self, chunk: Chunk, Y: Any, grouping: Grouping) -> np.ndarray:
         codes = grouping.codes[chunk.rows]
         cells = sampled_cells(codes)
-        genes = np.arange(Y.shape[1])
+        genes: np.ndarray = np.arange(Y.shape[1])
         if scipy.sparse.issparse(Y):
             genes = genes[2 * stored_cells(Y) > Y.shape[0]]  # genes of many zeros are far from constant
-            Y = Y.tocsr()[cells]
-        else:
-            Y = Y[cells]
-        found = nearly_constant(codes[cells], self._transformed(Y, genes, cells + chunk.rows.start))
-        return np.asarray(genes[found])
+            if not genes.size:
+                return np.zeros(0, int)
+            Y = Y[:, genes].tocsr()
+        sample = self._transformed(Y[cells], np.arange(len(genes)), cells + chunk.rows.start)
+        return np.asarray(genes[nearly_constant(codes[cells], sample)])
 
     def _transformed(self, Y: Any, genes: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
         # dense values of some genes
