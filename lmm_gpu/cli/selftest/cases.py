@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from ...backend.arrays import to_numpy
 from ...estimation.estimates import Estimates
+from ...estimation.fit_options import FitOptions
 from ...estimation.status import Status
 from ...inference.satterthwaite import DF_METHODS
+from ...results.fitting import fit_summary
 from ...results.lmm_fit import LMMFit
 from ...sumstats.alignment import default_names
 from ...sumstats.assembly import cross_products
@@ -18,6 +21,11 @@ from ...sumstats.summary_stats import SummaryStats
 
 #: Levels of up to three random effects.
 LEVELS = (12, 7, 4)
+#: Units of rounding by which another order of operations may move a statistic; times that they are drawn; and how much
+#: more than what they move is allowed.
+_ROUNDINGS, _DRAWS, _SAFETY = 16, 3, 10
+#: Scores at which genes stop: so small that one iteration more, which rounding may decide, hardly moves the estimates.
+_EPSILON = 1e-8
 
 
 # --- simulated cells ------------------------------------------------------------------------------
@@ -39,6 +47,11 @@ def cells(effects: int, genes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def statistics(effects: int, genes: int, seed: int = 0) -> SummaryStats:
     """Summary statistics of simulated cells, on the host."""
     return cross_products(*cells(effects, genes, seed), d=LEVELS[:effects])
+
+
+def converged(**options: Any) -> FitOptions:
+    """Options of fits that are compared: genes stop later than by default."""
+    return FitOptions(epsilon=_EPSILON, **options)
 
 
 def repeated(summary: SummaryStats, times: int) -> SummaryStats:
@@ -68,6 +81,38 @@ def fit_deviation(found: Estimates, wanted: Estimates) -> float:
     s_0, se = wanted.theta[-1:, at], wanted.se[:, at]
     scales = {"theta": s_0, "se_theta": s_0, "coef": se, "se": se, "logLik": 1.0 + np.abs(wanted.logLik[at])}
     return max(largest(getattr(found, key)[..., at], getattr(wanted, key)[..., at], by) for key, by in scales.items())
+
+
+@functools.cache
+def allowed(effects: int, genes: int, seed: int = 0) -> tuple[float, float]:
+    """Largest deviations that rounding explains in fits of `statistics(effects, genes, seed)`: estimates, and tests.
+
+    What moves on the host when every statistic is changed by some units of rounding. Estimates may also take one
+    iteration more, as those at the edge of the stopping rule do on another device.
+    """
+    summary, of_estimates, of_tests = statistics(effects, genes, seed), 0.0, 0.0
+    for options in (converged(device="cpu"), converged(method="ML", bounds="nonnegative", device="cpu")):
+        wanted = fit_summary(summary, options)
+        further = fit_summary(summary, replace(options, epsilon=options.epsilon / 10))
+        of_estimates = max(of_estimates, fit_deviation(further.estimates, wanted.estimates))
+        for draw in range(_DRAWS):
+            moved = fit_summary(_perturbed(summary, draw), options)
+            of_estimates = max(of_estimates, fit_deviation(moved.estimates, wanted.estimates))
+            of_tests = max(of_tests, inference_deviation(moved, wanted))
+    return _SAFETY * of_estimates, _SAFETY * of_tests
+
+
+def _perturbed(summary: SummaryStats, seed: int) -> SummaryStats:
+    # every number times 1 + some units of rounding; matrices stay symmetric
+    rng, size = np.random.default_rng(seed), _ROUNDINGS * float(np.finfo(float).eps)
+
+    def moved(A: np.ndarray, *, symmetric: bool = False) -> np.ndarray:
+        E = rng.uniform(-size, size, A.shape)
+        return A * (1 + ((E + E.T) / 2 if symmetric else E))
+
+    square: dict[str, Any] = {name: moved(getattr(summary, name), symmetric=True) for name in ("XX", "ZZ")}
+    others: dict[str, Any] = {name: moved(getattr(summary, name)) for name in ("ZX", "XY", "ZY", "Ynorm", "Ysum")}
+    return replace(summary, **square, **others, centred=None)
 
 
 def inference_deviation(found: LMMFit, wanted: LMMFit) -> float:

@@ -1,7 +1,7 @@
 """Checks of a device: the numbers of the host, with defective genes, and in every mode of use.
 
 Each takes a `Subject` and returns its largest deviation from the host's numbers on each quantity's own scale, which
-`LIMIT` bounds. It raises AssertionError if something other than a number is wrong, and `Skip` if it does not apply.
+`limit` bounds. It raises AssertionError if something other than a number is wrong, and `Skip` if it does not apply.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from ...estimation import fisher_scoring
 from ...estimation.block_size import MOST_GENES_ON_DEVICE
 from ...estimation.estimates import Estimates
 from ...estimation.fisher_scoring import Evaluation, Rules, State, advance
-from ...estimation.fit_options import FitOptions
 from ...estimation.fitting import estimate_block
 from ...estimation.mixed_model import MixedModel
 from ...estimation.status import Status
 from ...results.fitting import fit_summary
 from ...sumstats.assembly import cross_products
 from ...sumstats.summary_stats import SummaryStats
-from .cases import LEVELS, cells, fit_deviation, inference_deviation, largest, repeated, statistics
+from .cases import LEVELS, allowed, cells, converged, fit_deviation, inference_deviation, largest, repeated, statistics
 
-#: Largest allowed deviation of a device from the host.
+#: Largest deviation of a device from the host that is always allowed.
 LIMIT = 1e-8
 #: Number of genes from which functions of the variance ratios are tabulated.
 TABULATED = 4000
@@ -66,7 +65,7 @@ def parity(subject: Subject, effects: int) -> float:
     summary, worst = statistics(effects, subject.genes), 0.0
     some = [("REML", "auto"), ("ML", "nonnegative")]
     for method, bounds in some if subject.quick else product(("REML", "ML"), ("auto", "nonnegative")):
-        options = FitOptions(method=method, bounds=bounds, device="cpu")
+        options = converged(method=method, bounds=bounds, device="cpu")
         wanted = fit_summary(summary, options)
         found = fit_summary(summary, replace(options, device=subject.device, block=subject.genes // 2 + 1))
         worst = max(worst, fit_deviation(found.estimates, wanted.estimates), inference_deviation(found, wanted))
@@ -76,8 +75,8 @@ def parity(subject: Subject, effects: int) -> float:
 def tables(subject: Subject) -> float:
     """Check a fit of enough genes that functions of the variance ratios are tabulated."""
     summary = statistics(2, TABULATED)
-    wanted = fit_summary(summary, FitOptions(device="cpu"))
-    found = fit_summary(summary, FitOptions(device=subject.device))
+    wanted = fit_summary(summary, converged(device="cpu"))
+    found = fit_summary(summary, converged(device=subject.device))
     assert getattr(found.model.likelihood, "trace_table", None) is not None, "nothing was tabulated"
     return fit_deviation(found.estimates, wanted.estimates)
 
@@ -124,13 +123,13 @@ def bad_genes(subject: Subject) -> float:
         spoilt = np.insert(Y, [1, 5], np.array([[np.nan, 1.0]]), axis=1)  # (n, m + 2)
         bad = [1, 6]  # their positions
         fit = fit_summary(
-            cross_products(X, Z, spoilt, d=LEVELS[:effects]), FitOptions(device=subject.device, block=m + 2)
+            cross_products(X, Z, spoilt, d=LEVELS[:effects]), converged(device=subject.device, block=m + 2)
         )
         ended = [Status(int(fit.estimates.status[gene])) for gene in bad]
         assert ended[0] not in (Status.CONVERGED, Status.BOUNDARY), f"a gene of NaN is {ended[0].word}"
         assert ended[1] == Status.NO_VARIANCE, f"a constant gene is {ended[1].word}"
         good = Estimates(**{name: np.delete(value, bad, axis=-1) for name, value in vars(fit.estimates).items()})
-        wanted = fit_summary(statistics(effects, m), FitOptions(device="cpu"))
+        wanted = fit_summary(statistics(effects, m), converged(device="cpu"))
         worst = max(worst, fit_deviation(good, wanted.estimates))
     return worst
 
@@ -205,8 +204,8 @@ def large_batch(subject: Subject) -> float:
         for name in ("value", "score", "information", "yPy"):
             theirs = np.tile(getattr(wanted, name), times)
             worst = max(worst, largest(getattr(found, name), theirs, 1.0 + np.abs(theirs)))
-        fitted = fit_summary(many, FitOptions(device=subject.device)).estimates
-        fitted_few = vars(fit_summary(few, FitOptions(device="cpu")).estimates)
+        fitted = fit_summary(many, converged(device=subject.device)).estimates
+        fitted_few = vars(fit_summary(few, converged(device="cpu")).estimates)
         worst = max(worst, fit_deviation(fitted, Estimates(**{k: np.tile(v, times) for k, v in fitted_few.items()})))
     return worst
 
@@ -221,9 +220,9 @@ def two_streams(subject: Subject) -> float:
             together.wait()
             model = MixedModel.build(summary.on(subject.device.put))
             coefficients = model.prepare(like(np.eye(3), model.XXinv), gradient=False)
-            return estimate_block(model, None, coefficients, FitOptions())
+            return estimate_block(model, None, coefficients, converged())
 
-    worst, wanted = 0.0, [fit_summary(one, FitOptions(device="cpu")).estimates for one in summaries]
+    worst, wanted = 0.0, [fit_summary(one, converged(device="cpu")).estimates for one in summaries]
     with ThreadPoolExecutor(2) as pool:
         for _ in range(1 if subject.quick else 5):
             found = list(pool.map(fitted, summaries))
@@ -236,8 +235,8 @@ def two_devices(subject: Subject) -> float:
     if subject.other is None:
         raise Skip("there is no second CUDA device")
     summary = statistics(2, subject.genes)
-    wanted = fit_summary(summary, FitOptions(device="cpu")).estimates
-    options = FitOptions(device=[subject.device, subject.other], block=max(1, subject.genes // 4))
+    wanted = fit_summary(summary, converged(device="cpu")).estimates
+    options = converged(device=[subject.device, subject.other], block=max(1, subject.genes // 4))
     return fit_deviation(fit_summary(summary, options).estimates, wanted)
 
 
@@ -247,10 +246,10 @@ def out_of_memory(subject: Subject) -> float:
         raise Skip("only CuPy's memory pool can be limited")
     m = 4_000 if subject.quick else 40_000
     summary, device = statistics(1, m), _Watched(subject.device.number)
-    wanted = fit_summary(summary, FitOptions(device="cpu")).estimates
+    wanted = fit_summary(summary, converged(device="cpu")).estimates
     device.release()
     before, _ = device.pool_bytes()
-    fit_summary(summary, FitOptions(device=device, block=m))
+    fit_summary(summary, converged(device=device, block=m))
     _, after = device.pool_bytes()
     if after <= before:
         raise Skip("another allocator than CuPy's memory pool is in use")
@@ -258,7 +257,7 @@ def out_of_memory(subject: Subject) -> float:
         device.release()
         device.released, used = 0, device.pool_bytes()[0]
         with device.limited(used + int(share * (after - before))):
-            found = fit_summary(summary, FitOptions(device=device, block=m)).estimates
+            found = fit_summary(summary, converged(device=device, block=m)).estimates
         deviation = fit_deviation(found, wanted)
         if device.released:
             return deviation
@@ -285,6 +284,29 @@ CHECKS: dict[str, Callable[[Subject], float]] = {
     "two streams": two_streams,
     "two devices": two_devices,
     "out of memory": out_of_memory,
+}
+
+
+def limit(name: str, subject: Subject) -> float:
+    """Largest deviation that a check allows: `LIMIT`, or what rounding explains in its fits if that is more."""
+    most = LIMIT
+    for effects, seed in _FITS.get(name, ()):
+        of_estimates, of_tests = allowed(effects, subject.genes, seed)
+        most = max(most, of_estimates, of_tests if name.startswith("fit, ") else 0.0)
+    return most
+
+
+#: Random effects and seeds of the fits that a check compares.
+_FITS: dict[str, tuple[tuple[int, int], ...]] = {
+    "fit, one effect": ((1, 0),),
+    "fit, two effects": ((2, 0),),
+    "fit, three effects": ((3, 0),),
+    "fit with tables": ((2, 0),),
+    "bad genes": ((1, 0), (2, 0), (3, 0)),
+    "more than 65,535 genes at once": ((1, 0), (2, 0)),
+    "two streams": ((2, 0), (2, 1)),
+    "two devices": ((2, 0),),
+    "out of memory": ((1, 0),),
 }
 
 

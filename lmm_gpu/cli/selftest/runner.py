@@ -12,7 +12,7 @@ from typing import Any
 
 from ...backend.devices import Cuda, Device, cuda_count, resolve
 from ..system_info import system_info
-from .checks import CHECKS, LIMIT, Skip, Subject
+from .checks import CHECKS, LIMIT, Skip, Subject, limit
 from .rates import rates
 
 
@@ -43,7 +43,8 @@ def selftest(
     -------
     dict
         format, device, quick, limit, finished, seconds, passed (no check failed), counts, checks, rates and system. A
-        check has name, status ("passed", "failed", "skipped"), reason, deviation (None if there is no number), seconds.
+        check has name, status ("passed", "failed", "skipped"), reason, deviation (None if there is no number), its
+        limit, seconds.
 
     Raises
     ------
@@ -81,13 +82,15 @@ def check(name: str, subject: Subject) -> dict[str, Any]:
     """Run one check; an exception is a failure."""
     started, reason = time.perf_counter(), ""
     deviation: float | None = None
+    most = LIMIT
     try:
         with warnings.catch_warnings():  # about defective genes, and deprecations
             warnings.simplefilter("ignore")
             deviation = CHECKS[name](subject)
-        status = "passed" if deviation <= LIMIT else "failed"
+            most = limit(name, subject)
+        status = "passed" if deviation <= most else "failed"
         if status == "failed":
-            reason = f"deviates by {deviation:.1e} from the host's numbers; {LIMIT:.0e} is allowed"
+            reason = f"deviates by {deviation:.1e} from the host's numbers; {most:.0e} is allowed"
     except Skip as skip:
         status, reason = "skipped", str(skip)
     except AssertionError as error:
@@ -98,7 +101,7 @@ def check(name: str, subject: Subject) -> dict[str, Any]:
         reason = f"{type(error).__name__}: {error} ({where.filename.rsplit('/', 1)[-1]}, line {where.lineno})"
     seconds = time.perf_counter() - started
     number = deviation if deviation is not None and math.isfinite(deviation) else None
-    return {"name": name, "status": status, "reason": reason, "deviation": number, "seconds": seconds}
+    return {"name": name, "status": status, "reason": reason, "deviation": number, "limit": most, "seconds": seconds}
 
 
 def subject_of(device: Any, quick: bool) -> Subject:
