@@ -36,9 +36,14 @@ def without_kernels() -> Iterator[None]:
         _enabled.reset(token)
 
 
+def turned_on() -> bool:
+    """Return whether kernels are used where they can be: not if the environment turns them off."""
+    return _enabled.get() and os.environ.get(VARIABLE) != "0"
+
+
 def compiles_kernels(x: Array) -> bool:
     """Return whether the library of `x` compiles CUDA, and kernels are not turned off."""
-    return _enabled.get() and os.environ.get(VARIABLE) != "0" and hasattr(namespace(x), "RawKernel")
+    return turned_on() and hasattr(namespace(x), "RawKernel")
 
 
 def cuda_source(package: str, *names: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from threadpoolctl import threadpool_info
 
 from .._version import __version__
+from ..backend.cuda_kernels import VARIABLE, turned_on
 from ..backend.devices import describe_cuda, resolve
 from ..backend.memory import free_memory
 from ..backend.threads import workers
@@ -63,7 +64,8 @@ def _taken(cuda: dict[str, Any]) -> tuple[str, str]:
         return "none", f"{type(error).__name__}: {error}; use device='cpu' to override"
     if device == "cpu":
         return device, f"not cuda: {cuda['reason']}"
-    return device, "not cpu: a usable CUDA device is preferred; use device='cpu' to override"
+    kernels = "with kernels" if turned_on() else f"without kernels, as {VARIABLE}=0"
+    return device, f"not cpu: a usable CUDA device is preferred; use device='cpu' to override; {kernels}"
 
 
 def _version(*distributions: str) -> str | None:

@@ -533,7 +533,11 @@ def test_info(command, monkeypatch):
     for expected in ("numpy", np.__version__, "imitation 1", "compute 9.0", "driver 13.0", "a fit runs on cuda:0"):
         assert expected in printed
     code, printed, _ = command("info", "--json")
-    assert code == 0 and json.loads(printed)["device"] == "cuda:0"
+    found = json.loads(printed)
+    assert code == 0 and found["device"] == "cuda:0" and found["why_not"].endswith("; with kernels")
+    monkeypatch.setenv("LMM_GPU_KERNELS", "0")
+    code, printed, _ = command("info", "--json")
+    assert json.loads(printed)["why_not"].endswith("; without kernels, as LMM_GPU_KERNELS=0")
 
 
 def test_info_without_cuda(command, monkeypatch):
