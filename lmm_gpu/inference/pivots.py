@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy import special
+import scipy
 
 from ..estimation.projection import ProjectedGenes, Projection, Remainder
 from .strata import IN_SPAN, inverse_root
@@ -53,7 +53,7 @@ class Axis:
     @classmethod
     def build(cls, n: float, r: int, spacing: float, top: float = TOP) -> Axis:
         """Grid for a sum of squares on `r` df, up to `top` and beyond with few df; without df there are no shares."""
-        low, middle, high = special.chdtri(max(r, 1), [1.0 - _LOW, 0.5, _HIGH])
+        low, middle, high = scipy.special.chdtri(max(r, 1), [1.0 - _LOW, 0.5, _HIGH])
         down = min(float(np.log(high / low)), _FARTHEST) if r > 0 else 0.0
         up = top + min(max(float(np.log(middle / low)) - 6.0, 0.0), _FARTHEST)
         shares = spacing * np.arange(-(int(down / spacing) + 1), 1)
