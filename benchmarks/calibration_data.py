@@ -9,8 +9,7 @@ that of its average over permutations.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,10 @@ import lmm_gpu
 _SEEN, _RARE = 0.05, 0.15
 #: Genes of bulk samples in one permutation, drawn at random.
 _BULK = 1000
-#: One permutation: p-values (genes,) by method, NaN for genes that are left out.
-Permutation = Callable[[np.random.Generator], dict[str, np.ndarray]]
+#: P-values (genes,) by method, NaN for genes that are left out.
+PValues = dict[str, np.ndarray]
+#: One permutation: p-values by design.
+Permutation = Callable[[np.random.Generator], dict[str, PValues]]
 
 
 class Cells:
@@ -50,11 +51,11 @@ class Cells:
         rows = np.flatnonzero(self.type == self.types.tolist().index(kind))
         return np.unique(self.donor[rows], return_inverse=True)[1], self.values[rows], self.counts[rows]
 
-    def donors_permuted(self, kind: str, treated: float, donors: int | None = None) -> Permutation:
+    def donors_permuted(self, name: str, kind: str, treated: float, donors: int | None = None) -> Permutation:
         """One type of cells; a share of the donors, all or some drawn at random, is in the second arm."""
         donor, values, counts = self.of_type(kind)
 
-        def permuted(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def permuted(rng: np.random.Generator) -> dict[str, PValues]:
             total = donor.max() + 1
             drawn = rng.permutation(total)[: donors or total]
             arm = np.full(total, -1)
@@ -62,43 +63,49 @@ class Cells:
             rows = np.flatnonzero(arm[donor] >= 0)
             of_rows = np.unique(donor[rows], return_inverse=True)[1]
             groups, code = by_sample(of_rows, arm[donor[rows]], False)
-            return p_values(groups, code, values[rows], counts[rows])
+            return {name: p_values(groups, code, values[rows], counts[rows])}
 
         return permuted
 
-    def pooled(self, kind: str) -> Permutation:
-        """All types in one model, half of the donors treated; the effect in one type is tested."""
+    def pooled(self, kinds: Mapping[str, str]) -> Permutation:
+        """All types in one model, half of the donors treated; the effect in each of some types is tested."""
         pairs = np.stack([self.donor, self.type])
-        (donor, kinds), code, cells = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+        (donor, kind), code, cells = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
         mean = sums_of(self.values, code.ravel()) / cells[:, None]
         squares = np.asarray(self.values.multiply(self.values).sum(axis=0)).ravel()
-        at = self.types.tolist().index(kind)
-        here, C = kinds == at, np.eye(2 * len(self.types))[[len(self.types) + at]]
-        counts = sums_of(self.counts, code.ravel())[here]
+        counts, K, Z = sums_of(self.counts, code.ravel()), one_hot(kind), {"donor": one_hot(donor)}
+        positions = {name: self.types.tolist().index(one) for one, name in kinds.items()}
 
-        def permuted(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def permuted(rng: np.random.Generator) -> dict[str, PValues]:
             total = donor.max() + 1
             arm = (rng.permutation(total) < total // 2)[donor].astype(float)
-            alone = donors_only(cells[here], arm[here])
-            samples = replace(alone.samples, average=np.eye(len(donor))[here])
-            K, Z = one_hot(kinds), {"donor": one_hot(donor), "donor:type": np.eye(len(donor))}
-            groups = Groups(cells, np.hstack([K, K * arm[:, None]]), Z, C, samples)
-            return groups.p_values(mean, squares) | of_counts(alone, counts)
+            X = np.hstack([K, K * arm[:, None]])
+            groups = Groups(cells, X, Z | {"donor:type": np.eye(len(donor))}, np.eye(X.shape[1])[K.shape[1] :])
+            tested = groups.each_contrast(mean, squares)
+            found = {}
+            for name, at in positions.items():
+                here = kind == at
+                alone = donors_only(cells[here], arm[here])
+                found[name] = {method: p[at] for method, p in tested.items()}
+                found[name] |= alone.samples.p_values(mean[here]) | of_counts(alone, counts[here])
+            return found
 
         return permuted
 
-    def cells_permuted(self, kind: str, treated: float) -> Permutation:
+    def cells_permuted(self, name: str, kind: str, treated: float, by_rarity: bool = False) -> Permutation:
         """One type of cells; a share of the cells of each donor is in the second arm."""
         donor, values, counts = self.of_type(kind)
         size = np.bincount(donor)
 
-        def permuted(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        def permuted(rng: np.random.Generator) -> dict[str, PValues]:
             order = np.lexsort((rng.random(len(donor)), donor))  # random within donors
             rank = np.empty(len(donor), dtype=int)
             rank[order] = np.concatenate([np.arange(n) for n in size])
             arm = (rank < np.maximum(1, np.rint(treated * size))[donor]).astype(int)
             groups, code = by_sample(donor, arm, False)
-            return p_values(groups, code, values, counts)
+            found, rare = p_values(groups, code, values, counts), self.share < _RARE
+            parts = {", rare genes": rare, ", other genes": ~rare} if by_rarity else {"": rare | True}
+            return {name + part: {method: p[genes] for method, p in found.items()} for part, genes in parts.items()}
 
         return permuted
 
@@ -110,7 +117,7 @@ def visits_permuted(folder: Path) -> Permutation:
     size, counts = counts.sum(axis=1), counts.loc[:, (counts >= 10).mean() >= 0.5]
     contrast, formula = "time[T.T2]", "~ time + (1 | donor)"
 
-    def permuted(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def permuted(rng: np.random.Generator) -> dict[str, PValues]:
         time = obs.groupby("donor", observed=True)["time"].transform(lambda labels: rng.permutation(labels.to_numpy()))
         shown, genes = obs.assign(time=time), rng.permutation(counts.columns)[:_BULK]
         logs = np.log2((counts[genes] + 0.5).div(size + 1.0, axis=0) * 1e6).to_numpy()
@@ -119,47 +126,49 @@ def visits_permuted(folder: Path) -> Permutation:
         for name, model in (("limma", "~ time + donor"), ("dream", formula)):
             table = lmm_gpu.dream((counts[genes], shown), model, contrast=contrast).set_index("variable")["p_value"]
             found[name] = table.reindex(genes).to_numpy()
-        return found
+        return {"bulk, visits of 11 patients": found}
 
     return permuted
 
 
-def designs(data: Path, bulk: Path | None) -> Iterator[tuple[str, Permutation, np.ndarray | None]]:
-    """Yield names and permutations, and the genes (bool) to which some rates are limited."""
+def designs(data: Path, bulk: Path | None) -> Iterator[tuple[Permutation, float]]:
+    """Yield permutations, and the share of the wanted number that is enough: rates far from 1 need fewer."""
     cells = Cells(data)
-    yield "CD4 T cells, 20 against 20 donors", cells.donors_permuted("cd4nc", 0.5), None
-    yield "CD4 T cells, 32 against 8 donors", cells.donors_permuted("cd4nc", 0.2), None
-    yield "CD4 T cells, 3 against 3 donors", cells.donors_permuted("cd4nc", 0.5, 6), None
-    for kind, title in (("mononc", "non-classical monocytes"), ("monoc", "classical monocytes"), ("bmem", "B cells")):
-        yield f"{title} alone, 20 against 20 donors", cells.donors_permuted(kind, 0.5), None
-        yield f"{title}, all types in one model", cells.pooled(kind), None
-    yield "half of the CD4 T cells of each donor", cells.cells_permuted("cd4nc", 0.5), None
-    small = cells.cells_permuted("cd4nc", 0.05)
-    yield "5 % of the CD4 T cells of each donor, rare genes", small, cells.share < _RARE
-    yield "5 % of the CD4 T cells of each donor, other genes", small, cells.share >= _RARE
+    yield cells.donors_permuted("CD4 T cells, 20 against 20 donors", "cd4nc", 0.5), 1.0
+    yield cells.donors_permuted("CD4 T cells, 32 against 8 donors", "cd4nc", 0.2), 1.0
+    yield cells.donors_permuted("CD4 T cells, 3 against 3 donors", "cd4nc", 0.5, 6), 1.0
+    yield cells.cells_permuted("half of the CD4 T cells of each donor", "cd4nc", 0.5), 1.0
+    yield cells.cells_permuted("5 % of the CD4 T cells of each donor", "cd4nc", 0.05, by_rarity=True), 1.0
+    kinds = {"mononc": "non-classical monocytes", "monoc": "classical monocytes", "bmem": "B cells"}
+    for kind, title in kinds.items():
+        yield cells.donors_permuted(f"{title} alone, 20 against 20 donors", kind, 0.5), 1.0
+    yield cells.pooled({kind: f"{title}, all types in one model" for kind, title in kinds.items()}), 0.25
     if bulk is not None:
-        yield "bulk, visits of 11 patients", visits_permuted(bulk), None
+        yield visits_permuted(bulk), 1.0
 
 
 def study(data: Path, bulk: Path | None, permutations: int) -> Iterator[dict[str, Any]]:
     """Yield average rates over permutations with their standard errors, of one design after the other."""
-    for name, permuted, genes in designs(data, bulk):
-        found: dict[str, list[list[float]]] = {}
-        for number in range(permutations):
+    for permuted, share in designs(data, bulk):
+        times = max(2, round(share * permutations))
+        found: dict[str, dict[str, list[list[float]]]] = {}
+        for number in range(times):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                p_of = permuted(np.random.default_rng([13, number]))
-            for method, p in p_of.items():
-                found.setdefault(method, []).append(rates(p if genes is None else p[genes]))
-        yield {
-            "design": name,
-            "permutations": permutations,
-            "rates": {method: np.mean(each, axis=0).round(4).tolist() for method, each in found.items()},
-            "errors": {
-                method: (np.std(each, axis=0, ddof=1) / permutations**0.5).round(4).tolist()
-                for method, each in found.items()
-            },
-        }
+                p_values_of = permuted(np.random.default_rng([13, number]))
+            for name, by_method in p_values_of.items():
+                for method, p in by_method.items():
+                    found.setdefault(name, {}).setdefault(method, []).append(rates(p))
+        for name, of_methods in found.items():
+            yield {
+                "design": name,
+                "permutations": times,
+                "rates": {method: np.mean(each, axis=0).round(4).tolist() for method, each in of_methods.items()},
+                "errors": {
+                    method: (np.std(each, axis=0, ddof=1) / times**0.5).round(4).tolist()
+                    for method, each in of_methods.items()
+                },
+            }
 
 
 def main() -> None:
@@ -176,11 +185,13 @@ def main() -> None:
     if not (bulk / "counts.csv.gz").exists():
         print(f"bulk samples are skipped: {bulk} has no counts.csv.gz")
         bulk = None
-    rows = []
-    for row in study(data, bulk, options.permutations or (4 if options.quick else 100)):
-        rows.append(row)
-        print(described(row), flush=True)
-    machine.write({"levels": LEVELS, "rows": rows}, options)
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in study(data, bulk, options.permutations or (4 if options.quick else 100)):
+            rows.append(row)
+            print(described(row), flush=True)
+    finally:  # what is done is kept, also when interrupted
+        machine.write({"levels": LEVELS, "rows": rows}, options)
 
 
 if __name__ == "__main__":

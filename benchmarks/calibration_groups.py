@@ -46,7 +46,7 @@ class Samples:
         F = np.einsum("cm,cd,dm->m", estimate, form, estimate) / q
         most = fit.df * mean.shape[1]
         return {
-            "pseudobulk t": stats.f.sf(F / fit.variance, q, fit.df),
+            "pseudobulk t": stats.f.sf(F / np.where(fit.variance > 0, fit.variance, np.nan), q, fit.df),
             "limma": stats.f.sf(F / prior.posterior(fit.variance, fit.df), q, min(fit.df + prior.df, most)),
         }
 
@@ -135,11 +135,19 @@ class Groups:
                 found[method] = t_pvalue(t.t, np.broadcast_to(t.df, t.t.shape))[0]
         return found
 
+    def each_contrast(self, mean: np.ndarray, squares: np.ndarray) -> dict[str, np.ndarray]:
+        """P-values (c, genes) of each of the contrasts by itself, by every df method."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit = lmm_gpu.fit(self.statistics(mean, squares), progress=False)
+        tests = {method: fit.contrast_test(self.C, method) for method in METHODS}
+        return {method: t_pvalue(t.t, np.broadcast_to(t.df, t.t.shape)) for method, t in tests.items()}
+
     def dream(self, mean: np.ndarray) -> dict[str, np.ndarray]:
         """P-values (genes,) of dream without voom's weights, one sample per group of cells, by lmerTest's df.
 
         The effect that has one level per group is the residual of the samples. Nothing for designs that are left
-        without random effects, where dream is limma, and for joint tests.
+        without random effects, where dream is limma, or without residual df, and for joint tests.
         """
         coarser = {name: part for name, part in self.Z.items() if part.sum(axis=0).max() > 1}
         if not coarser or len(self.C) > 1:
@@ -148,6 +156,8 @@ class Groups:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fit = lmm_gpu.fit(alone.statistics(mean, (mean**2).sum(axis=0)), bounds="nonnegative", progress=False)
+            if fit.model.likelihood.residual_df == fit.model.likelihood.rank:
+                return {}
             t = fit.contrast_test(self.C, "lmertest", fit.residual_prior())
         return {"dream": t_pvalue(t.t, np.broadcast_to(t.df, t.t.shape))[0]}
 

@@ -12,12 +12,13 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from . import streaming_figures
+from . import calibration_tables, streaming_figures
+from .markdown import WIDTH, filled, line, measured_on
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", ROOT / "lmm_gpu" / "guide" / "df.md")
-WIDTH = 120
+GUIDE = ROOT / "lmm_gpu" / "guide"
+READMES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", GUIDE / "df.md", GUIDE / "calibration.md")
 
 
 def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
@@ -29,10 +30,13 @@ def blocks() -> dict[str, tuple[str, Callable[[dict], str]]]:
         "speed": ("solver", speed_sentence),
         "streaming": ("streaming", streaming_figures.sentence),
         "streaming-all": ("streaming", streaming_figures.tables),
-        "calibration": ("calibration", calibration_table),
-        "calibration-worst": ("calibration", calibration_sentences),
-        "calibration-short": ("calibration", calibration_short),
-        "calibration-designs": ("calibration_designs", calibration_designs),
+        "calibration": ("calibration", calibration_tables.of_donors),
+        "calibration-worst": ("calibration", calibration_tables.extremes),
+        "calibration-short": ("calibration", calibration_tables.short),
+        "calibration-summary": ("calibration_designs", calibration_tables.summary),
+        "calibration-designs": ("calibration_designs", calibration_tables.designs),
+        "calibration-counts": ("calibration_counts", calibration_tables.counts),
+        "calibration-data": ("calibration_data", calibration_tables.data),
     }
 
 
@@ -135,9 +139,9 @@ def peers_table(results: dict) -> str:
         f"{case['title']} as random intercept; one processor, accumulation of the sums included, memory beyond the "
         f"values. In brackets: number of genes timed, if {case['seconds']:g} s were not enough for all of them. The "
         f"degrees of freedom are those of the treatment of donors (median). Differences are relative, over genes with "
-        f"an interior optimum. {_faster(cases)} {_machine(results)}"
+        f"an interior optimum. {_faster(cases)} {measured_on(results)}"
     )
-    return "\n".join([*map(_line, lines), "", *_filled(text)])
+    return "\n".join([*map(line, lines), "", *filled(text)])
 
 
 def _faster(cases: dict[str, dict]) -> str:
@@ -166,13 +170,13 @@ def _better(rows: dict[tuple[str, int], dict], key: str) -> list[str]:
 
 def peers_tables(results: dict) -> str:
     """Return all measurements, one table per data set."""
-    parts = [*_filled(_machine(results)), ""]
+    parts = [*filled(measured_on(results)), ""]
     for case in results["cases"]:
         parts += [f"**{case['title']}** (`{case['name']}`, differences from {case['reference']}, {case['commit']})", ""]
         head = ["program", "processors", "genes", "fit", "with tests", "df", "first gene", "memory", "answered"]
         lines = [[*head, "theta", "coef", "se"], ["---"] + ["---:"] * 4 + ["---"] + ["---:"] * 6]
         lines += [_measured(row) for row in case["peers"] if "left_out" not in row]
-        parts += [*map(_line, lines), ""]
+        parts += [*map(line, lines), ""]
         left_out = {}
         for row in case["peers"]:
             if "left_out" in row:
@@ -182,9 +186,9 @@ def peers_tables(results: dict) -> str:
             f"{row['peer']}: {count} x {text}" for row in case["peers"] for text, count in row.get("errors", {}).items()
         ]
         if sentences:
-            parts += [*_filled("Left out: " + "; ".join(sentences) + "."), ""]
+            parts += [*filled("Left out: " + "; ".join(sentences) + "."), ""]
         if errors:
-            parts += [*_filled("Errors: " + "; ".join(errors) + "."), ""]
+            parts += [*filled("Errors: " + "; ".join(errors) + "."), ""]
     return "\n".join(parts).rstrip()
 
 
@@ -254,20 +258,6 @@ def _number(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2g}"
 
 
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _filled(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
-
-
-def _machine(results: dict) -> str:
-    about = results["machine"]
-    where = f"{about['processor']}, {about['processors']} processors"
-    return f"Measured on {where}, {about['date']}, commit {about['commit']}."
-
-
 # --- the others -----------------------------------------------------------------------------------
 
 
@@ -277,10 +267,10 @@ def growth_sentence(results: dict) -> str:
     donors = f"{shape['donors']} donors{shape.get('kind', '')}"
     text = (
         f"{shape['genes']} genes of {shape['cells']:,} cells of {donors}, except for the quantity on the x axis; a "
-        f"line ends where the next point would exceed the time limit. {_machine(results)}"
+        f"line ends where the next point would exceed the time limit. {measured_on(results)}"
     )
     return "\n".join(
-        ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *_filled(text)]
+        ["![Milliseconds per gene as cells, donors, components, genes grow](results/growth.png)", "", *filled(text)]
     )
 
 
@@ -297,80 +287,4 @@ def speed_sentence(results: dict) -> str:
     return text + (
         f", {one['times_faster']:.0f} and {two['times_faster']:.0f} times faster per gene than flash-mm (FLASHMM's "
         "Python port) in the same run"
-    )
-
-
-# --- calibration ----------------------------------------------------------------------------------
-
-#: Columns of the table: methods of calibration.py and their titles.
-RULES = {
-    "generalized": "default",
-    "satterthwaite": "Satterthwaite",
-    "kenward-roger, >= 0": "Kenward-Roger",
-    "lmertest, >= 0": "lmerTest",
-    "pseudobulk t": "pseudobulk t",
-    "residual (n - p)": "n - p",
-}
-
-
-def calibration_table(results: dict) -> str:
-    """Return the false positive rates over nominal at 5 % and 0.1 % for treatments of donors."""
-    lines = [["donors, cells of each, donor variance", *RULES.values()], ["---"] * (1 + len(RULES))]
-    for row in results["rows"]:
-        if row["contrast"] == "between":
-            shown = (row["false"][name] for name in RULES)
-            label = f"{row['donors']}, {row['cells'].removesuffix(' each')}, {row['ratio']:g}"
-            lines.append([label, *(f"{rates[0]:.2f} / {rates[2]:.2f}" for rates in shown)])
-    genes = results["rows"][0]["genes"]
-    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes per row. {_machine(results)}")])
-
-
-#: Descriptions of the kinds of contrasts of calibration.py.
-KINDS = {"between": "between donors", "in part": "in one cell type", "within": "within donors"}
-
-
-def calibration_sentences(results: dict) -> str:
-    """Return the extreme rates of the default and of two other methods, by kind of contrast."""
-    titles = {"generalized": "default", "satterthwaite": "Satterthwaite", "residual (n - p)": "n - p"}
-    lines = [
-        ["effect", "method", "highest, 5 %", "highest, 0.1 %", "lowest, 5 %, donors differ", "lowest, 5 %, they do not"]
-    ]
-    lines.append(["---"] * 2 + ["---:"] * 4)
-    for contrast, kind in KINDS.items():
-        for name, title in titles.items():
-            worst = results["worst"][name][contrast].values()
-            lines.append([kind, title, *(f"{rate:.2f}" for rate in worst)])
-    return "\n".join(map(_line, lines))
-
-
-def calibration_designs(results: dict) -> str:
-    """Return rates over nominal at 5 %, 1 % and 0.1 %, and power at 5 % and 0.1 %, for each design."""
-    titles = {
-        "generalized": "default",
-        "kenward-roger": "Kenward-Roger",
-        "satterthwaite": "Satterthwaite",
-        "pseudobulk": "pseudobulk t",
-    }
-    lines = [["design", "variances", *titles.values(), "power of the default"], ["---"] * (3 + len(titles))]
-    for row in results["rows"]:
-        rates = row["rates"]
-        shown = (" / ".join(f"{rate:.2f}" for rate in rates[name]) if name in rates else "" for name in titles)
-        power = row["power"]["generalized"]
-        variances = ", ".join(f"{variance:g}" for variance in row["variances"])
-        lines.append([row["design"], variances, *shown, f"{power[0]:.2f} / {power[2]:.2f}"])
-    genes = results["rows"][0]["genes"]
-    return "\n".join([*map(_line, lines), "", *_filled(f"{genes:,} genes per row. {_machine(results)}")])
-
-
-def calibration_short(results: dict) -> str:
-    """Return the sentence on the extreme rates of the default and of n - p."""
-    kinds = (results["worst"][name].values() for name in ("generalized", "residual (n - p)"))
-    ours, theirs = (
-        [max(kind[f"most at {level}"] for kind in one) for level in ("5 %", "0.1 %")] for one in map(list, kinds)
-    )
-    rows = [row for row in results["rows"] if row["contrast"] != "counts"]
-    return (
-        f"In {len(rows)} simulated designs without effects, the false positive rate is at most {ours[0]:.2f} times the "
-        f"nominal 5 % and {ours[1]:.2f} times the nominal 0.1 %; with df = n - p it reaches {theirs[0]:.2f} and "
-        f"{theirs[1]:.0f} times"
     )

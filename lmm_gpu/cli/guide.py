@@ -15,8 +15,8 @@ from .output import Output
 FOLDER = Path(__file__).parents[1] / "guide"
 #: In reading order; "api" is generated from the docstrings.
 TOPICS = (
-    *("start", "worked", "bulk", "models", "dream", "lme4", "flashmm", "scanpy", "df", "permutation", "statuses"),
-    *("troubleshooting", "memory", "sites", "gpu", "distributed", "math", "api", "news"),
+    *("start", "worked", "bulk", "models", "dream", "lme4", "flashmm", "scanpy", "df", "permutation", "calibration"),
+    *("statuses", "troubleshooting", "memory", "sites", "gpu", "distributed", "math", "api", "news"),
 )
 #: Widest layout of a page: longer lines are hard to read.
 _WIDTH = 120
