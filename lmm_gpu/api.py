@@ -245,6 +245,7 @@ def fit(
 #: Options that scanpy, pertpy and scikit-learn have, and what takes their place.
 _HABITS = {
     "groupby": "the formula names the factor, '~ condition + (1 | donor)', and fit.test(...) tests it",
+    "contrast": "test a contrast of the fit, fit.test('condition[T.stim]')",
     "reference": "test a contrast: fit.test(fit.contrast(condition=('stim', 'ctrl')))",
     "groups": "cells= selects cells, and fit.test(...) takes contrasts",
     "n_jobs": "use threads=",

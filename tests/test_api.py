@@ -376,7 +376,7 @@ def test_summary_statistics_hold_their_model():
 
 
 def test_options_that_do_not_exist():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'contrast'"):
+    with pytest.raises(ValueError, match="contrast= is not an option of fit: test a contrast of the fit"):
         quiet_fit((VALUES, OBS), contrast=ARM)
 
 

@@ -24,7 +24,7 @@ def test_a_fit_without_empty_cells(absent, mean, caplog):
     obs = OBS[(OBS["cond"] != absent[0]) | (OBS["kind"] != absent[1])].reset_index(drop=True)
     Y = mean + RNG.normal(size=(len(obs), 3)) + RNG.normal(size=(8, 3))[obs["donor"].str[1:].astype(int)]
     fit = lmm_gpu.fit((Y, obs), "~ cond * kind + (1 | donor)", progress=False)
-    assert "1 columns of X are dropped, as combinations of levels have no cells: cond[T.b]:kind[T.z]" in caplog.text
+    assert "1 column of X is dropped, as combinations of levels have no cells: cond[T.b]:kind[T.z]" in caplog.text
     design = build_design("~ cond * kind + (1 | donor)", obs)
     wanted = lmm_gpu.lmmfit(Y.T, design.X[:, :-1], design.Z)
     np.testing.assert_allclose(fit.coef, wanted.coef, rtol=1e-6, atol=1e-6)

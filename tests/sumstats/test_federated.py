@@ -346,7 +346,7 @@ def test_wrong_files_are_refused(merged, tmp_path):
         (["test", "run", "--df", "kr", "-o", "x.csv"], "--df 'kr' is not known"),
         (["test", "run", "--alternative", "more", "-o", "x.csv"], "--alternative 'more' is not known"),
         (["test", "run", "--level", "95", "-o", "x.csv"], "must lie between 0 and 1"),
-        (["test", "run", "-o", "x.xlsx"], "the ending of x.xlsx is not known"),
+        (["test", "run", "-o", "x.xlsx"], "cannot write a table to x.xlsx: the name must end in"),
         (["test", "all.h5", "-o", "x.csv"], "it is no file of lmm_gpu fit"),
         (["test", ".", "-o", "x.csv"], ". has no run.json: expected the folder"),
         (["test", "nowhere", "-o", "x.csv"], "No such file or directory: nowhere"),
