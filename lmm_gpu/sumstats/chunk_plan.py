@@ -9,7 +9,7 @@ from ..backend.memory import default_memory
 from ..io.source import Source
 
 #: Default budgets of dense and sparse chunks: larger dense chunks are slower, larger sparse ones hardly faster.
-_CHUNK_BYTES, _SPARSE_BYTES = 2**27, 2**29
+_CHUNK_BYTES, _SPARSE_BYTES = 3 * 2**25, 2**29
 #: Largest number of stored values of a chunk: larger chunks are not faster, and their arrays take new pages each time.
 _MOST_VALUES = 1_000_000
 #: A chunk, its transform and its float64 copy are in memory at the same time.
