@@ -52,3 +52,10 @@ def test_rows_hold_errors_and_wrong_numbers(monkeypatch, tmp_path):
     found = json.loads((tmp_path / "stage.json").read_text())
     assert [one["ok"] for one in found] == [False, False, True]
     assert found[0]["error"].startswith("ZeroDivisionError") and largest([1.0], [float("nan")]) == float("inf")
+
+
+def test_the_model_in_the_guide_is_that_of_the_counts():
+    """`python -m benchmarks.gpu_model` prints the table."""
+    from benchmarks import gpu_model
+
+    assert gpu_model.table() in (gpu.ROOT / "lmm_gpu" / "guide" / "gpu.md").read_text(encoding="utf-8")
