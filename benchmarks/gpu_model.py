@@ -1,8 +1,8 @@
 """Model of the time on a GPU for the table of the guide's page: `python -m benchmarks.gpu_model` prints it.
 
 Calls are counts of tests/support/operation_counts.json at 10 to 20 us each, which is what CuPy's calls take of the
-host. Scoring by a kernel replaces the calls of its iterations. Copies are of whole statistics, staged in pinned memory by one
-thread and sent over PCIe. Not a measurement: nothing of it was run on a GPU.
+host. Scoring by a kernel replaces the calls of its iterations. Copies are of whole statistics, staged in pinned memory
+by one thread and sent over PCIe. Not a measurement: nothing of it was run on a GPU.
 """
 
 from __future__ import annotations
