@@ -219,10 +219,10 @@ def study(genes: int, quick: bool) -> Iterator[dict[str, Any]]:
 def main() -> None:
     """Print and write the rates."""
     parser = machine.parser("calibration_designs", __doc__)
-    parser.add_argument("--genes", type=int, help="for each design; 10,000 by default, 1,000 with --quick")
+    parser.add_argument("--genes", type=int, help="for each design; 4,000 by default, 1,000 with --quick")
     options = parser.parse_args()
     rows = []
-    for row in study(options.genes or (1_000 if options.quick else 10_000), options.quick):
+    for row in study(options.genes or (1_000 if options.quick else 4_000), options.quick):
         rows.append(row)
         print(described(row), flush=True)
     machine.write({"levels": LEVELS, "effect": EFFECT, "rows": rows}, options)
