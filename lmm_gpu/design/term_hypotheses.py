@@ -51,7 +51,7 @@ def term_hypotheses(terms: Sequence[Term], XX: np.ndarray, kind: int | str) -> d
     >>> obs = pd.DataFrame({"arm": list("abab") * 3, "kind": list("xxyy") * 3, "donor": list("pppqqqrrrsss")})
     >>> design = build_design("~ arm * kind + (1 | donor)", obs)
     >>> rows = term_hypotheses(design.terms, design.X.T @ design.X, 3)
-    >>> (rows["arm"] / rows["arm"].max()).tolist()  # the mean of the effects in both kinds
+    >>> (abs(rows["arm"]) / abs(rows["arm"]).max()).tolist()  # the mean of the effects in both kinds
     [[0.0, 1.0, 0.0, 0.5]]
     """
     if isinstance(kind, bool) or kind not in TYPES:
