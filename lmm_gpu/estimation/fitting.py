@@ -34,6 +34,8 @@ from .status import Status
 LOST_DIGITS = 1e-3
 #: Share of the residual variance that each component has in the average observation at a start inside of the bounds.
 INSIDE = 0.3
+#: Change of the log-likelihood, to first order, if a negative component were zero: below it the gene has converged.
+FLAT = 1e-2
 #: FLASHMM's default for max_iter.
 FLASHMM_ITERATIONS = 50
 #: Iterations with relaxed steps of a gene that needs more, as a multiple of max_iter.
@@ -143,6 +145,8 @@ def estimate_block(model: MixedModel, start: Array | None, coefficients: Contras
     outcome = _climb(model, start, options, nonnegative=options.bounds == "nonnegative")
     if options.bounds == "auto":
         outcome = _refit_without_optimum(model, outcome, options)
+    elif options.bounds == "none":
+        outcome = _failed_without_optimum(model, outcome)
     theta = _profiled(model, outcome)
     at_theta = model.likelihood.evaluate(theta)
     covariance, _ = inverse_small(at_theta.information)  # (k+1, k+1, b)
@@ -230,7 +234,7 @@ def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOpti
     """
     status, halved = to_numpy(outcome.status), to_numpy(outcome.step_halved)
     unfinished = (status == Status.FAILED) | ((status == Status.MAX_ITER) & halved)
-    redo = np.flatnonzero(unfinished | ~_valid(model, _profiled(model, outcome)))
+    redo = np.flatnonzero(unfinished | ~_valid(model, outcome))
     if redo.size == 0:
         return outcome
     part = model.select(indices(redo, outcome.theta))
@@ -243,23 +247,41 @@ def _profiled(model: MixedModel, outcome: Outcome) -> Array:
     return namespace(s_0).concat([outcome.theta[:-1, :], s_0[None, :]], axis=0)
 
 
-def _valid(model: MixedModel, theta: Array) -> np.ndarray:
-    # V positive definite (b,): only genes with large negative components need the exact check
-    valid = np.ones(theta.shape[1], dtype=bool)
+def _failed_without_optimum(model: MixedModel, outcome: Outcome) -> Outcome:
+    """Return the same with the status FAILED for genes that stopped where there is no valid interior optimum."""
+    status = to_numpy(outcome.status)
+    failed = _is_good(status) & ~_valid(model, outcome)
+    return replace(outcome, status=indices(np.where(failed, int(Status.FAILED), status), outcome.status))
+
+
+def _valid(model: MixedModel, outcome: Outcome) -> np.ndarray:
+    """Flags (b,) of genes whose V is positive definite, and whose log-likelihood is flat there if they converged.
+
+    At the edge of positive definite V the digits of the score are lost: scoring may stop there by chance. Only genes
+    with large negative components need the exact check.
+    """
+    theta, valid = _profiled(model, outcome), np.ones(outcome.theta.shape[1], dtype=bool)
     doubtful = flag_indices(model.may_be_indefinite(theta))
     if doubtful.size:
         index = indices(doubtful, theta)
-        part = namespace(theta).take(theta, index, axis=1)
-        valid[doubtful] = to_numpy(model.select(index).positive_definite(part))
+        xp, part = namespace(theta), model.select(index)
+        there, status = xp.take(theta, index, axis=1), to_numpy(outcome.status)[doubtful]
+        at = part.likelihood.evaluate(there)
+        slope = xp.where(there < 0, xp.abs(at.score * there), 0.0)  # free of the scale of y
+        flat = to_numpy(xp.max(slope, axis=0)) <= FLAT
+        valid[doubtful] = to_numpy(at.ok & part.positive_definite(there)) & (flat | ~_is_good(status))
     return valid
+
+
+def _is_good(status: np.ndarray) -> np.ndarray:
+    return np.isin(status, (Status.CONVERGED, Status.CONVERGED_AT_ROUNDING))
 
 
 def _final_status(
     status: np.ndarray, at_boundary: np.ndarray, ill_conditioned: np.ndarray, options: FitOptions
 ) -> np.ndarray:
     # of a converged gene at the boundary, and of one whose residual variance is lost
-    good = (status == Status.CONVERGED) | (status == Status.CONVERGED_AT_ROUNDING)
-    status = np.where(good & at_boundary & (options.bounds != "none"), int(Status.BOUNDARY), status)
+    status = np.where(_is_good(status) & at_boundary & (options.bounds != "none"), int(Status.BOUNDARY), status)
     return np.where(ill_conditioned, int(Status.ILL_CONDITIONED), status)
 
 

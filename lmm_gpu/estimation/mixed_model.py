@@ -33,6 +33,8 @@ from .weighted_genes import weighted_genes
 LARGEST_PIECE = 2**26
 #: Arrays of that size that exist at a time.
 TEMPORARIES = 8
+#: Smallest eigenvalue of V, as a share of s_0, up to which a gene is taken to be at the edge of positive definite V.
+EDGE = 1e-3
 #: Algorithms by the names of their likelihoods.
 ENGINES = {
     "SingleComponent": "spectral",
@@ -265,12 +267,12 @@ class MixedModel:
         return xp.permute_dims(scaled, (1, 2, 0)) / theta[-1, :][None, None, :]
 
     def may_be_indefinite(self, theta: Array) -> Array:
-        """Flags (b,) of genes whose negative components may make V indefinite: cheap, and exact for one component."""
+        """Flags (b,) of genes whose negative components may make V indefinite, or nearly so: cheap."""
         xp = namespace(theta)
         if isinstance(self.likelihood, GroupedEffects):
             return self.likelihood.indefinite(theta)
         negative = xp.minimum(self.likelihood.ratios(theta), xp.zeros_like(theta[:1, :]))  # (k, b)
-        return xp.sum(negative * self.largest[:, None], axis=0) <= -1.0
+        return xp.sum(negative * self.largest[:, None], axis=0) <= EDGE - 1.0
 
     def positive_definite(self, theta: Array) -> Array:
         """Flags (b,) of genes with a positive definite V.

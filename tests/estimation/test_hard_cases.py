@@ -240,3 +240,27 @@ def test_a_gene_whose_squares_vanish_ends_with_a_status():
     alone = lmm_gpu.fit((Y[:, :1], obs), "~ arm + (x | donor)", progress=False)
     assert fit.status.tolist()[1] == "failed" and fit.coef.iloc[:, 1].isna().all()
     np.testing.assert_allclose(fit.theta.iloc[:, 0], alone.theta.iloc[:, 0], rtol=1e-10)
+
+
+@pytest.mark.parametrize("formula", ["~ arm + (1 | donor) + (1 | sample)", "~ 0 + arm + (1 | donor) + (1 | sample)"])
+@pytest.mark.parametrize("bounds", ["auto", "none"])
+def test_genes_do_not_converge_at_the_edge_of_positive_definite_v(formula, bounds):
+    # one of 20 donors is in both arms: for many genes the likelihood rises up to the edge, where digits are lost
+    rng = np.random.default_rng(3)
+    samples = [("D00", "a"), *((f"D{d:02d}", "ab"[d % 2]) for d in range(1, 20)), ("D00", "b")]
+    obs = pd.DataFrame(np.repeat(samples, 60, axis=0), columns=["donor", "arm"]).sort_values(["donor", "arm"])
+    obs["sample"] = obs["donor"] + obs["arm"]
+    donor, sample = obs["donor"].factorize()[0], obs["sample"].factorize()[0]
+    values = rng.normal(size=(len(obs), 2000)) + rng.normal(size=(20, 2000))[donor] * np.sqrt(0.1)
+    fit = lmm_gpu.fit((values, obs), formula, bounds=bounds)
+    theta, slopes = fit.theta.to_numpy(), fit.dlogL.to_numpy()
+    good = fit.converged.to_numpy()
+    assert good.any() and (bounds == "none" or good.all())
+    assert (60 * theta[1] + theta[2] > 0)[good].all()
+    assert (np.abs(slopes * theta)[:2][(theta[:2] < 0) & good] < 0.01).all()
+    X = np.stack([obs["arm"] == "a", obs["arm"] == "b"] if "0" in formula else [obs["arm"] != "", obs["arm"] == "b"], 1)
+    for gene in np.flatnonzero(good)[np.argsort((60 * theta[1] / theta[2])[good])[:5]]:
+        V = theta[0, gene] * (donor[:, None] == donor) + theta[1, gene] * (sample[:, None] == sample)
+        V += theta[2, gene] * np.eye(len(obs))
+        se = np.sqrt(np.diag(np.linalg.inv(X.T.astype(float) @ np.linalg.solve(V, X.astype(float)))))
+        np.testing.assert_allclose(fit.se.to_numpy()[:, gene], se, rtol=1e-6)
