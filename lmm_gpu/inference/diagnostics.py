@@ -82,7 +82,7 @@ def _missing_random_effects(
         yield (
             f"{_listed([repr(labels[i]) for i in bare])}: the compared cells lie within the levels of {group.name}, "
             "and no random effect lets the difference vary between the levels: where it does, p-values are too small. "
-            + _remedy(summary, group.name, C[bare])
+            + _remedy(summary, group, C[bare])
         )
 
 
@@ -187,14 +187,14 @@ def varies_within(summary: SummaryStats, C: np.ndarray, within: np.ndarray | Non
     return result
 
 
-def _remedy(summary: SummaryStats, group: str, C: np.ndarray) -> str:
+def _remedy(summary: SummaryStats, group: Grouping, C: np.ndarray) -> str:
     # the formula with random effects for what each of the contrasts C (c, p) compares
     if summary.formula is None:
-        return f"Add columns to Z: one for each level of {group} and each group of cells that is compared"
+        return f"Add columns to Z: one for each level of {group.name} and each group of cells that is compared"
     terms, present = summary.terms or (), "".join(summary.formula.split())
 
     def absent(rows: np.ndarray) -> list[str]:
-        found = dict.fromkeys(term for c in rows for term in _slopes(terms, group, c))
+        found = dict.fromkeys(term for c in rows for term in _slopes(summary, terms, group, c))
         return [term for term in found if "".join(term.split()) not in present]
 
     added = absent(C) or absent(_with_interactions(terms, C))
@@ -209,13 +209,39 @@ def _with_interactions(terms: Sequence[Term], C: np.ndarray) -> np.ndarray:
     return np.array([[bool(compared & one) for one in names]], dtype=float)
 
 
-def _slopes(terms: Sequence[Term], group: str, c: np.ndarray) -> list[str]:
+def _slopes(summary: SummaryStats, terms: Sequence[Term], group: Grouping, c: np.ndarray) -> list[str]:
     # the random effects that let what one contrast (p,) compares differ between the levels of the group
     products = [product_of(terms, column) for column in np.flatnonzero(c).tolist()]
     parts = [part for product in products if product for part in product.parts]
-    factors = dict.fromkeys(name for part in parts if part.is_factor for name in part.variables)
+    factors = list(dict.fromkeys(name for part in parts if part.is_factor for name in part.variables))
     covariates = dict.fromkeys(part.name for part in parts if not part.is_factor)
-    return [f"(1 | {':'.join([group, *factors])})"] if factors else [f"(0 + {x} | {group})" for x in covariates]
+    if not factors:
+        return [f"(0 + {x} | {group.name})" for x in covariates]
+    inside = [name for name in factors if _factor_varies_within(summary, terms, group, name)] or factors
+    # an interaction needs its margins: without them, averages over the other factor have too many df
+    margins = [[name] for name in inside] if len(inside) > 1 else []
+    return [f"(1 | {':'.join([group.name, *map(_quoted, names)])})" for names in [*margins, inside]]
+
+
+def _factor_varies_within(summary: SummaryStats, terms: Sequence[Term], group: Grouping, name: str) -> bool:
+    # whether a level of the group has cells of several levels of the factor; False if X does not show it
+    XX = to_numpy(summary.XX)
+    for product in (product for term in terms for product in term.products):
+        own = [place for place, part in enumerate(product.parts) if name in part.variables]
+        others = [part for place, part in enumerate(product.parts) if place not in own]
+        complete = all(part.is_factor and part.reference is None and not part.values for part in others)
+        if len(own) != 1 or not complete or min(product.columns) < 0:
+            continue
+        shape = [part.coding.shape[1] if part.is_factor else 1 for part in product.parts]
+        columns = np.moveaxis(np.reshape(product.columns, shape, order="F"), own[0], 0).reshape(shape[own[0]], -1)
+        for summed in columns:  # over the levels of the other factors: a column of the factor alone
+            if group.within[np.ix_(summed, summed)].sum() > _WITHIN * XX[np.ix_(summed, summed)].sum():
+                return True
+    return False
+
+
+def _quoted(name: str) -> str:
+    return name if name.isidentifier() else f"`{name}`"
 
 
 def _listed(texts: Sequence[str]) -> str:

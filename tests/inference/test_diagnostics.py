@@ -96,8 +96,14 @@ def test_a_pair_of_plates_is_no_group_of_few_donors():
         ("~ half + (1 | donor)", "half[T.t]", "(1 | donor:half)"),
         ("~ C(half, contr.sum) + (1 | donor)", "C(half, contr.sum)[S.s]", "(1 | donor:half)"),
         ("~ x + (1 | donor)", "x", "(0 + x | donor)"),
-        ("~ arm * half + (1 | donor)", "arm[T.v]:half[T.t]", "(1 | donor:arm:half)"),
-        ("~ half * cls + (1|donor)+(1|donor:half)", "half[T.t]", "(1 | donor:half:cls)"),
+        ("~ arm * half + (1 | donor)", "arm[T.v]:half[T.t]", "(1 | donor:half)"),
+        ("~ half * cls + (1|donor)+(1|donor:half)", "half[T.t]", "(1 | donor:cls) + (1 | donor:half:cls)"),
+        (
+            "~ 0 + cls + cls:half + (1 | donor) + (1 | donor:cls)",
+            "cls[p]:half[T.t]",
+            "(1 | donor:half) + (1 | donor:cls:half)",
+        ),
+        ("~ 0 + cls + cls:arm + (1 | donor)", "cls[p]:arm[T.v]", "(1 | donor:cls)"),
     ],
 )
 def test_a_contrast_within_donors_without_a_slope(formula, contrast, remedy):
