@@ -12,15 +12,20 @@ from scipy import special
 from ..backend.arrays import like, to_numpy
 from ..design.reference_grid import factor_key
 from ..design.terms import treatment_factor
+from ..estimation.covariance_terms import CrossedCovariance, terms_of
 from ..estimation.mixed_model import Contrasts
 from ..inference.group_levels import Grouping, groupings, level_name
 from ..results.fitted_values import gene_position
 from ..results.lmm_fit import LMMFit
 from ..results.nonnegative import negative_variances, nonnegative_estimates
+from ..sumstats.gene_weights import WeightedStats
+from ..sumstats.summary_stats import SummaryStats
 
 #: A factor and its level in the name of a column of X, such as cell_type[T.B cells]:condition[T.stim].
 _LEVEL = re.compile(r"(?:^|:)([^:\[\]]+)\[(?:T\.)?(.*?)\](?=:|$)")
 REFERENCE = "reference"
+#: Random effects of which no dense matrix is made for a plot.
+_MANY_EFFECTS = 2000
 
 
 def group_means(
@@ -38,7 +43,7 @@ def group_means(
         cells, mean, fitted, ci_low, ci_high, by (0 or 1). ``attrs``: component, by, nonnegative (True if refitted), and
         labels (of by = 0 and by = 1).
     """
-    summary, i = fit.summary, gene_position(fit, gene)
+    summary, i = _without_gene_weights(fit), gene_position(fit, gene)
     group, rows = _group(fit, component)
     filled = np.flatnonzero(group.counts > 0)
     counts, rows = group.counts[filled, None], rows[filled]  # (groups, 1), (groups,)
@@ -64,6 +69,15 @@ def group_means(
     return found.sort_values(["by", "fitted"], kind="stable")
 
 
+def _without_gene_weights(fit: LMMFit) -> SummaryStats:
+    if isinstance(fit.summary, WeightedStats):
+        raise ValueError(
+            "means by group need sums with the same weights for all genes, and this fit has weights per gene, such as "
+            "voom's: plot a fit of the same samples without weights"
+        )
+    return fit.summary
+
+
 def two_groups(fit: LMMFit, column: int) -> tuple[str, str]:
     """Names of the cells in which a column of X is 0, and of those in which it is 1."""
     name = fit.summary.fixed_names[column]
@@ -82,11 +96,29 @@ def _fitted(fit: LMMFit, i: int, K: np.ndarray, L: np.ndarray) -> tuple[np.ndarr
     model = fit.model.with_genes(fit.summary.select(slice(i, i + 1)))
     theta = like(nonnegative_estimates(fit, np.array([i]))[0], model.beta_ols)  # (k+1, 1)
     fitted = K @ to_numpy(model.coefficients(theta)) + L @ to_numpy(model.random_effects(theta))  # (groups, 1)
+    if model.xxz.shape[1] != L.shape[1]:  # an elimination by levels has no loadings of all random effects
+        return fitted[:, 0], _dense_se(fit.summary, to_numpy(theta), K, L)
     fixed, random = like(K, model.beta_ols), like(L.T, model.beta_ols)
     contrasts = Contrasts(fixed, a=(fixed @ model.xxz).T - random, ols=((fixed @ model.XXinv) * fixed).sum(axis=1))
     with np.errstate(invalid="ignore"):
         se = np.sqrt(to_numpy(model.contrast_variance(theta, contrasts)))  # (groups, 1), of X beta + Z u
     return fitted[:, 0], se[:, 0]
+
+
+def _dense_se(summary: SummaryStats, theta: np.ndarray, K: np.ndarray, L: np.ndarray) -> np.ndarray:
+    """Standard errors (groups,) of K beta + L u from the random effects of one gene together; NaN if they are many."""
+    q = L.shape[1]
+    if q > _MANY_EFFECTS:
+        return np.full(len(K), np.nan)
+    XX, ZX, ZZ = (to_numpy(A) for A in (summary.XX, summary.ZX, summary.ZZ))
+    xxz = np.linalg.solve(XX, ZX.T)  # (p, q)
+    covariance = CrossedCovariance.of(terms_of(summary.d, summary.term_sizes), theta[:-1] / theta[-1])
+    D = covariance.times(np.eye(q)[None])[0]
+    a = xxz.T @ K.T - L.T  # (q, groups)
+    form = (a * (D @ np.linalg.solve(np.eye(q) + (ZZ - ZX @ xxz) @ D, a))).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        se: np.ndarray = np.sqrt(theta[-1] * ((K * np.linalg.solve(XX, K.T).T).sum(axis=1) + form))
+    return se
 
 
 def paired_means(
@@ -114,7 +146,7 @@ def paired_means(
     ValueError
         If the sums do not contain these means, with the term to add to the formula.
     """
-    summary, i = fit.summary, gene_position(fit, gene)
+    summary, i = _without_gene_weights(fit), gene_position(fit, gene)
     factors = [name for name in (by, facet) if name is not None]
     group, levels = _grouping_by(fit, factors, component)
     rows = component_rows(fit, group.name)
@@ -206,15 +238,19 @@ def _levels_of(fit: LMMFit, group: Grouping) -> pd.DataFrame:
 
 
 def _coded_levels(fit: LMMFit, group: Grouping) -> Iterator[tuple[str, list[str]]]:
-    """Levels of the factors that are coded in X and constant within the groups; reference levels have no name."""
+    """Levels of the factors that are coded in X and constant within the groups.
+
+    A reference level of statistics that do not record it, as those of an older version, is called "reference".
+    """
     counts = np.maximum(group.counts, 1)[:, None]
     share = group.sums / counts  # (groups, p)
     pure = (group.indicators & ((share == 0) | (share == 1)).all(axis=0)).tolist()
     parsed = [_LEVEL.findall(name) for name in fit.summary.fixed_names]
+    references = {name: part.reference for term in fit.summary.terms or () for name, part in term.factors.items()}
     for factor in dict.fromkeys(factor for column in parsed for factor, _ in column):
         columns = [i for i, column in enumerate(parsed) if any(name == factor for name, _ in column)]
         if all(pure[i] for i in columns):
-            levels = [REFERENCE] * group.counts.size
+            levels = [references.get(factor) or REFERENCE] * group.counts.size
             for i in columns:
                 for row in np.flatnonzero(share[:, i] > 0.5):
                     levels[row] = dict(parsed[i])[factor]

@@ -399,6 +399,38 @@ def test_fitted_means_and_intervals_equal_dense_computation(fit, feature, level)
     np.testing.assert_array_equal(found["by"], np.arange(J) >= 4)
 
 
+def test_fitted_means_with_correlated_slopes_equal_dense_computation():
+    """Standard errors of K beta + L u by Henderson's mixed model equations."""
+    rng = np.random.default_rng(4)
+    donor, x = np.repeat(np.arange(8), 20), rng.normal(size=160)
+    y = rng.normal(size=(160, 3)) + rng.normal(size=(8, 3))[donor] + rng.normal(size=(8, 3))[donor] * x[:, None]
+    obs = pd.DataFrame({"donor": [f"D{i}" for i in donor], "x": x})
+    slopes = lmm_gpu.fit((y, obs), "~ x + (x | donor)", progress=False)
+    found = group_means(slopes, "Gene2").sort_index()
+    one = np.eye(8)[donor]
+    X, Z = np.column_stack([np.ones(160), x]), np.hstack([one, one * x[:, None]])
+    v0, v1, cov, s0 = slopes.theta["Gene2"]
+    penalty = np.zeros((18, 18))
+    penalty[2:, 2:] = np.kron(np.linalg.inv([[v0, cov], [cov, v1]]), np.eye(8)) * s0
+    W = np.hstack([X, Z])
+    inverse = np.linalg.inv(W.T @ W + penalty)
+    rows = one.T @ W / 20
+    np.testing.assert_allclose(found["fitted"], rows @ inverse @ W.T @ y[:, 1], rtol=1e-5)
+    half = stats.norm.isf(0.025) * np.sqrt(s0 * np.einsum("gi,ij,gj->g", rows, inverse, rows))
+    np.testing.assert_allclose(found["ci_high"] - found["fitted"], half, rtol=1e-5)
+    pl.gene(slopes, "Gene2")
+
+
+def test_means_of_a_fit_with_weights_per_gene_are_refused():
+    rng = np.random.default_rng(5)
+    obs = pd.DataFrame({"donor": np.repeat(list("uvwxyz"), 3), "time": ["a", "b", "c"] * 6})
+    weighted = lmm_gpu.fit(
+        (rng.normal(size=(18, 4)), obs), "~ time + (1 | donor)", weights=rng.uniform(1, 2, (18, 4)), progress=False
+    )
+    with pytest.raises(ValueError, match=r"weights per gene, such as voom's: plot a fit .* without weights"):
+        pl.gene(weighted, "Gene1")
+
+
 def test_gene_plot_shows_group_means(fit):
     means = group_means(fit, "Gene6")
     assert means["by"].is_monotonic_increasing
@@ -563,7 +595,7 @@ def test_paired_plot_joins_donors_within_facets(paired):
 
 def test_factors_between_donors_need_no_separate_random_effect(fit):
     means = paired_means(fit, "Gene6", "arm")
-    assert means.attrs["component"] == "donor" and set(means["by"]) == {"reference", "stim"}
+    assert means.attrs["component"] == "donor" and set(means["by"]) == {"ctrl", "stim"}
     np.testing.assert_allclose(means.set_index("unit")["mean"]["D5"], Y[DONOR == 5, 5].mean())
 
 
