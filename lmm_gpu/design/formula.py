@@ -124,6 +124,7 @@ def parse_fixed(text: str, columns: Collection[str]) -> tuple[SimpleFormula, dic
         or contains anything but columns, constants, arithmetic, comparisons and calls of the functions in
         `safe_code.CALLABLE`.
     """
+    _refuse_bare_spaces(text, columns)
     for token in _tokens(text):
         if _is_operator(token, "|"):
             raise ValueError(f"cannot use '|' in {text.strip()!r}: write a random term in parentheses, as (1 | donor)")
@@ -176,6 +177,14 @@ def _columns_of(factor: Factor, columns: Collection[str]) -> tuple[str, ...]:
             "a plain name), or drop the term"
         )
     return tuple(sorted(found))
+
+
+def _refuse_bare_spaces(text: str, columns: Collection[str]) -> None:
+    outside = re.sub(r"`[^`]*`|'[^']*'|\"[^\"]*\"", "", text)
+    bare = [name for name in map(str, columns) if re.fullmatch(r"[\w.]+( [\w.]+)+", name) and name in outside]
+    if bare:
+        name = max(bare, key=len)
+        raise ValueError(f"cannot read the formula {shortened(text)!r}: write the column in backquotes: `{name}`")
 
 
 def _refuse_hidden_functions(used: dict[str, tuple[str, ...]]) -> None:

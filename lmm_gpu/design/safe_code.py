@@ -72,7 +72,7 @@ def require_column(name: str, columns: Collection[str]) -> str:
     if name in columns:
         return name
     known = [str(column) for column in columns]
-    close = difflib.get_close_matches(name[:200], known)
+    close = [one if one.isidentifier() else f"`{one}`" for one in difflib.get_close_matches(name[:200], known)]
     shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     hint = f"did you mean {' or '.join(close)}?" if close else f"it has {shown or 'no columns at all'}"
     raise ValueError(f"obs has no column {name[:200]!r}: {hint}")

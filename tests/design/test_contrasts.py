@@ -157,6 +157,12 @@ def test_refuses_with_the_reason(expression, message):
     assert len(str(caught.value)) < 1000
 
 
+def test_either_quote_names_a_coefficient():
+    """formulaic writes single quotes, whatever the formula has."""
+    names = ["A", "C(arm, contr.treatment('ctrl'))[T.stim]"]
+    np.testing.assert_array_equal(parse_contrast('C(arm, contr.treatment("ctrl"))[T.stim]', names), [0, 1])
+
+
 def test_long_flat_expressions_and_long_signs_are_read():
     np.testing.assert_array_equal(parse_contrast("A" + "+A" * 9_999, NAMES), [10_000, 0, 0])
     np.testing.assert_array_equal(parse_contrast("-" * 10_001 + "A", NAMES), [-1, 0, 0])

@@ -288,6 +288,8 @@ def test_r_names(names, expected):
         ("~ 1 + (1 | doner)", ["no column 'doner'", "did you mean donor?"]),
         ("~ zzz + (1 | donor)", ["no column 'zzz'", "it has donor, condition"]),
         ("~ log(ages) + (1 | donor)", ["no column 'ages'", "did you mean age?"]),
+        ("~ age + cell type:age + (1 | donor)", ["write the column in backquotes: `cell type`"]),
+        ("~ age + cell_type + (1 | donor)", ["did you mean `cell type`?"]),
         ("~ log(lib.size) + (1 | donor)", ["'lib.size'", "backquotes, `lib.size`"]),
         ("~ I(age^2) + (1 | donor)", ["'age ^ 2'", "'**'"]),
         ("~ log(donor) + (1 | donor)", ["cannot evaluate the formula 'log(donor)'"]),
