@@ -24,6 +24,8 @@ from .precision_weights import voom
 from .samples import as_samples, layer_of
 
 logger = logging.getLogger("lmm_gpu")
+#: Scale of the values of voom, for the axes of plots.
+SCALE = "log2 cpm"
 
 
 def dream(
@@ -115,7 +117,7 @@ def _tested(
     if not split_formula(formula)[1]:
         return _linear_table(v, formula, contrast, features, moderate)
     design = build_design(formula, v.obs)
-    summary = weighted_statistics(design, v.X, v.layers["weights"], features, "log2 cpm")
+    summary = weighted_statistics(design, v.X, v.layers["weights"], features, SCALE)
     fit: LMMFit = fit_summary(summary, FitOptions(bounds="nonnegative"))
     with warnings.catch_warnings():  # a sample is one observation: advice on cells does not apply
         warnings.simplefilter("ignore", UserWarning)
@@ -136,4 +138,6 @@ def _linear_table(v: Any, formula: str, contrast: Any, features: tuple[str, ...]
     tested = ContrastTest(C @ fit.coef, se, np.broadcast_to(df, se.shape))
     status = np.full(len(features), "converged", dtype=object)
     columns = {"mean_expr": v.X.mean(axis=0), "status": status, "residual_variance": fit.variance}
-    return tidy(tested, features, labels, columns)
+    table = tidy(tested, features, labels, columns)
+    table.attrs["transform"] = SCALE
+    return table

@@ -12,7 +12,10 @@ from .options import given
 from .output import Output
 
 Samples = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Counts of samples as .h5ad, as `pseudobulk` writes them.")
+    Path,
+    typer.Argument(
+        metavar="FILE", help="Counts of samples: .h5ad, as `pseudobulk` writes; or .csv or .tsv with --obs."
+    ),
 ]
 ByEach = Annotated[
     str | None, typer.Option(help="Column of obs, such as cell_type: each of its values is fitted alone.")
@@ -52,6 +55,9 @@ def dream(
     data: Samples,
     formula: opt.Formula,
     output: opt.Table,
+    obs: Annotated[
+        Path | None, typer.Option(help="Table of the samples (.csv, .tsv), for counts as .csv or .tsv.")
+    ] = None,
     by: ByEach = None,
     contrast: opt.Contrasts = None,
     layer: opt.Layer = None,
@@ -64,11 +70,13 @@ def dream(
     """Test samples as dream does: voom weights, weighted mixed models and empirical Bayes.
 
     Example: lmm-gpu dream samples.h5ad -f "~ condition + (1 | donor)" --by cell_type -o table.csv
+
+    Bulk samples: lmm-gpu dream counts.csv --obs samples.csv -f "~ day + (1 | subject)" -c "day[T.day7]" -o table.csv
     """
     from .bulk_tasks import dream_to_file
 
     options = {"by": by, "layer": layer, "min_count": min_count, "min_share": min_share, "df": df}
-    record = dream_to_file(data, formula, output, contrast, force=force, **options)
+    record = dream_to_file(data, formula, output, contrast, obs=obs, force=force, **options)
     shell: Output = context.obj
     shell.say(f"wrote {output}  ({record['tests']:,} tests: gene x contrast)")
     shell.answer(record)

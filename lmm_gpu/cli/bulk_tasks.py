@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ..backend.optional import require
 from ..bulk import dream, pseudobulk
-from ..io.files import check_table_path, write_table
+from ..io.files import check_table_path, separator_of, write_table
+from ..io.text_tables import read_obs
 from .contrast_options import split_name
 from .h5ad_output import write_h5ad
 from .output_files import check_output
@@ -41,14 +44,23 @@ def pseudobulk_to_file(
 
 
 def dream_to_file(
-    data: Path, formula: str, path: Path, contrasts: Sequence[str] | None, *, force: bool = False, **options: Any
+    data: Path,
+    formula: str,
+    path: Path,
+    contrasts: Sequence[str] | None,
+    *,
+    obs: Path | None = None,
+    force: bool = False,
+    **options: Any,
 ) -> dict[str, Any]:
     """Test samples and write a table; return a description.
 
     Parameters
     ----------
     data : Path
-        Counts of samples as .h5ad.
+        Counts of samples as .h5ad; or as .csv or .tsv, samples x genes or genes x samples, with `obs`.
+    obs : Path, optional
+        Table of the samples.
     formula, **options
         As `lmm_gpu.dream`.
     path : Path
@@ -63,15 +75,38 @@ def dream_to_file(
         For anything that cannot be used; nothing is written then.
     """
     check_table_path(path)
-    check_output(path, [data], force=force)
-    anndata = require("anndata", "reading .h5ad")
-    if not data.is_file():
-        raise ValueError(f"there is no {data}: expected samples as .h5ad, as lmm-gpu pseudobulk writes them")
-    try:
-        samples = anndata.read_h5ad(data)
-    except Exception as error:  # of a broken file anndata and h5py raise many types
-        raise ValueError(f"cannot read {data} as .h5ad ({error})") from error
+    check_output(path, [data, obs], force=force)
+    samples = _read_samples(data, obs)
     named = dict(split_name(text, ()) for text in contrasts) if contrasts else None
     table = dream(samples, formula, contrast=named, **options)
     write_table(table, path)
     return {"tests": len(table), "contrasts": list(dict.fromkeys(table["contrast"])), "written": [str(path)]}
+
+
+def _read_samples(data: Path, obs: Path | None) -> Any:
+    expected = "expected samples as .h5ad, or as .csv or .tsv with --obs"
+    if not data.is_file():
+        raise ValueError(f"there is no {data}: {expected}")
+    if obs is None:
+        anndata = require("anndata", "reading .h5ad")
+        try:
+            return anndata.read_h5ad(data)
+        except Exception as error:  # of a broken file anndata and h5py raise many types
+            raise ValueError(f"cannot read {data} as .h5ad ({error}): {expected}") from error
+    separator = separator_of(data)
+    samples = read_obs(obs)
+    try:
+        counts = pd.read_csv(data, sep=separator, index_col=0)
+    except ValueError as error:
+        raise ValueError(f"cannot read {data} as a table ({error})") from error
+    counts.index, counts.columns = counts.index.astype(str), counts.columns.astype(str)
+    samples.index = samples.index.astype(str)
+    if not set(samples.index) <= set(counts.index):
+        counts = counts.T
+    missing = [name for name in samples.index if name not in counts.index]
+    if missing:
+        raise ValueError(
+            f"{data} has no counts of {len(missing)} of {len(samples)} samples of {obs} (first: {missing[0]}): the "
+            "first column of --obs has the names of the samples, as the rows or columns of the counts"
+        )
+    return counts.loc[samples.index], samples

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from ..design.contrasts import contrast_matrix
+from .results_folder import RECORD
+from .run_record import read_record
 
 _ASSIGN = " = "
 
@@ -38,6 +41,19 @@ def contrasts_of(texts: Sequence[str] | None, names: Sequence[str]) -> pd.DataFr
         if any("=" in text and _ASSIGN not in text for text in texts):
             raise ValueError(f"{error}; a name is separated by ' = ', with spaces: 'name = a - b'") from None
         raise
+
+
+def with_names_of_run(texts: Sequence[str] | None, fitted: Path, names: Sequence[str]) -> list[str] | None:
+    """Replace each name of a contrast of the run by the contrast; `fitted` is the folder of the run, or its fit.h5."""
+    path = (fitted if fitted.is_dir() else fitted.parent) / RECORD
+    if not texts or not path.is_file():
+        return None if texts is None else list(texts)
+    try:
+        contrasts = [text for text in read_record(path)["contrasts"] if isinstance(text, str)]
+    except (ValueError, OSError):  # not a record of a run: the texts speak for themselves
+        return list(texts)
+    known = {split_name(text, names)[0]: text for text in contrasts}
+    return [text if text in names else known.get(text.strip(), text) for text in texts]
 
 
 def split_name(text: str, names: Sequence[str]) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from ..io.files import check_table_path, write_table
 from ..results.lmm_fit import LMMFit
 from ..sumstats.summary_stats import SummaryStats
 from .cell_reading import opened_cells, read_options
-from .contrast_options import contrasts_of
+from .contrast_options import contrasts_of, with_names_of_run
 from .output_files import check_output
 from .results_folder import FIT, files_of_run, sha256
 from .run import tested
@@ -111,7 +111,8 @@ def write_tests(
     """
 
     def test(fit: LMMFit) -> pd.DataFrame:
-        matrix = contrasts_of(contrasts, fit.summary.fixed_names)
+        names = fit.summary.fixed_names
+        matrix = contrasts_of(with_names_of_run(contrasts, fitted, names), names)
         return tested(fit, matrix, df=df, alternative=alternative, level=level)
 
     table = write_table_of_fit(fitted, path, test, force=force)

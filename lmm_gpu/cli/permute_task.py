@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import pl
 from ..reporting.canvas import check_plot_path
-from .contrast_options import contrasts_of
+from .contrast_options import contrasts_of, with_names_of_run
 from .file_tasks import write_table_of_fit
 from .output_files import check_output
 
@@ -43,7 +43,8 @@ def write_permutation(
     kept: list[Permutation] = []
 
     def make(fit: LMMFit) -> pd.DataFrame:
-        hypothesis = contrasts_of([contrast], fit.summary.fixed_names)
+        names = fit.summary.fixed_names
+        hypothesis = contrasts_of(with_names_of_run([contrast], fitted, names), names)
         found = fit.permutation(hypothesis, n, seed, df=df, strata=_strata(strata))
         kept.append(found)
         return found.table

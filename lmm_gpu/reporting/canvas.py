@@ -108,6 +108,7 @@ _EFFECTS = {
     "log2p1": "log2 fold change",
     "log1p": "log fold change (natural log)",
     "normalize": "log fold change (natural log)",
+    "log2 cpm": "log2 fold change",
 }
 
 

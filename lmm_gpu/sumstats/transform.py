@@ -18,6 +18,7 @@ from ..backend.sparse import is_sparse, stored_values, with_values
 logger = logging.getLogger("lmm_gpu")
 TRANSFORMS = ("log1p", "log2p1", "normalize")
 _SCALES = {"log1p": "log(1 + value)", "log2p1": "log2(1 + value)", "normalize": "log(1 + count / size factor)"}
+_SCALES |= {"log2 cpm": "log2 counts per million"}  # of voom
 #: The information squares variances: sums of the fourth powers of larger numbers overflow float64.
 _LARGEST = 1e70
 #: Bits that the compiled pass returns: a value that cannot be used (NaN, infinite, too large, or negative where it is

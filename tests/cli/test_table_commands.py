@@ -227,3 +227,44 @@ def test_samples_that_cannot_be_made_or_tested(samples, command, monkeypatch, wo
     code, out, err = command(*words)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
     assert not list(samples.glob("x.*"))
+
+
+def test_contrasts_of_the_run_are_known_by_name(command, place, tmp_path):
+    assert (
+        command("fit", "cells.csv", "--obs", "obs.csv", "-f", FORMULA, "-c", "treated = arm[T.y]", "-o", "named")[0]
+        == 0
+    )
+    assert command("test", "named", "-c", "treated", "-o", tmp_path / "t.csv")[0] == 0
+    assert set(pd.read_csv(tmp_path / "t.csv")["contrast"]) == {"treated"}
+    code, out, _ = command("permute", "named", "-c", "treated", "-n", "5", "-o", tmp_path / "p.csv")
+    assert code == 0 and "Permutation of treated" in out
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_dream_reads_tables_of_samples(command, place, tmp_path, turned):
+    rng = np.random.default_rng(3)
+    names = [f"s{i}" for i in range(12)]
+    counts = pd.DataFrame(rng.poisson(100, (12, 40)), index=names, columns=[f"g{j}" for j in range(40)])
+    samples = pd.DataFrame({"day": ["a", "b"] * 6, "subject": np.repeat(list("uvwxyz"), 2)}, index=names)
+    (counts.T if turned else counts).sample(frac=1, random_state=1).to_csv(tmp_path / "counts.csv")
+    samples.to_csv(tmp_path / "samples.csv")
+    words = [
+        "dream",
+        tmp_path / "counts.csv",
+        "-f",
+        "~ day + (1 | subject)",
+        "-c",
+        "day[T.b]",
+        "-o",
+        tmp_path / "t.csv",
+    ]
+    assert command(*words, "--obs", tmp_path / "samples.csv")[0] == 0
+    found = pd.read_csv(tmp_path / "t.csv").set_index("variable")["log_fc"]
+    wanted = lmm_gpu.dream((counts, samples), "~ day + (1 | subject)", contrast="day[T.b]")
+    assert wanted.attrs["transform"] == "log2 cpm"
+    pd.testing.assert_series_equal(found.sort_index(), wanted.set_index("variable")["log_fc"].sort_index())
+    code, _, err = command(*words)
+    assert code == 2 and "or as .csv or .tsv with --obs" in err
+    samples.rename(index={"s3": "other"}).to_csv(tmp_path / "samples.csv")
+    code, _, err = command(*words, "--obs", tmp_path / "samples.csv")
+    assert code == 2 and "first: " in err and "names of the samples" in err
