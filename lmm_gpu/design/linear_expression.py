@@ -37,8 +37,8 @@ class _LinearExpression:
     def __init__(self, expression: str, names: list[str]):
         if not isinstance(expression, str):
             raise ValueError(f"got the contrast {shown(expression)}, expected text such as 'A - B'")
-        if not any('"' in name for name in names):  # the names have formulaic's quotes, C(arm, contr.treatment('a'))
-            expression = expression.replace('"', "'")
+        for name in (name for name in names if "'" in name):  # formulaic's quotes: C(arm, contr.treatment('a'))
+            expression = expression.replace(name.replace("'", '"'), name)
         self.expression, self.names = expression, names
         self.position = {name: position for position, name in enumerate(names)}
         self.at, self.depth = 0, 0

@@ -29,7 +29,8 @@ def table_of(obs: pd.DataFrame | str | Path | None, found: Found, name: str) -> 
     if table is None and found.cells is not None and found.cells.shape[1]:
         table = found.cells
     if not (hasattr(table, "columns") and hasattr(table, "iloc")):
-        turned = "" if found.cells is None else " (its own has no columns: are its rows genes? then transpose it)"
+        labelled = found.cells is not None and not name.endswith((".h5", "_matrix", ".mtx", ".mtx.gz"))
+        turned = " (its own has no columns: are its rows genes? then transpose it)" if labelled else ""
         raise ValueError(
             f"{name} needs a table that describes its cells{turned}: pass obs=, a DataFrame or a path to .csv"
         )

@@ -34,9 +34,9 @@ def market_file_of(folder: Path) -> Path:
     for suffix in MARKET:
         if (folder / f"matrix{suffix}").is_file():
             return folder / f"matrix{suffix}"
-    raise ValueError(
-        f"{folder} is a folder without matrix.mtx or matrix.mtx.gz: pass a file, or a folder as CellRanger writes it"
-    )
+    inside = folder / "filtered_feature_bc_matrix"
+    hint = f"did you mean {inside}?" if inside.is_dir() else "pass a file, or a folder as CellRanger writes it"
+    raise ValueError(f"{folder} is a folder without matrix.mtx or matrix.mtx.gz: {hint}")
 
 
 def open_market(path: Path, feature_types: str | Sequence[str] | None) -> Found:

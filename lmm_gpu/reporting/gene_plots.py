@@ -149,7 +149,8 @@ def _draw_cells(ax: Axes, means: pd.DataFrame, cells: Any) -> None:
 
 def _paired(fit: LMMFit, means: pd.DataFrame, feature: str, by: str, level: float, ax: Axes | None) -> Axes:
     """Draw `paired_means`: the facets side by side, in each one position per level of `by`."""
-    levels, facets = _ordered(means["by"]), _ordered(means["facet"])
+    order = list(means.attrs["order"].values())
+    levels, facets = _ordered(means["by"], order[0]), _ordered(means["facet"], order[-1])
     step = len(levels) + 0.6
     at = means["facet"].map(facets.index).to_numpy() * step + means["by"].map(levels.index).to_numpy()
     ticks = [i * step + j for i in range(len(facets)) for j in range(len(levels))]
@@ -194,7 +195,7 @@ def _draw_means(ax: Axes, means: pd.DataFrame, levels: list[str], level: float) 
     )
 
 
-def _ordered(names: pd.Series) -> list[str]:
-    """Levels in the order in which they appear, a reference level without a name first."""
-    levels = list(dict.fromkeys(names))
-    return sorted(levels, key=lambda name: name != "reference")
+def _ordered(names: pd.Series, known: list[str]) -> list[str]:
+    """Levels in the order of the model, reference first; unknown ones last, in the order in which they appear."""
+    place = {name: at for at, name in enumerate(known)}
+    return sorted(dict.fromkeys(names), key=lambda name: place.get(name, len(known)))

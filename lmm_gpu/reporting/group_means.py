@@ -139,7 +139,7 @@ def paired_means(
     -------
     DataFrame
         unit (what is left of the name of the level: the donor), by, facet, cells, mean, ci_low, ci_high.
-        ``attrs``: component, unit (its name).
+        ``attrs``: component, unit (its name), order (levels of each factor in the order of the model).
 
     Raises
     ------
@@ -168,6 +168,8 @@ def paired_means(
         }
     )
     found.attrs = {"component": group.name, "unit": ":".join(units)}
+    coded = {name: part.levels for term in summary.terms or () for name, part in term.factors.items()}
+    found.attrs["order"] = {name: [REFERENCE, *coded.get(name, ())] for name in factors}
     return found
 
 

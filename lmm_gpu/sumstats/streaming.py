@@ -223,5 +223,10 @@ def check_size_factors(factors: Any, what: str) -> np.ndarray:
         raise ValueError(f"{what}: wanted numbers, one positive size factor per cell ({error})") from error
     bad = int(np.count_nonzero(~(np.isfinite(factors) & (factors > 0))))
     if bad:
-        raise ValueError(f"{what} of {bad} cell(s) are not positive numbers; remove these cells before normalizing")
+        remedy = "remove these cells before normalizing"
+        if what == "the total counts" and (factors < 0).any():
+            remedy = (
+                "some are negative: scaled or corrected values cannot be normalised; use the layer of the raw counts"
+            )
+        raise ValueError(f"{what} of {bad} cell(s) are not positive numbers; {remedy}")
     return np.asarray(factors)

@@ -174,9 +174,9 @@ def not_counts(name: str, place: str) -> str:
 def warn_not_counts(transform: str, name: str, place: str) -> None:
     """Warn that a transform of counts was given for values that are not whole numbers."""
     warnings.warn(
-        f"transform={transform!r} is for raw counts, but in {name} {place} has values that are not whole numbers: are "
-        "they already normalised? Then leave out the transform; values that are only scaled, such as counts per "
-        "million, are right",
+        f"transform={transform!r} is for raw counts, but {name} has values that are not whole numbers ({place}): are "
+        "they already normalised? Then leave out the transform, or name the layer of the raw counts. Counts that are "
+        "only scaled, such as counts per million, can be used",
         stacklevel=2,
     )
 
