@@ -94,7 +94,8 @@ def _not_between(label: str, group: str) -> ValueError:
     return ValueError(
         f"{label} is not a contrast between the levels of {group} (donors): it compares cells within them. An exchange "
         "of the labels of whole donors leaves such a difference as it is, and single cells are not exchangeable "
-        "between donors. For the effect of a treatment of donors in one cell type, fit these cells alone (cells= selects them)"
+        "between donors. For the effect of a treatment of donors in one cell type, fit these cells "
+        "alone (cells= selects them)"
     )
 
 
