@@ -215,7 +215,8 @@ def _grouping_by(fit: LMMFit, factors: list[str], component: str | None) -> tupl
         unit = next((group.name for group in groupings(fit.summary)), "donor").split(":")[0]
         raise ValueError(
             f"the sums do not contain means by {' and '.join(factors)}: no random effect has one level per "
-            f"combination; add (1 | {':'.join([unit, *(name for name in factors if name != unit)])}) to the formula"
+            f"combination; add (1 | {':'.join([unit, *(name for name in factors if name != unit)])}) to the formula "
+            "(where each combination is a single sample, as in bulk data, plot the values themselves)"
         )
     return min(found, key=lambda one: one[0].counts.size)
 
