@@ -108,7 +108,7 @@ def write() -> list[Path]:
 
 
 #: Programs of the README's table.
-SHOWN = ("lmm_gpu", "flash-mm", "FLASHMM", "lmerTest", "glmmTMB", "statsmodels", "mixedlm", "mixedlm-rs")
+SHOWN = ("lmm_gpu", "flash-mm", "FLASHMM", "lmerTest", "dream", "statsmodels", "mixedlm", "mixedlm-rs")
 #: Other measurements in which a program may be faster: data set, key, description.
 OTHERS = (
     ("cells_1", "seconds_to_first_gene", "the first gene, import included"),
