@@ -47,14 +47,14 @@ SCRIPTS = (
     Script("backends"),
     Script("streaming", ("--repeats", "3")),
     Script("calibration"),
-    Script("calibration_designs"),
+    Script("calibration_designs", ("--genes", "1000")),
     Script("calibration_counts"),
     Script("calibration_data"),
-    Script("peers", ("--seconds", "3")),
+    Script("peers", ("--seconds", "2")),
     Script("cell_pass"),
-    Script("growth", ("--seconds", "1")),
+    Script("growth", ("--seconds", "0.5")),
     Script("scaling"),
-    Script("large_models", ("--beside", "3")),
+    Script("large_models"),
 )
 
 
