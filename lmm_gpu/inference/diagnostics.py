@@ -11,6 +11,7 @@ from ..backend.arrays import to_numpy
 from ..design.terms import Term, product_of, treatment_factor
 from ..sumstats.summary_stats import SummaryStats
 from .group_levels import Grouping, groupings
+from .missing_margins import missing_margins
 from .pooled_variances import ObservedVariance, observed_variances
 from .rare_counts import LEVEL, too_rare
 from .strata import between_within_df, strata, tested_between
@@ -46,9 +47,26 @@ def diagnose(
             "the model; add samples, or read the result as a description of these"
         )
     yield from _missing_random_effects(summary, C, labels, groups)
+    yield from _missing_margins(summary, C, labels, groups)
     yield from _few_df(summary, C, labels)
     yield from _unequal_variances(summary, C, labels, theta)
     yield from _rare_counts(summary, C, labels, groups)
+
+
+def _missing_margins(
+    summary: SummaryStats, C: np.ndarray, labels: Sequence[str], groups: Sequence[Grouping]
+) -> Iterator[str]:
+    found = list(missing_margins(summary, C, groups))
+    if found:
+        added = dict.fromkeys(f"(1 | {':'.join(map(_quoted, margin.split(':')))})" for _, margin in found)
+        listed = _listed([repr(labels[i]) for i in sorted({i for i, _ in found})])
+        remedy = (
+            f"Write '{' + '.join([summary.formula, *added])}'" if summary.formula else f"Add {' + '.join(added)} to Z"
+        )
+        yield (
+            f"{listed}: an average over levels of other factors, for which the interaction among the random effects "
+            f"alone is not enough: p-values are too small where such averages vary. {remedy}"
+        )
 
 
 def diagnose_untestable(summary: SummaryStats, C: np.ndarray, labels: Sequence[str], rank: int) -> Iterator[str]:

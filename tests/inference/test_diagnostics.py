@@ -171,3 +171,29 @@ def test_few_degrees_of_freedom_with_many_genes(donors, df, errors):
         found = [str(one.message) for one in caught if "degrees of freedom between levels" in str(one.message)]
         assert len(found) == (expected is not None)
         assert not found or (f"'arm[T.v]': {df} degrees" in found[0] and f"effect of {expected} standard" in found[0])
+
+
+MARGIN = "alone is not enough: p-values are too small where such averages vary"
+
+
+@pytest.mark.parametrize(
+    ("formula", "contrast", "added"),
+    [
+        ("~ half + cls + (1 | donor) + (1 | donor:half:cls)", "half[T.t]", "(1 | donor:half)"),
+        ("~ half + cls + (1 | donor) + (1 | cls:donor:half)", "cls[T.q]", "(1 | cls:donor)"),
+        ("~ 0 + cls + cls:half + (1 | donor) + (1 | donor:half:cls)", "cls[p]:half[T.t]", None),
+        (
+            "~ 0 + cls + cls:half + (1 | donor) + (1 | donor:half:cls)",
+            "cls[p]:half[T.t] + cls[q]:half[T.t]",
+            "(1 | donor:half)",
+        ),
+        ("~ 0 + cls + cls:half + (1 | donor) + (1 | donor:half:cls)", "cls[p]:half[T.t] - cls[q]:half[T.t]", None),
+        ("~ half + cls + (1 | donor) + (1 | donor:half) + (1 | donor:half:cls)", "half[T.t]", None),
+        ("~ half + cls + (1 | donor) + (0 + x | donor) + (1 | donor:half:cls)", "half[T.t]", None),
+        ("~ arm + cls + (1 | donor) + (1 | donor:arm:cls)", "arm[T.v]", None),  # constant within donors
+    ],
+)
+def test_margins_that_an_average_needs(formula, contrast, added):
+    found = [text for text in said(formula, contrast) if MARGIN in text]
+    assert len(found) == (added is not None)
+    assert added is None or found[0].endswith(f"Write '{formula} + {added}'")
