@@ -165,8 +165,8 @@ def test_the_unit_of_a_random_effect(seed, method, c):
     genes = wanted.converged.to_numpy()
     np.testing.assert_array_equal(found.converged, genes)
     error = weights * np.abs(found.estimates.theta - rescaled.theta) / wanted.estimates.theta[-1]
-    assert error[:, genes].max() < 1e-6
-    assert (np.abs(found.estimates.coef - wanted.estimates.coef) / wanted.estimates.se)[:, genes].max() < 1e-6
+    assert error[:, genes].max() < 1e-5
+    assert (np.abs(found.estimates.coef - wanted.estimates.coef) / wanted.estimates.se)[:, genes].max() < 1e-5
 
 
 # --- many cells: rounding of the likelihood grows with them, and is still no failure ---------------
