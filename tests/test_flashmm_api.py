@@ -558,7 +558,7 @@ BAD_INPUT = {
     "theta0 transposed": ({"theta0": np.ones((4, 2))}, r"theta0 has shape \(4, 2\), wanted \(2,\) or \(2, 4\)"),
     "theta0 without residual": ({"theta0": [1, 0]}, "positive residual variance in its last place"),
     "is_counts": ({"is_counts": "yes"}, "is_counts='yes': (wanted|expected) True, False, or None"),
-    "negative counts": ({"is_counts": True}, "is_counts=True, but in the matrix it has values that are not whole"),
+    "negative counts": ({"is_counts": True}, "is_counts=True, but the matrix has values that are not whole"),
     "NaN in Y": (
         {"Y": holed(Y, ([1, 2], [7, 9]))},
         r"Y holds 2 value.*NaN.*first at position \(1, 7\); remove or impute",

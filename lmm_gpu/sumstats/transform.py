@@ -159,14 +159,15 @@ def recognise(Y: Any, is_counts: bool | None) -> Transform:
                 "(--no-counts) overrides this"
             )
     elif is_counts and Y is not None and has_fractions(Y):
-        raise ValueError(not_counts("the matrix", "it"))
+        raise ValueError(not_counts("the matrix"))
     return Transform("log2p1" if is_counts else None)
 
 
-def not_counts(name: str, place: str) -> str:
-    """Message for is_counts=True on values that are not whole numbers."""
+def not_counts(name: str, place: str = "") -> str:
+    """Message for is_counts=True on values at a `place` that are not whole numbers."""
+    where = f" ({place})" if place else ""
     return (
-        f"is_counts=True, but in {name} {place} has values that are not whole numbers: are they normalised already? "
+        f"is_counts=True, but {name} has values that are not whole numbers{where}: are they normalised already? "
         "Then fit them as they are, with is_counts=False"
     )
 
