@@ -11,10 +11,9 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import scipy.sparse
 
 from .backend.arrays import is_sparse_on_device, to_numpy
+from .backend.late_imports import is_frame, is_scipy_sparse, is_series, pd
 from .backend.sparse import on_device
 from .design.contrasts import contrast_rows
 from .io.sparse_checks import canonical
@@ -35,7 +34,7 @@ def read_matrix(
     if anywhere and on_device(A) and len(A.shape) == 2:
         return canonical(A), None, None
     rows = columns = None
-    if isinstance(A, pd.DataFrame):
+    if is_frame(A):
         rows, columns = axis_labels(A.index), axis_labels(A.columns)
         A = _frame_values(A, name)
     A = on_host(A, name)
@@ -110,7 +109,7 @@ def read_weights(weights: Any, m: int, n: int) -> np.ndarray | None:
     """
     if weights is None:
         return None
-    values: Any = weights.to_numpy() if isinstance(weights, (pd.Series, pd.DataFrame)) else on_host(weights, "weights")
+    values: Any = weights.to_numpy() if is_series(weights) or is_frame(weights) else on_host(weights, "weights")
     found: np.ndarray = dense(values).astype(float)
     if found.shape not in ((n,), (m, n)):
         raise ValueError(
@@ -192,10 +191,15 @@ def coefficient_rows(index: Any, names: list[str]) -> tuple[np.ndarray, list[str
 
 def contrasts_in_columns(contrast: Any, names: list[str]) -> tuple[np.ndarray, list[str]]:
     """Rows (c, p) of contrasts as R has them, in the columns of a matrix whose rows need no names, and their labels."""
-    unnamed = isinstance(contrast, pd.DataFrame) and isinstance(contrast.index, pd.RangeIndex)
+    unnamed = is_frame(contrast) and isinstance(contrast.index, pd.RangeIndex)
     if unnamed and len(contrast) == len(names):
         contrast = contrast.set_axis(names)
-    if isinstance(contrast, (str, Mapping, pd.DataFrame, pd.Series)) or np.asarray(contrast).dtype.kind in "UO":
+    if (
+        isinstance(contrast, (str, Mapping))
+        or is_frame(contrast)
+        or is_series(contrast)
+        or np.asarray(contrast).dtype.kind in "UO"
+    ):
         return contrast_rows(contrast, names)
     columns = np.asarray(contrast)
     columns = columns[:, None] if columns.ndim == 1 else columns
@@ -220,7 +224,7 @@ def check_shapes(X: Any, Y: Any, Z: Any) -> None:
 
 def dense(A: Any) -> np.ndarray:
     """Return `A` as a dense array."""
-    values: np.ndarray = A.toarray() if scipy.sparse.issparse(A) else A
+    values: np.ndarray = A.toarray() if is_scipy_sparse(A) else A
     return values
 
 
@@ -246,11 +250,11 @@ def on_host(A: Any, name: str) -> Any:
         return np.ma.filled(A.astype(float), np.nan)
     if is_sparse_on_device(A):
         return A.get()
-    if not scipy.sparse.issparse(A) and hasattr(A, "dtype"):
+    if not is_scipy_sparse(A) and hasattr(A, "dtype"):
         with suppress(TypeError):  # of no array library, but perhaps an array still: h5py, xarray, pandas
             A = to_numpy(A)
     try:
-        return A if scipy.sparse.issparse(A) else np.asarray(A)
+        return A if is_scipy_sparse(A) else np.asarray(A)
     except ValueError as error:  # lists of unequal length, AnnData
         raise ValueError(f"{name} is of type {type(A).__name__}; expected a matrix of numbers ({error})") from error
 

@@ -9,7 +9,6 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ._flashmm_inputs import (
     check_same_cells,
@@ -25,6 +24,7 @@ from ._flashmm_inputs import (
 from .backend.arrays import entered, indices, is_array, is_sparse_on_device, namespace, to_numpy
 from .backend.blocks import blocks
 from .backend.devices import Device, resolve
+from .backend.late_imports import is_scipy_sparse, scipy
 from .backend.linalg import DEPENDENT
 from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
@@ -221,7 +221,7 @@ def products_by_block(
         return genes if is_sparse(genes) else device.put(genes)
 
     def multiply(device: Device, bounds: Range, genes: Any) -> None:
-        on_host = scipy.sparse.issparse(genes)
+        on_host = is_scipy_sparse(genes)
         parts[bounds] = _products(design if on_host else on_device[device.name], genes).map(to_numpy)
 
     for _ in run(devices, 1, ranges, load, multiply):
@@ -252,7 +252,7 @@ def within_groups(
         None if there is no such gene, or no random effect with one level per cell.
     """
     ends = np.cumsum(d).tolist()
-    Z = scipy.sparse.csc_array(design[1])
+    Z = scipy.sparse.csc_array(design[1]) if is_scipy_sparse(design[1]) else np.asarray(design[1])
     blocks_of_z = [
         one_hot(Z[:, end - width : end], slice(end - width, end)) for end, width in zip(ends, d, strict=True)
     ]
@@ -260,7 +260,7 @@ def within_groups(
     if grouping is None or is_sparse_on_device(Y):
         return None
     candidates: Any = slice(None)
-    if scipy.sparse.issparse(Y):
+    if is_scipy_sparse(Y):
         Y = Y.tocsr()
         candidates = np.flatnonzero(2 * np.diff(Y.indptr) > Y.shape[1])  # genes of many zeros are far from constant
 
@@ -276,7 +276,7 @@ def within_groups(
 
 def _taken(A: Any, places: np.ndarray, axis: int) -> Any:
     # rows or columns of a dense or sparse matrix, on any device
-    if scipy.sparse.issparse(A) or isinstance(A, np.ndarray):  # NumPy's take would copy one that is not in C order
+    if is_scipy_sparse(A) or isinstance(A, np.ndarray):  # NumPy's take would copy one that is not in C order
         return A[places, :] if axis == 0 else A[:, places]
     return namespace(A).take(A, indices(places, A), axis=axis)
 
@@ -288,5 +288,5 @@ def _products(design: tuple[Any, ...], genes: Any) -> GeneProducts:
 
 def _put(device: Device, design: tuple[Any, ...]) -> tuple[Any, ...]:
     with device.entered():
-        host = (part.toarray() if scipy.sparse.issparse(part) else part for part in design)
+        host = (part.toarray() if is_scipy_sparse(part) else part for part in design)
         return tuple(None if part is None else device.put(part) for part in host)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -290,13 +291,14 @@ def saved_statistics(data: Any, formula: str | None = None) -> SummaryStats | No
 
 def progress_bar(shown: bool) -> Bar:
     """Progress bars of tqdm, if `shown` and standard error is a terminal."""
-    return lambda what, total, unit: _bar(what, total, unit, shown)
+    if not shown or not sys.stderr or not sys.stderr.isatty():  # tqdm would show nothing, but takes long to import
+        return lambda what, total, unit: nullcontext(lambda steps: None)
+    return _bar
 
 
 @contextmanager
-def _bar(what: str, total: int, unit: str, shown: bool) -> Iterator[Callable[[int], object]]:
+def _bar(what: str, total: int, unit: str) -> Iterator[Callable[[int], object]]:
     from tqdm.auto import tqdm
 
-    # disable=None: silent unless standard error is a terminal
-    with tqdm(total=total, desc=what, unit=unit, leave=False, disable=None if shown else True) as bar:
+    with tqdm(total=total, desc=what, unit=unit, leave=False) as bar:
         yield bar.update

@@ -6,14 +6,12 @@ Features are the ROWS of Y and the COLUMNS of every result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import scipy.sparse
-from tqdm.auto import tqdm
 
 from ._flashmm_inputs import (
     axis_labels,
@@ -24,6 +22,7 @@ from ._flashmm_inputs import (
     relabelled,
 )
 from ._flashmm_sums import check_blocks, sslmm
+from .backend.late_imports import pd, scipy
 from .design.column_names import r_names
 from .estimation.fit_options import FitOptions
 from .inference.pvalues import t_pvalue
@@ -132,8 +131,8 @@ def lmm(
         summary = relabelled(XX, d, Y_names, X_names)
     block = None if nBlocks is None else math.ceil(summary.m / check_blocks(nBlocks))
     options = FitOptions(method, bounds, max_iter, epsilon, theta0, memory, block, device)
-    with tqdm(total=summary.m, unit="gene", disable=not progress) as bar:
-        fit = fit_summary(summary, options, bar.update)
+    with _bar(summary.m) if progress else nullcontext() as step:
+        fit = fit_summary(summary, options, step)
     shown = {
         "cov": output_cov,
         "FIM_beta": output_FIM,
@@ -146,6 +145,14 @@ def lmm(
     if verbose:
         print(f"{int((~fit.converged).sum())} of {summary.m} features did not converge")
     return fit
+
+
+@contextmanager
+def _bar(genes: int) -> Iterator[Callable[[int], object]]:
+    from tqdm.auto import tqdm
+
+    with tqdm(total=genes, unit="gene") as bar:
+        yield bar.update
 
 
 def lmmfit(

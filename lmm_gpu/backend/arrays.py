@@ -10,17 +10,17 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat
-import array_api_compat.numpy
 import numpy as np
 
 Array = Any  # an array of any array API library: the standard has no common base class
-_ON_HOST = (np.ndarray, float, int)  # operands of NumPy: arrays, and scalars beside them
+#: Operands of NumPy: arrays, and scalars beside them.
+_ON_HOST = frozenset((np.ndarray, np.float64, np.float32, np.int64, np.bool, float, int, bool, type(None)))
 
 
 def namespace(*arrays: Array) -> Any:
     """Array API namespace shared by `arrays` (None and Python scalars are ignored)."""
     if all(type(x) in _ON_HOST for x in arrays):  # the general way takes longer than a small operation
-        return array_api_compat.numpy
+        return np  # has the functions of the standard itself: to import a wrapper takes longer than to fit a gene
     return array_api_compat.array_namespace(*arrays)
 
 

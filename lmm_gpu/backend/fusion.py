@@ -11,7 +11,6 @@ from dataclasses import fields, is_dataclass
 from typing import Any, ParamSpec, TypeVar, cast
 
 import array_api_compat
-import array_api_compat.numpy
 
 from .arrays import Array, namespace
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import scipy
-
 from .arrays import Array, indices, like, namespace, on_host, raises_for_bad_matrices, to_numpy, zeros
 from .fusion import fused
 from .host_decompositions import decomposed_on_host
+from .late_imports import scipy
 
 #: A pivot below this share of its diagonal entry is rounding: the column depends on those before it.
 DEPENDENT = 1e-10

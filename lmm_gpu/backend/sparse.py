@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from .arrays import Array, indices, is_array, is_sparse_on_device, like, namespace, on_host
+from .late_imports import is_scipy_sparse, scipy
 
 
 def is_sparse(Y: Any) -> bool:
     """Return whether `Y` is a sparse matrix, of SciPy or on a device."""
-    return scipy.sparse.issparse(Y) or is_sparse_on_device(Y)
+    return is_scipy_sparse(Y) or is_sparse_on_device(Y)
 
 
 def on_device(Y: Any) -> bool:
@@ -29,7 +29,7 @@ def stored_values(Y: Any) -> Array:
 
 def with_values(Y: Any, values: Array) -> Any:
     """Return `Y` with other stored `values`; a sparse result shares the positions of `Y`."""
-    if scipy.sparse.issparse(Y):
+    if is_scipy_sparse(Y):
         return scipy.sparse.csr_array((values, Y.indices, Y.indptr), shape=Y.shape)
     return type(Y)((values, Y.indices, Y.indptr), shape=Y.shape) if is_sparse_on_device(Y) else values
 
@@ -44,7 +44,7 @@ def some_rows(Y: Any, kept: np.ndarray) -> Any:
 
 def submatrix(A: Any, rows: list[int], columns: list[int], reference: Array) -> Array:
     """Chosen rows and columns of a matrix as an array like `reference`; the matrix may be sparse."""
-    if scipy.sparse.issparse(A):
+    if is_scipy_sparse(A):
         return like(A[rows][:, columns].toarray(), reference)
     xp = namespace(A)
     return xp.take(xp.take(A, indices(rows, A), axis=0), indices(columns, A), axis=1)
@@ -53,13 +53,13 @@ def submatrix(A: Any, rows: list[int], columns: list[int], reference: Array) -> 
 def diagonal_of(A: Any, rows: tuple[int, int], columns: tuple[int, int], reference: Array) -> Array:
     """Diagonal of such a range."""
     part = A[rows[0] : rows[1], columns[0] : columns[1]]
-    return like(part.diagonal(), reference) if scipy.sparse.issparse(A) else namespace(A).linalg.diagonal(part)
+    return like(part.diagonal(), reference) if is_scipy_sparse(A) else namespace(A).linalg.diagonal(part)
 
 
 def is_diagonal(A: Any, rows: tuple[int, int], columns: tuple[int, int]) -> bool:
     """Return whether such a range has no entries outside of its diagonal."""
     part = A[rows[0] : rows[1], columns[0] : columns[1]]
-    if scipy.sparse.issparse(A):
+    if is_scipy_sparse(A):
         return bool(part.count_nonzero() == np.count_nonzero(part.diagonal()))
     xp = namespace(part)
     return int(xp.count_nonzero(part)) == int(xp.count_nonzero(xp.linalg.diagonal(part)))

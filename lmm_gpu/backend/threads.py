@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from threadpoolctl import threadpool_limits
+if TYPE_CHECKING:
+    from threadpoolctl import threadpool_limits
+
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,6 +80,8 @@ class _Limit:
         with self._lock:
             first = self._users == 0
             if first:
+                from threadpoolctl import threadpool_limits
+
                 self._limits = threadpool_limits(limits=1, user_api="blas")
             self._users += 1
         try:

@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
+from ..backend.late_imports import scipy
 from .terms import Terms
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Design:
         return self.fixed.X
 
     @cached_property
-    def Z(self) -> sparse.csr_array:
+    def Z(self) -> scipy.sparse.csr_array:
         """Random effects (n, q) float64 in CSR format: one block per component, one column per group."""
         from .random_effects import indicator_matrix
 
@@ -235,7 +235,7 @@ def fixed_design(formula: str, obs: pd.DataFrame) -> tuple[np.ndarray, tuple[str
     return fixed.X, fixed.names
 
 
-def random_columns(formula: str, obs: pd.DataFrame) -> tuple[sparse.csr_array, tuple[str, ...]]:
+def random_columns(formula: str, obs: pd.DataFrame) -> tuple[scipy.sparse.csr_array, tuple[str, ...]]:
     """Columns of Z for one component, from a one-sided formula such as ``~ 0 + sam``; never dense.
 
     Parameters

@@ -15,8 +15,8 @@ from formulaic import SimpleFormula
 from formulaic.errors import DataMismatchWarning
 from formulaic.parser.types import Term as ParsedTerm
 from formulaic.transforms import C as formulaic_C
-from scipy import sparse
 
+from ..backend.late_imports import scipy
 from .coding import Centres, terms_of
 from .covariates import far_origins
 from .distinct_rows import combined_codes, variable_codes
@@ -116,14 +116,14 @@ def fixed_columns(text: str, columns: ObsColumns, *, origins: bool = True) -> Fi
     return FixedColumns(names, terms, codes, table, tuple(places[0]), _joined(models, len(columns)), valued)
 
 
-def sparse_columns(text: str, columns: ObsColumns) -> tuple[sparse.csr_array, tuple[str, ...]]:
+def sparse_columns(text: str, columns: ObsColumns) -> tuple[scipy.sparse.csr_array, tuple[str, ...]]:
     """Columns of a formula without random terms in CSR format (n, q), and their names; never dense."""
     parsed, used = parse_fixed(text, columns.names)
     variables = {name: columns.variable(name) for names in used.values() for name in names}
     model = _evaluate(list(parsed), pd.DataFrame(variables, index=range(len(columns))), columns, text, "sparse")
     names = tuple(model.model_spec.column_names)
     _check_finite(model, names, None, columns)
-    return sparse.csr_array(model, dtype=np.float64), names
+    return scipy.sparse.csr_array(model, dtype=np.float64), names
 
 
 def _check_width(
@@ -271,7 +271,7 @@ def _check_finite(
         totals = np.ravel(model.sum(axis=0))  # (p,)
     for position in np.flatnonzero(~np.isfinite(totals)).tolist():
         column = model[:, [position]]
-        bad = ~np.isfinite(np.ravel(sparse.csc_array(column).toarray()))
+        bad = ~np.isfinite(np.ravel(scipy.sparse.csc_array(column).toarray()))
         advice = "look for zeros and negative numbers in logarithms and roots, and for constants that are scaled"
         name = f"design column {names[position]!r}"
         columns.refuse_rows(name, bad if rows is None else bad[rows], "NaN or infinite", advice)

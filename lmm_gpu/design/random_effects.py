@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import sparse
 
+from ..backend.late_imports import scipy
 from .distinct_rows import combined_codes
 from .fixed_effects import fixed_columns
 from .formula import TermText
@@ -64,7 +64,7 @@ def random_terms(texts: Sequence[TermText], columns: ObsColumns) -> tuple[Random
     return terms
 
 
-def indicator_matrix(terms: Sequence[RandomTerm]) -> sparse.csr_array:
+def indicator_matrix(terms: Sequence[RandomTerm]) -> scipy.sparse.csr_array:
     """Z (n, q) from the codes: every row has one value for each effect; terms and effects in order."""
     blocks = [(term, effect) for term in terms for effect in range(len(term.effects))]
     n, k = len(terms[0].codes), len(blocks)
@@ -73,9 +73,9 @@ def indicator_matrix(terms: Sequence[RandomTerm]) -> sparse.csr_array:
     places = np.stack([term.codes for term, _ in blocks], axis=1) + offsets  # (n, k)
     ones = np.ones(n)
     values = np.stack([ones if term.values is None else term.values[:, i] for term, i in blocks], axis=1)  # (n, k)
-    kind = sparse.get_index_dtype(maxval=max(n * k, sum(widths)))
+    kind = scipy.sparse.get_index_dtype(maxval=max(n * k, sum(widths)))
     index = places.ravel().astype(kind), np.arange(0, n * k + 1, k, dtype=kind)
-    return sparse.csr_array((values.ravel(), *index), shape=(n, sum(widths)))
+    return scipy.sparse.csr_array((values.ravel(), *index), shape=(n, sum(widths)))
 
 
 def _terms(text: TermText, columns: ObsColumns) -> Iterator[RandomTerm]:

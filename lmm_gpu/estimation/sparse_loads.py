@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from ..backend.late_imports import is_scipy_sparse, scipy
 from .covariance_terms import pairs
 
 #: Bytes that sparse products of pairs of columns may take where dense loads would take less.
@@ -52,7 +52,7 @@ def sparse_loads(root: np.ndarray, ZX: np.ndarray, ZZ: Any, rows: list[int], res
     if not rest:
         return None
     k, G = root.shape[0], root.shape[3]
-    crossed = scipy.sparse.csr_array(ZZ[rows][:, rest] if scipy.sparse.issparse(ZZ) else ZZ[np.ix_(rows, rest)])
+    crossed = scipy.sparse.csr_array(ZZ[rows][:, rest] if is_scipy_sparse(ZZ) else ZZ[np.ix_(rows, rest)])
     met = np.diff(crossed.indptr).reshape(k, G).sum(axis=0) + ZX.shape[1]  # columns that a level meets, at most
     products, s = len(pairs(k)) * int((met * (met + 1) // 2).sum()), ZX.shape[1] + len(rest)
     slow = FACTOR * products > len(pairs(k)) * G * s * (s + 1) // 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import scipy
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import scipy
 from ..design.terms import Term, product_of, treatment_factor
 from ..sumstats.summary_stats import SummaryStats
 from .group_levels import Grouping, groupings

@@ -12,9 +12,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
 from ..backend.arrays import Array, like, namespace
+from ..backend.late_imports import scipy
 from ..backend.linalg import inverse_small
 from ..estimation.mixed_model import MixedModel
 from .satterthwaite import quadratic_form

@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy
+
+from ..backend.late_imports import scipy
 
 if TYPE_CHECKING:
     from scipy.interpolate import CubicSpline

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import scipy
 
+from ..backend.late_imports import scipy
 from ..estimation.projection import ProjectedGenes, Projection, Remainder
 from .strata import IN_SPAN, inverse_root
 

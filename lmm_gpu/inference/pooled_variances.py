@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
 from ..backend.arrays import Array, to_numpy
+from ..backend.late_imports import scipy
 from ..backend.sparse import is_sparse
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats

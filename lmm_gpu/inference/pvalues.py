@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
+from ..backend.late_imports import scipy
 from ..backend.threads import in_threads
 
 #: Where p itself still has all its digits; below, only its logarithm does.

@@ -8,9 +8,9 @@ n1 and n2 cells in the compared groups and a share f of cells that express the g
 from __future__ import annotations
 
 import numpy as np
-import scipy
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import scipy
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
 

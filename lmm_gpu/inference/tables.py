@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pandas as pd
-import scipy
 
+from ..backend.late_imports import pd, scipy
 from .f_tests import FTest
 from .pvalues import benjamini_hochberg, f_log10_pvalue, f_pvalue, t_log10_pvalue, t_pvalue
 from .t_tests import ContrastTest

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import scipy
 
 from ..backend.arrays import Array, like, namespace, to_numpy
 from ..backend.blocks import blocks
+from ..backend.late_imports import scipy
 from ..estimation.cuda_scoring import maximise
 from ..estimation.fisher_scoring import Rules
 from ..estimation.likelihood import Likelihood

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from ..backend.late_imports import scipy
 from .sparse_checks import check_indptr, unchecked
 from .stored_arrays import read_rows, stored_array
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse
 
+from ..backend.late_imports import scipy
 from .broken_files import check_size
 
 #: Entries that are parsed at a time.

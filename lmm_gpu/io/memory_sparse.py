@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import scipy.sparse
-
+from ..backend.late_imports import is_scipy_sparse, scipy
 from .sparse_checks import as_csr, check_compressed, unchecked
 
 
@@ -60,6 +59,6 @@ def in_memory(matrix: Any) -> Any:
     ValueError
         If it is a sparse matrix and not valid.
     """
-    if scipy.sparse.issparse(matrix) and matrix.format == "csc":
+    if is_scipy_sparse(matrix) and matrix.format == "csc":
         return MemoryCSC(matrix)
     return as_csr(matrix)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import issparse
 
 from ..backend.arrays import Array, entered
+from ..backend.late_imports import is_scipy_sparse
 from ..backend.sparse import some_rows
 from .broken_files import IN_MEMORY, check_size, reading
 from .cell_tables import aligned, table_of
@@ -122,7 +122,7 @@ class Source:
     def _read(self, piece: slice, along: np.ndarray | None, across: np.ndarray | None, as_canonical: bool) -> Any:
         """Read stored rows (columns if `by_genes`) and keep those of `along` and `across`."""
         matrix = self.matrix
-        in_rows = issparse(matrix) and matrix.format == "csr"
+        in_rows = is_scipy_sparse(matrix) and matrix.format == "csr"
         values = part_of(matrix, piece) if in_rows else matrix[piece]  # (cells, m) or (n, genes)
         values = values.compute() if hasattr(values, "compute") else values  # dask
         if as_canonical or along is not None or across is not None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import entered, is_sparse_on_device
+from ..backend.late_imports import is_scipy_sparse, scipy
 from .broken_files import check_size
 
 
@@ -115,7 +115,7 @@ def as_csr(values: Any) -> Any:
     if is_sparse_on_device(values):
         with entered(values):
             return values.tocsr()
-    if not scipy.sparse.issparse(values):
+    if not is_scipy_sparse(values):
         return values
     check_structure(values)
     return scipy.sparse.csr_array(values)
@@ -135,10 +135,10 @@ def canonical(values: Any) -> Any:
     >>> canonical(twice).toarray().tolist()
     [[3.0, 0.0, 0.0]]
     """
-    if scipy.sparse.issparse(values) and values.format in ("csr", "csc"):
+    if is_scipy_sparse(values) and values.format in ("csr", "csc"):
         check_indices(values.indices, values.shape[values.format == "csr"])
     values = as_csr(values)
-    if not (scipy.sparse.issparse(values) or is_sparse_on_device(values)):
+    if not (is_scipy_sparse(values) or is_sparse_on_device(values)):
         return values
     with entered(values):
         if not values.has_canonical_format:

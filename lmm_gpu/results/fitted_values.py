@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 
 import numpy as np
-import pandas as pd
 
 from ..backend.arrays import like, to_numpy
+from ..backend.late_imports import pd
 from ..inference.group_levels import groupings, level_name
 from ..sumstats.gene_weights import WeightedStats
 from .blockwise import Fitted

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import pd
 from ..backend.threads import one_blas_thread
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import scipy
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import pd, scipy
 from ..backend.linalg import inverse_spd
 from ..design.contrasts import contrast_rows
 from ..estimation.fitting import fit_genes

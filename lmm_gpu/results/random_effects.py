@@ -6,9 +6,9 @@ import warnings
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 
 from ..backend.arrays import Array, entered, like, to_numpy
+from ..backend.late_imports import pd
 from ..backend.linalg import identity
 from ..estimation.grouped_effects import GroupedEffects
 from ..estimation.likelihood import Likelihood

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
-import scipy
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import pd, scipy
 from ..estimation.covariance_terms import mean_variances, terms_of
 from ..estimation.fitting import fit_genes
 from ..estimation.mixed_model import MixedModel

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import pd
 from ..design.terms import Term
 from ..inference.group_levels import groupings
 from ..sumstats.summary_stats import SummaryStats

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
+from ..backend.late_imports import is_scipy_sparse
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..io.sparse_checks import canonical
 from .centring import FAR, SAMPLED_CELLS, centre_of
@@ -126,7 +126,7 @@ class Accumulator:
                 self._add_on_device(chunk, Y, there)
                 return
             Y = from_device(Y) if isinstance(Y, DeviceMatrix) or self.within is not None else Y
-        if self.passes.fused and scipy.sparse.issparse(Y):
+        if self.passes.fused and is_scipy_sparse(Y):
             tables = self.expect_sparse()
             Y = Y if tables.fused and tables.in_order(Y) else canonical(Y)
         late = self.values.decided and (self._fuses(chunk, Y) or _shows_in_squares(Y, self.values.transform))
@@ -144,7 +144,7 @@ class Accumulator:
         self._count(chunk, Y)
         self.values.check(Y, chunk)
         Y = self.values.transform.apply(Y, chunk.rows)
-        if scipy.sparse.issparse(Y):
+        if is_scipy_sparse(Y):
             self._add_sparse(chunk, Y)
             return
         with np.errstate(invalid="ignore", over="ignore"):
@@ -161,7 +161,7 @@ class Accumulator:
 
     def _as_they_are(self, Y: Any) -> bool:
         # such values have few zeros, which are skipped otherwise
-        return self.values.transform.name is None and not scipy.sparse.issparse(Y)
+        return self.values.transform.name is None and not is_scipy_sparse(Y)
 
     def _add_fused(self, chunk: Chunk, Y: Any) -> int:
         """Add a chunk by the compiled pass; return its flags."""
@@ -202,7 +202,7 @@ class Accumulator:
         self.expect_sparse().add(chunk.rows, chunk.genes, Y)
 
     def _choose_centre(self, chunk: Chunk, Y: Any) -> None:
-        counts = scipy.sparse.issparse(Y) or self.values.transform.name is not None
+        counts = is_scipy_sparse(Y) or self.values.transform.name is not None
         if counts and Y.shape[0] < min(_FEW_CELLS, self.design.n):
             return  # a few equal counts are not a gene that is far from zero
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinite values are refused later
@@ -245,7 +245,7 @@ class Accumulator:
         codes = grouping.codes[chunk.rows]
         cells = sampled_cells(codes)
         genes: np.ndarray = np.arange(Y.shape[1])
-        if scipy.sparse.issparse(Y):
+        if is_scipy_sparse(Y):
             genes = genes[2 * stored_cells(Y) > Y.shape[0]]  # genes of many zeros are far from constant
             if not genes.size:
                 return np.zeros(0, int)
@@ -256,7 +256,7 @@ class Accumulator:
     def _transformed(self, Y: Any, genes: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
         # dense values of some genes
         values = Y if len(genes) == Y.shape[1] else Y[:, genes]
-        values = values.toarray() if scipy.sparse.issparse(values) else values
+        values = values.toarray() if is_scipy_sparse(values) else values
         return np.asarray(self.values.transform.apply(values, rows))
 
     def within_groups(self) -> Within | None:
@@ -321,7 +321,7 @@ def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarr
     """Centres (genes,) of a first chunk of stored values, dense or sparse, from some of its cells; on the host."""
     if constant is None or is_sparse_on_device(Y) or Y.shape[0] == 0:
         return None
-    if not scipy.sparse.issparse(Y):
+    if not is_scipy_sparse(Y):
         step = 1 if transform.name is None else max(1, Y.shape[0] // SAMPLED_CELLS)
         found = centre_of(transform.apply(Y[::step, :], slice(rows.start, rows.stop, step)), constant)
         return None if found is None else to_numpy(found)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import scipy.sparse
-
 from ..backend.arrays import Array, flag_indices, like, namespace, on_host, zeros
+from ..backend.late_imports import is_scipy_sparse
 from ..backend.linalg import eigh_psd, eps
 from ..backend.sparse import is_sparse
 from .products import GeneProducts, as_float64, dense_array, gene_products, recentred
@@ -90,7 +89,7 @@ def constant_of(X: Any) -> Array | None:
 
 def _constant_column(X: Any) -> Array | None:
     # the first column that has the same value in all cells
-    if scipy.sparse.issparse(X):
+    if is_scipy_sparse(X):
         low, high = (dense_array(values).reshape(-1) for values in (X.min(axis=0), X.max(axis=0)))  # (p,)
     else:
         low, high = namespace(X).min(X, axis=0), namespace(X).max(X, axis=0)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from ..backend.late_imports import is_scipy_sparse
 from ..io.archive import read_archive, write_archive
 
 #: Largest share of the time that is spent on writing.
@@ -113,7 +113,7 @@ def digest(*parts: Any) -> str:
     """
     found = hashlib.sha256()
     for part in parts:
-        if scipy.sparse.issparse(part):
+        if is_scipy_sparse(part):
             part = digest(*(getattr(part, name) for name in ("data", "indices", "indptr", "row", "col") if
                             hasattr(part, name)), part.shape)  # fmt: skip
         if isinstance(part, np.ndarray) and part.dtype != object:
@@ -136,7 +136,7 @@ def data_digest(matrix: Any, name: str) -> str:
     found = file_identity(name)
     if found != "in memory":
         return found
-    if isinstance(matrix, np.ndarray) or scipy.sparse.issparse(matrix):
+    if isinstance(matrix, np.ndarray) or is_scipy_sparse(matrix):
         return f"in memory, {digest(matrix)}"
     raise ValueError(
         f"checkpoint= needs values on the host or in a file, to recognise them after a kill; got "

@@ -14,11 +14,11 @@ import math
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array, entered, is_sparse_on_device, namespace, to_numpy, zeros
 from ..backend.cuda_kernels import compiles_kernels, cuda_source, definitions, kernel
 from ..backend.devices import resolve
+from ..backend.late_imports import scipy
 from .device_chunks import DeviceMatrix, typed
 from .grouped_design import GroupedDesign
 from .products import GeneProducts, row_totals

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array
 from ..backend.dask_client import ADVICE, explained_failures, without_graph_warning
+from ..backend.late_imports import scipy
 from ..backend.optional import require
 from ..io.source import Source
 from . import dask_tasks

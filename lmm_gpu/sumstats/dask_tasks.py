@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array, entered, flag_indices, to_numpy
+from ..backend.late_imports import is_scipy_sparse
 from ..backend.optional import require
 from ..backend.sparse import is_sparse, on_device, some_rows, stored_values
 from ..backend.threads import limited
@@ -82,7 +82,7 @@ class Rows:
         assert self.design is not None
         if on_device(Y) or self.design.random_columns or centre.genes.size or 0 in Y.shape:
             return False
-        if (scipy.sparse.issparse(Y) or self.transform.name is not None) and centre.about.any():
+        if (is_scipy_sparse(Y) or self.transform.name is not None) and centre.about.any():
             return False
         return stored_values(Y).size * self.chunks >= FUSED_VALUES and can_fuse()
 
@@ -198,7 +198,7 @@ def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:
     else:
         check_values(stored, rows.name, rows.start)
         Y = rows.values(stored)
-        if scipy.sparse.issparse(Y) and (flag_indices(centre.about).size or centre.genes.size):
+        if is_scipy_sparse(Y) and (flag_indices(centre.about).size or centre.genes.size):
             Y = Y.toarray()  # among chunks that are dense
         sums, moments = _group_sums(rows, centre.about, Y)
         within, fractions = _within_sums(rows, centre, Y), has_fractions(stored)
@@ -211,7 +211,7 @@ def _compiled_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, 
     assert rows.design is not None
     tables = GroupTables(rows.design, Y.shape[1], rows.weights, fused=True)
     everyone, genes, flags = slice(0, Y.shape[0]), slice(0, Y.shape[1]), 0
-    if scipy.sparse.issparse(Y) or rows.transform.name is not None:
+    if is_scipy_sparse(Y) or rows.transform.name is not None:
         flags = tables.add_fused(everyone, genes, Y, rows.transform)
     else:
         with np.errstate(invalid="ignore", over="ignore"):
@@ -237,7 +237,7 @@ def _group_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.
     everyone, genes = slice(0, Y.shape[0]), slice(0, Y.shape[1])
     if 0 in Y.shape:
         return tables.sums, tables.moments
-    if scipy.sparse.issparse(Y):
+    if is_scipy_sparse(Y):
         tables.add(everyone, genes, Y)
     else:
         tables.add_dense(everyone, genes, np.asarray(Y), centre)
@@ -271,7 +271,7 @@ def first_cells(rows: Rows, centre: Centre, Y: Any) -> FirstCells:
     values, seen = np.zeros((width, centre.genes.size)), np.zeros(width, dtype=bool)
     groups, first = np.unique(grouping.codes, return_index=True)
     Y = rows.values(rows.selected(Y))[:, centre.genes][first]
-    values[groups], seen[groups] = Y.toarray() if scipy.sparse.issparse(Y) else to_numpy(Y), True
+    values[groups], seen[groups] = Y.toarray() if is_scipy_sparse(Y) else to_numpy(Y), True
     return FirstCells(values, seen)
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array, entered, is_sparse_on_device, to_numpy
 from ..backend.cuda_kernels import compiles_kernels
 from ..backend.devices import Cuda, Device
+from ..backend.late_imports import is_scipy_sparse, scipy
 
 #: Types of values that are copied as they are; others are converted to float64.
 _COPIED = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "float32", "float64")
@@ -69,7 +69,7 @@ def copied_ahead(chunks: Iterator[tuple[slice, Any]], device: Device) -> Iterato
 def copied(Y: Any, device: Device) -> Copied:
     """Start copying a chunk to a device."""
     with device.entered(), device.copying():
-        if scipy.sparse.issparse(Y):
+        if is_scipy_sparse(Y):
             data, indices, indptr = map(device.put, (_copied_type(Y.data), Y.indices, Y.indptr.astype(np.int64)))
             return Copied(DeviceMatrix(data, indices, indptr, Y.shape, Y.format), device, device.mark())
         return Copied(device.put(_copied_type(np.ascontiguousarray(Y))), device, device.mark())

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array, indices, namespace, to_numpy
 from ..backend.blocks import blocks
+from ..backend.late_imports import is_scipy_sparse, scipy
 from ..io.archive import Content, consistent, read_archive
 from .assembly import cross_products
 from .summary_content import fields_of
@@ -212,7 +212,7 @@ def weighted_products(X: np.ndarray, Z: Any, Y: np.ndarray, W: np.ndarray, **lab
 
 def check_weights(Y: Any, W: Any) -> tuple[np.ndarray, np.ndarray]:
     """Values and weights as float64, refused if weights cannot be used."""
-    Y, W = (A.toarray() if scipy.sparse.issparse(A) else np.asarray(A) for A in (Y, W))
+    Y, W = (A.toarray() if is_scipy_sparse(A) else np.asarray(A) for A in (Y, W))
     Y, W = Y.astype(np.float64, copy=False), W.astype(np.float64, copy=False)
     if W.shape != Y.shape:
         raise ValueError(f"weights have shape {W.shape}; expected one per value, {Y.shape}")

@@ -15,9 +15,9 @@ from operator import or_
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.blocks import blocks
+from ..backend.late_imports import is_scipy_sparse, scipy
 from .grouped_design import GroupedDesign, Grouping
 from .products import GeneProducts
 from .transform import Transform
@@ -156,7 +156,7 @@ class GroupTables:
         assert self._inputs is not None
         kernels, shared = self._inputs.kernels, (self._inputs.values(transform), self._inputs.design)
         counts = np.zeros((self.m, 0)) if counted is None else counted
-        if scipy.sparse.issparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
+        if is_scipy_sparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
             matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
             flat = (genes.start, self.m, *shared, *_flat(self.sums, self.moments, counts))
             return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), Y.shape[1])
@@ -164,7 +164,7 @@ class GroupTables:
         m = genes.stop - genes.start
         if m < self.m:  # tables of a range of genes, contiguous
             sums, moments, counts = np.ascontiguousarray(sums[:, genes]), moments[genes], counts[genes]
-        if scipy.sparse.issparse(Y):
+        if is_scipy_sparse(Y):
             Y = Y.tocsr()
             matrix, kernel = (_readable(Y.data), Y.indices, Y.indptr, rows.start), kernels.add_csr
         else:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
+
+from ..backend.late_imports import is_scipy_sparse, scipy
 
 if TYPE_CHECKING:
     from ..design.design import Design
@@ -176,12 +177,17 @@ class GroupedDesign:
 
 def one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
     """The columns of Z of one random effect as a grouping, if each cell has at most one value."""
-    block = scipy.sparse.csr_array(block)
-    stored = np.diff(block.indptr)
+    if not is_scipy_sparse(block):
+        cells, columns = np.nonzero(block)
+        stored = np.bincount(cells, minlength=len(block))
+        found = columns, block[cells, columns]
+    else:
+        block = scipy.sparse.csr_array(block)
+        stored, found = np.diff(block.indptr), (block.indices, block.data)
     if stored.size and stored.max() > 1:
-        return RandomColumns(rows, block)
+        return RandomColumns(rows, scipy.sparse.csr_array(block))
     codes, weights = np.zeros(len(stored), dtype=_code_type(block.shape[1])), np.zeros(len(stored))  # (n,)
-    codes[stored == 1], weights[stored == 1] = block.indices, block.data
+    codes[stored == 1], weights[stored == 1] = found
     return Grouping(rows, codes, None if (weights == 1).all() else weights)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+
+from ..backend.late_imports import is_scipy_sparse
 
 #: A sparse design is multiplied as dense up to this many columns per non-zero of a row: a dense product takes this much
 #: less time per number than a sparse one, which also copies a block of genes that is not stored by cells.
@@ -27,10 +28,10 @@ def dense_products(
     ([[4.0, 6.0]], [[1.0, 2.0], [3.0, 4.0]], [10.0, 20.0], [4.0, 6.0])
     """
     matrices = [_dense_if_cheaper(A) for A in (X, Z)]
-    dense = [A for A in matrices if not scipy.sparse.issparse(A)]
+    dense = [A for A in matrices if not is_scipy_sparse(A)]
     design = np.hstack([*dense, np.ones((len(Y), 1))])  # (n, c + 1)
     sums, norms = np.zeros((design.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
-    found = [np.zeros((A.shape[1], Y.shape[1])) if scipy.sparse.issparse(A) else None for A in matrices]
+    found = [np.zeros((A.shape[1], Y.shape[1])) if is_scipy_sparse(A) else None for A in matrices]
     for rows, genes, values in _blocks(Y, centre):
         sums[:, genes] += design[rows].T @ values
         norms[genes] += np.einsum("ij,ij->j", values, values)
@@ -47,7 +48,7 @@ def dense_products(
 
 def _dense_if_cheaper(A: Any) -> Any:
     """Convert a sparse design to dense where the dense product takes less time."""
-    if not scipy.sparse.issparse(A):
+    if not is_scipy_sparse(A):
         return A
     per_row = max(A.nnz / max(A.shape[0], 1), 1.0)
     return A.toarray() if A.shape[1] <= _DENSE_COLUMNS * per_row else A

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import scipy.sparse
-
 from ..backend.arrays import (
     Array,
     flag_indices,
@@ -24,6 +22,7 @@ from ..backend.arrays import (
     to_numpy,
     zeros,
 )
+from ..backend.late_imports import is_scipy_sparse, scipy
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from .host_products import dense_products
 
@@ -115,7 +114,7 @@ def recentred(genes: GeneProducts, design: DesignProducts, constant: Array, shif
 
 def sparse_if_worth_it(A: Any) -> Any:
     """Convert a wide matrix of mostly zeros, as one-hot columns are, to CSR."""
-    if scipy.sparse.issparse(A) or A.shape[1] <= _NARROW or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
+    if is_scipy_sparse(A) or A.shape[1] <= _NARROW or namespace(A).count_nonzero(A) > _SPARSE_DENSITY * A.size:
         return A
     return scipy.sparse.csr_array(A)
 
@@ -127,14 +126,14 @@ def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProdu
         root = namespace(weights).sqrt(weights)
         X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
     ZZ = Z.T @ Z
-    if not (scipy.sparse.issparse(ZZ) and ZZ.shape[0] > LARGEST_DENSE):
+    if not (is_scipy_sparse(ZZ) and ZZ.shape[0] > LARGEST_DENSE):
         ZZ = dense_array(ZZ)
     return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), ZZ, total)
 
 
 def _row_scaled(A: Any, factors: Array) -> Any:
     """A with its rows multiplied by factors (n,)."""
-    if scipy.sparse.issparse(A):
+    if is_scipy_sparse(A):
         return scipy.sparse.csr_array(A.multiply(factors[:, None]))
     if is_sparse_on_device(A):
         return A.multiply(factors[:, None]).tocsr()
@@ -160,7 +159,7 @@ def gene_products(X: Any, Z: Any, Y: Any, centre: Array | None = None, weights: 
         return replace(found, Ysum=column_sums(_row_scaled(Y, weights)), centre=centre)
     if is_sparse_on_device(Y):
         return _products_on_device(X, Z, as_float64(Y))
-    if scipy.sparse.issparse(Y):
+    if is_scipy_sparse(Y):
         return _products_of_sparse(X, Z, as_float64(Y))
     centre = centre if centre is not None and flag_indices(centre).size else None
     if on_host(Y):
@@ -178,7 +177,7 @@ def _products_of_sparse(X: Any, Z: Any, Y: Any) -> GeneProducts:
 
 def _crossed(A: Any, Y: Any) -> Array:
     # by rows of both, where both are sparse: SciPy would sort all of Y by columns first
-    both = scipy.sparse.issparse(A) and Y.format == "csr"
+    both = is_scipy_sparse(A) and Y.format == "csr"
     return dense_array(A.T.tocsr() @ Y if both else A.T @ Y)
 
 
@@ -205,7 +204,7 @@ def _products_on_device(X: Array, Z: Array, Y: Any) -> GeneProducts:
 
 def as_float64(A: Any) -> Any:
     """Convert a dense or sparse matrix to float64, without a copy where it is."""
-    if scipy.sparse.issparse(A):
+    if is_scipy_sparse(A):
         return A.astype("float64", copy=False)
     if is_sparse_on_device(A):
         return with_values(A, like(A.data, A.data, dtype=namespace(A.data).float64))
@@ -214,7 +213,7 @@ def as_float64(A: Any) -> Any:
 
 def dense_array(A: Any) -> Array:
     """Convert a sparse matrix to an array; return an array as it is."""
-    return A.toarray() if scipy.sparse.issparse(A) else A
+    return A.toarray() if is_scipy_sparse(A) else A
 
 
 def row_totals(A: Any) -> Array:
@@ -228,6 +227,6 @@ def column_sums(A: Any) -> Array:
     """Sums over the rows of A (n, m), which is dense or sparse."""
     if is_sparse_on_device(A):
         return (A.T @ (zeros((A.shape[0], 1), A.data) + 1.0))[:, 0]
-    if scipy.sparse.issparse(A):
+    if is_scipy_sparse(A):
         return to_numpy(A.sum(axis=0)).reshape(-1)
     return namespace(A).sum(A, axis=0)

@@ -7,9 +7,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import indices, to_numpy
+from ..backend.late_imports import scipy
 from ..backend.sparse import is_sparse
 from ..design.terms import terms_from_json, terms_to_json
 from ..io.archive import Content

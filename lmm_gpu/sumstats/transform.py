@@ -10,9 +10,9 @@ from typing import Any
 
 import array_api_compat
 import numpy as np
-import scipy.sparse
 
 from ..backend.arrays import Array, like, namespace, on_host, to_numpy
+from ..backend.late_imports import is_scipy_sparse
 from ..backend.sparse import is_sparse, stored_values, with_values
 
 logger = logging.getLogger("lmm_gpu")
@@ -215,7 +215,7 @@ def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int 
         return
     wrong = ~(np.abs(to_numpy(values).astype(float)) < _LARGEST)
     if is_sparse(Y):
-        Y = (Y if scipy.sparse.issparse(Y) else Y.get()).tocoo()
+        Y = (Y if is_scipy_sparse(Y) else Y.get()).tocoo()
         bad = np.stack([Y.row[wrong], Y.col[wrong]], axis=1)  # (bad, 2)
     else:
         bad = np.argwhere(wrong)  # (bad, axes)

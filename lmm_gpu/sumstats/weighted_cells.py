@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse
 
 from ..backend.arrays import to_numpy
+from ..backend.late_imports import is_scipy_sparse, scipy
 from ..backend.sparse import on_device
 from .cell_model import CellModel, ReadOptions
 from .gene_filter import GeneFilter
@@ -57,7 +57,7 @@ def summarize_weighted(model: CellModel, W: Any, options: ReadOptions) -> Weight
     if kept is not None and W.shape[0] == kept.size:
         W = W[np.flatnonzero(kept)]
     parts = [to_numpy(part) if on_device(part) else part for _, part in source.chunks(max(source.n, source.m, 1))]
-    stack = scipy.sparse if scipy.sparse.issparse(parts[0]) else np
+    stack = scipy.sparse if is_scipy_sparse(parts[0]) else np
     Y = stack.hstack(parts) if source.by_genes else stack.vstack(parts)
     check_values(Y, source.name)
     transform = Transform(options.transform) if options.transform else recognise(Y, options.is_counts)

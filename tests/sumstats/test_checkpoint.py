@@ -105,7 +105,7 @@ def test_the_same_bytes(tmp_path, monkeypatch, kind, options, chunks):
     revive()
     assert read_archive(file, _KIND, _ADVICE)[2]["done"] == chunks
     steps = []
-    monkeypatch.setattr("lmm_gpu.api._bar", lambda *_: _Steps(steps))
+    monkeypatch.setattr("lmm_gpu.api.progress_bar", lambda shown: lambda *_: _Steps(steps))
     summed(path, checkpoint=file, **options).save(tmp_path / "resumed.h5")
     assert (tmp_path / "whole.h5").read_bytes() == (tmp_path / "resumed.h5").read_bytes()
     assert not file.exists()
@@ -176,7 +176,7 @@ def test_only_what_is_left_is_read(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         summed(path, checkpoint=file, transform="normalize")
     revive()
-    monkeypatch.setattr("lmm_gpu.api._bar", lambda *_: _Steps(steps))
+    monkeypatch.setattr("lmm_gpu.api.progress_bar", lambda shown: lambda *_: _Steps(steps))
     done = read_archive(file, _KIND, _ADVICE)[0]["pieces"][3, 1]
     summed(path, checkpoint=file, transform="normalize")
     assert sum(steps) == N - done  # and no cell is counted again
