@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from numbers import Integral
 from typing import Any
 
@@ -30,10 +31,12 @@ from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
 from .backend.sparse import is_sparse, stored_values
 from .sumstats.assembly import assemble
-from .sumstats.centring import centred_products, constant_of
+from .sumstats.centring import centre_of, centred_products, constant_of
 from .sumstats.gene_weights import weighted_products
-from .sumstats.grouped_design import Grouping, one_hot
-from .sumstats.products import GeneProducts, design_products, sparse_if_worth_it
+from .sumstats.group_tables import GroupTables
+from .sumstats.grouped_design import GroupedDesign, Grouping, indicator_matrix, one_hot
+from .sumstats.matrix_groups import grouped_design, read_groupings
+from .sumstats.products import GeneProducts, as_float64, design_products, sparse_if_worth_it
 from .sumstats.summary_stats import SummaryStats
 from .sumstats.transform import Transform, check_values, recognise, squares_fit
 from .sumstats.within import Within
@@ -42,6 +45,8 @@ from .sumstats.within_sums import nearly_constant, sampled_cells, widest, within
 logger = logging.getLogger("lmm_gpu")
 #: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
+#: With fewer values of Y (features times cells), dense products take less time than to import SciPy's sparse matrices.
+_MANY_VALUES = 2**20
 #: A column whose standard deviation is below this share of its mean is constant up to rounding.
 _ROUNDED = 1e-14
 
@@ -95,6 +100,14 @@ def sslmm(
     ValueError
         For shapes that do not match, NaN or infinite values, weights that are not positive, and duplicate names.
 
+    Notes
+    -----
+    A dense Y on the host with 2**20 values or more is added up by groups of cells if all cells have the same number of
+    values in Z, as cells of one or several crossed factors have, and at most one for every two columns beyond the
+    first: this takes as many additions per value of Y as a cell has values in Z, however many columns Z has. With 256
+    features and more, columns of X with few distinct values are added up by groups, too. All else is a matrix product,
+    of a sparse Z where it has less than one value in 64 columns. Sums are in float64 for every type of Y.
+
     Examples
     --------
     >>> import numpy as np
@@ -110,13 +123,17 @@ def sslmm(
     check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
     n, m = X.shape[0], Y.shape[0]
     widths = component_widths(d, Z.shape[1])
+    groupings = read_groupings(Z)
+    indicators = groupings is not None and all(one.weights is None for one in groupings)  # zeros and ones: no check
     late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # checked by the squares
-    for name, matrix in (("X", X), ("Z", Z), *(() if late else (("Y", Y),))):
+    for name, matrix in (("X", X), *(() if indicators else (("Z", Z),)), *(() if late else (("Y", Y),))):
         with entered(matrix):
             check_values(matrix, name)
     with entered(Y):
         transform = recognise(Y, is_counts)
-    X, Z = dense(X), sparse_if_worth_it(Z)
+    X = as_float64(dense(X))
+    many = m * n >= _MANY_VALUES
+    Z = indicator_matrix(groupings, slice(0, n)) if groupings and indicators and many else sparse_if_worth_it(Z)
     labels: dict[str, Any] = {
         "d": widths,
         "features": choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
@@ -136,10 +153,13 @@ def sslmm(
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
     size = block_size(m, n, nBlocks, parse_memory(memory))
     with np.errstate(invalid="ignore", over="ignore"):
-        products = products_by_block((X, Z, constant, W), values, blocks(m, size), devices)
+        if groupings and many and isinstance(Y, np.ndarray) and all(device.threaded for device in devices):
+            products = products_by_group(grouped_design(X, groupings, m), Y.T, transform, constant, W)
+        else:
+            products = products_by_block((X, Z, constant, W), values, blocks(m, size), devices)
     if late and not squares_fit(products.Ynorm):
         check_values(Y, "Y")
-    labels["within"] = within_groups((X, Z, W), Y, transform, widths, products, size)
+    labels["within"] = within_groups((X, Z, W), groupings or _one_hot_blocks(Z, widths), Y, transform, products, size)
     if W is not None:
         labels["log_weights"] = float(np.log(W).sum())
     return assemble(design_products(X, Z, W), products, constant, **labels)
@@ -163,11 +183,15 @@ def from_origins(X: np.ndarray, names: Sequence[str]) -> np.ndarray:
     >>> from_origins(np.array([[1.0, 20240101.0], [1.0, 20240103.0]]), ["one", "day"]).tolist()
     [[1.0, -1.0], [1.0, 1.0]]
     """
-    mean, spread = X.mean(axis=0), X.std(axis=0)
+    mean = np.ones(len(X)) @ X / len(X)  # (p,)
+    variance = np.einsum("ij,ij->j", X, X) / len(X) - np.square(mean)  # to rounding of mean^2: exact where it is small
+    spread = np.full(X.shape[1], np.inf)
+    for j in np.flatnonzero(variance < 4 * DEPENDENT * np.square(mean)).tolist():
+        mean[j], spread[j] = X[:, j].mean(), X[:, j].std()
     far = (spread < math.sqrt(2 * DEPENDENT) * np.abs(mean)) & (spread > _ROUNDED * np.abs(mean))
     if not far.any() or constant_of(X[:, ~far]) is None:
         return X
-    X = X.astype(np.float64)  # a copy
+    X = X.copy()
     for j in np.flatnonzero(far).tolist():
         origin = float(np.rint(mean[j]))
         X[:, j] -= origin
@@ -229,18 +253,36 @@ def products_by_block(
     return GeneProducts.join([parts[bounds] for bounds in sorted(parts)])
 
 
+def products_by_group(
+    design: GroupedDesign, Y: np.ndarray, transform: Transform, constant: Any, weights: np.ndarray | None
+) -> GeneProducts:
+    """`centred_products` of dense features (n, m) on the host, added up by groups of cells.
+
+    Values are converted, transformed, added and squared some at a time, in the processor's cache.
+    """
+    centre = centre_of(Y, constant, transform.apply)
+    tables = GroupTables(design, Y.shape[1], weights)
+    tables.add_dense(slice(0, len(Y)), slice(0, Y.shape[1]), Y, centre, transform)
+    return replace(tables.products(), centre=centre)
+
+
 def within_groups(
-    design: tuple[Any, ...], Y: Any, transform: Transform, d: Sequence[int], products: GeneProducts, size: int
+    design: tuple[Any, ...],
+    groupings: Sequence[Grouping],
+    Y: Any,
+    transform: Transform,
+    products: GeneProducts,
+    size: int,
 ) -> Within | None:
     """Products of the genes that are nearly constant within a random effect, about a cell of each of its levels.
 
     Parameters
     ----------
     design : X (n, p), Z (n, q), weights (n,) or None
+    groupings : sequence of Grouping
+        Random effects of which a cell has one value.
     Y : array or SciPy sparse matrix (m, n)
     transform : Transform
-    d : sequence of int
-        Columns of Z per random effect.
     products : GeneProducts
         Of all genes, which the other genes keep.
     size : int
@@ -251,12 +293,7 @@ def within_groups(
     Within or None
         None if there is no such gene, or no random effect with one level per cell.
     """
-    ends = np.cumsum(d).tolist()
-    Z = scipy.sparse.csc_array(design[1]) if is_scipy_sparse(design[1]) else np.asarray(design[1])
-    blocks_of_z = [
-        one_hot(Z[:, end - width : end], slice(end - width, end)) for end, width in zip(ends, d, strict=True)
-    ]
-    grouping = widest([block for block in blocks_of_z if isinstance(block, Grouping)])
+    grouping = widest(groupings)
     if grouping is None or is_sparse_on_device(Y):
         return None
     candidates: Any = slice(None)
@@ -265,13 +302,20 @@ def within_groups(
         candidates = np.flatnonzero(2 * np.diff(Y.indptr) > Y.shape[1])  # genes of many zeros are far from constant
 
     def values(A: Any) -> np.ndarray:
-        return to_numpy(transform.apply(dense(A).T))
+        return np.ascontiguousarray(to_numpy(transform.apply(dense(A).T)), np.float64)
 
     with entered(Y):
         cells = sampled_cells(grouping.codes)
         genes = nearly_constant(grouping.codes[cells], values(_taken(Y[candidates, :], cells, axis=1)))
         genes = np.arange(Y.shape[0])[candidates][genes]
         return within_matrices(design, grouping, lambda at: values(_taken(Y, at, axis=0)), genes, products, size)
+
+
+def _one_hot_blocks(Z: Any, d: Sequence[int]) -> list[Grouping]:
+    """Groupings of those random effects of which no cell has several values."""
+    ends, Z = np.cumsum(d).tolist(), scipy.sparse.csc_array(Z) if is_scipy_sparse(Z) else np.asarray(Z)
+    found = [one_hot(Z[:, hi - width : hi], slice(hi - width, hi)) for hi, width in zip(ends, d, strict=True)]
+    return [block for block in found if isinstance(block, Grouping)]
 
 
 def _taken(A: Any, places: np.ndarray, axis: int) -> Any:

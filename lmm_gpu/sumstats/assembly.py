@@ -10,6 +10,8 @@ from .centring import centred_products, constant_of, with_constant
 from .products import DesignProducts, GeneProducts, design_products
 from .summary_stats import SummaryStats
 
+_PREFIXES = {"features": "Gene", "fixed_names": "X", "random_names": "Z", "component_names": "var"}
+
 
 def cross_products(X: Any, Z: Any, Y: Any, **labels: Any) -> SummaryStats:
     """Summary statistics of cells.
@@ -47,14 +49,11 @@ def assemble(design: DesignProducts, genes: GeneProducts, constant: Array | None
         centred = with_constant(genes, constant)
         genes = genes.about_zero(design, constant)
     (p, m), q = genes.XY.shape, design.ZZ.shape[0]
-    defaults = {
-        "d": (q,),
-        "features": default_names("Gene", m),
-        "fixed_names": default_names("X", p),
-        "random_names": default_names("Z", q),
-    }
-    labels = {**defaults, **{name: value for name, value in labels.items() if value is not None}}
-    labels.setdefault("component_names", default_names("var", len(labels["d"])))
+    labels = {"d": (q,), **{name: value for name, value in labels.items() if value is not None}}
+    counts = {"features": m, "fixed_names": p, "random_names": q, "component_names": len(labels["d"])}
+    for name, prefix in _PREFIXES.items():
+        if name not in labels:
+            labels[name] = default_names(prefix, counts[name])
     products = {"XY": genes.XY, "ZY": genes.ZY, "Ynorm": genes.Ynorm, "Ysum": genes.Ysum}
     sums = {"XX": design.XX, "ZX": design.ZX, "ZZ": design.ZZ, "total_weight": design.total_weight}
     return SummaryStats(n=design.n, **sums, **products, centred=centred, **labels)

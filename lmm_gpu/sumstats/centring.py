@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from ..backend.arrays import Array, flag_indices, like, namespace, on_host, zero
 from ..backend.late_imports import is_scipy_sparse
 from ..backend.linalg import eigh_psd, eps
 from ..backend.sparse import is_sparse
+from .host_products import sums_and_squares
 from .products import GeneProducts, as_float64, dense_array, gene_products, recentred
 
 if TYPE_CHECKING:
@@ -52,20 +53,20 @@ def centred_products(X: Any, Z: Any, Y: Any, constant: Array | None, weights: Ar
     return gene_products(X, Z, Y, centre_of(Y, constant), weights)
 
 
-def centre_of(Y: Any, constant: Array | None) -> Array | None:
+def centre_of(Y: Any, constant: Array | None, transform: Callable[[Any], Any] = lambda values: values) -> Array | None:
     """Centres of the genes (m,): the mean where it is far from zero for the standard deviation, else 0.
 
     None for a sparse matrix, whose zeros it would fill, and without a `constant` to move the products back to zero.
     """
     if constant is None or is_sparse(Y) or Y.shape[0] == 0:
         return None
-    xp, blocks = namespace(Y), [Y[lo:hi, :] for lo, hi in sampled_blocks(Y.shape[0])]
-    if not on_host(Y):
-        blocks = [xp.concat(blocks, axis=0)]  # one launch of each operation
+    xp, blocks = namespace(Y), [transform(Y[lo:hi, :]) for lo, hi in sampled_blocks(Y.shape[0])]
     cells = sum(block.shape[0] for block in blocks)
-    total = squares = zeros((Y.shape[1],), as_float64(blocks[0][:1, :]))
-    for block in map(as_float64, blocks):
-        total, squares = total + xp.sum(block, axis=0), squares + xp.sum(block * block, axis=0)
+    if on_host(Y):
+        total, squares = sums_and_squares(blocks)
+    else:
+        values = as_float64(xp.concat(blocks, axis=0))  # one launch of each operation
+        total, squares = xp.sum(values, axis=0), xp.sum(values * values, axis=0)
     mean = total / cells
     variance = squares / cells - xp.square(mean)  # to rounding of mean^2, which is less than what it is compared with
     return xp.where(xp.square(mean) > FAR**2 * variance, mean, 0.0)
@@ -88,13 +89,15 @@ def constant_of(X: Any) -> Array | None:
 
 
 def _constant_column(X: Any) -> Array | None:
-    # the first column that has the same value in all cells
+    # the first column that has the same value in all cells; most others show in some of them that they have not
     if is_scipy_sparse(X):
         low, high = (dense_array(values).reshape(-1) for values in (X.min(axis=0), X.max(axis=0)))  # (p,)
+        found = flag_indices((low == high) & (low != 0)).tolist()
     else:
-        low, high = namespace(X).min(X, axis=0), namespace(X).max(X, axis=0)
-    found = flag_indices((low == high) & (low != 0))
-    if found.size == 0:
+        low, xp, some = X[0, :], namespace(X), X[: min(SAMPLED_CELLS, X.shape[0]), :]
+        likely = flag_indices(xp.all(some == low[None, :], axis=0) & (low != 0)).tolist()
+        found = [j for j in likely if bool(xp.all(X[:, j] == low[j]))]
+    if not found:
         return None
     return like([1.0 / float(low[j]) if j == found[0] else 0.0 for j in range(X.shape[1])], low)
 

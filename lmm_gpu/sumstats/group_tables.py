@@ -19,14 +19,17 @@ import numpy as np
 from ..backend.blocks import blocks
 from ..backend.late_imports import is_scipy_sparse, scipy
 from .grouped_design import GroupedDesign, Grouping
+from .host_products import tiles
 from .products import GeneProducts
 from .transform import Transform
 
 #: Group sums that SciPy's path computes at a time: they stay in the processor's cache, and the C library reuses arrays
 #: of this size, where larger ones take new pages.
 _SUMS_AT_A_TIME = 2**18
-#: Genes of a dense block, whose sums stay in the cache.
-_BLOCK_GENES = 512
+#: Cells of a dense block per group and grouping: less time goes into adding up the sums of blocks than into the sums.
+_CELLS_PER_GROUP = 8
+#: Up to so many covariates, a product of a matrix with each of them takes less time than one with all.
+_FEW_COLUMNS = 4
 #: Fewer values than this are accumulated before the compiled pass is loaded.
 FUSED_VALUES = 20_000_000
 #: Counts below this are transformed by a look-up.
@@ -38,6 +41,10 @@ _READABLE = ["int32", "int64", "float32", "float64"]
 def can_fuse() -> bool:
     """Return whether numba is installed."""
     return find_spec("numba") is not None
+
+
+#: No transform.
+AS_THEY_ARE = Transform()
 
 
 class GroupTables:
@@ -107,24 +114,41 @@ class GroupTables:
             moments[:, lo : min(lo + width, covariates.shape[1])] += Y.T @ covariates[:, lo : lo + width]
         moments[:, -1] += scipy.sparse.csr_array((squares, Y.indices, Y.indptr), shape=Y.shape).T @ ones
 
-    def add_dense(self, rows: slice, genes: slice | np.ndarray, Y: np.ndarray, centre: np.ndarray) -> None:
-        """Add dense transformed values (cells, genes), less the centre (genes,), by products of SciPy."""
-        columns = np.arange(self.m)[genes]
-        for lo, hi in blocks(Y.shape[1], _BLOCK_GENES):
-            size = max(1, _SUMS_AT_A_TIME // (hi - lo))
-            for start, stop in blocks(Y.shape[0], size):
-                values = Y[start:stop, lo:hi].astype(np.float64) - centre[lo:hi]
-                self._add_block(slice(rows.start + start, rows.start + stop), columns[lo:hi], values)
+    def add_dense(
+        self,
+        rows: slice,
+        genes: slice | np.ndarray,
+        Y: np.ndarray,
+        centre: np.ndarray | None = None,
+        transform: Transform = AS_THEY_ARE,
+    ) -> None:
+        """Add dense values (cells, genes), transformed and less the centre (genes,), by products of SciPy."""
+        places = np.arange(self.m)[genes]
+        several = len(self.design.groupings) + len(self.design.random_columns)
+        cells_at_least = _CELLS_PER_GROUP * self.design.groups / several
+        for at, tiles_of_genes in tiles(Y, transform, centre, cells_at_least):
+            cells = slice(rows.start + at.start, rows.start + at.stop)
+            columns, covariates = self.design.indicators(cells), self.design.covariates[cells]
+            if self.weights is not None:
+                columns.data = columns.data * np.repeat(self.weights[cells], np.diff(columns.indptr))
+                covariates = covariates * self.weights[cells, None]
+            rows_of_columns = columns.T
+            for part, values in tiles_of_genes:
+                self._add_tile(cells, _as_slice(places[part]), rows_of_columns, covariates, values)
 
-    def _add_block(self, rows: slice, genes: np.ndarray, values: np.ndarray) -> None:
-        weighted = values if self.weights is None else values * self.weights[rows, None]
-        places = slice(int(genes[0]), int(genes[-1]) + 1) if len(genes) == genes[-1] - genes[0] + 1 else genes
-        for block in self.design.random_columns:
-            self.sums[block.rows, places] += block.Z[rows].T @ weighted
-        for grouping in self.design.groupings:
-            self.sums[grouping.rows, places] += grouping.indicators(rows).T @ weighted
-        self.moments[places, :-1] += weighted.T @ self.design.covariates[rows]
-        self.moments[places, -1] += np.einsum("ij,ij->j", weighted, values)
+    def _add_tile(
+        self, cells: slice, genes: slice | np.ndarray, columns: Any, covariates: np.ndarray, values: np.ndarray
+    ) -> None:
+        self.sums[:, genes] += columns @ values
+        if covariates.shape[1] <= _FEW_COLUMNS:
+            for h, x in enumerate(covariates.T):
+                self.moments[genes, h] += x @ values
+        else:
+            self.moments[genes, :-1] += (covariates.T @ values).T
+        if self.weights is None:
+            self.moments[genes, -1] += np.einsum("ij,ij->j", values, values)
+        else:
+            self.moments[genes, -1] += self.weights[cells] @ np.square(values)
 
     def in_order(self, Y: Any) -> bool:
         """Return whether the compiled pass can read a sparse chunk: its indices ascend and lie in the matrix."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..backend.late_imports import is_scipy_sparse, scipy
+from ..io.sparse_checks import unchecked
 
 if TYPE_CHECKING:
     from ..design.design import Design
@@ -40,9 +41,7 @@ class Grouping:
 
     def indicators(self, rows: slice) -> Any:
         """Indicator columns of the groups for some cells, csr_array (cells, groups), times the weights."""
-        codes, width = self.codes[rows].astype(np.int32), self.rows.stop - self.rows.start
-        weights = np.ones(len(codes)) if self.weights is None else self.weights[rows]
-        return scipy.sparse.csr_array((weights, codes, np.arange(len(codes) + 1)), shape=(len(codes), width))
+        return indicator_matrix([replace(self, rows=slice(0, self.rows.stop - self.rows.start))], rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +87,16 @@ class GroupedDesign:
     @classmethod
     def from_matrices(cls, X: np.ndarray, Z: Any, d: Sequence[int]) -> GroupedDesign:
         """Find the groupings of X (n, p) and of Z (n, q), a csr_array with `d` columns per random effect."""
+        ends = np.cumsum(d).tolist()
+        effects = [slice(end - width, end) for end, width in zip(ends, d, strict=True)]
+        return cls.from_blocks(X, [one_hot(Z[:, rows], rows) for rows in effects])
+
+    @classmethod
+    def from_blocks(cls, X: np.ndarray, blocks: Sequence[Grouping | RandomColumns]) -> GroupedDesign:
+        """Find the groupings of X (n, p), given the blocks of Z in the order of their columns."""
         groupings, several = [], []
-        left, ends = list(range(X.shape[1])), np.cumsum(d).tolist()
-        for rows in (slice(end - width, end) for end, width in zip(ends, d, strict=True)):
-            block = one_hot(Z[:, rows], rows)
+        left, q = list(range(X.shape[1])), blocks[-1].rows.stop
+        for block in blocks:
             if isinstance(block, RandomColumns):
                 several.append(block)
                 continue
@@ -103,9 +108,16 @@ class GroupedDesign:
         fixed: list[Grouping] = []
         if few:
             first, codes = _distinct_rows(X, few)
-            fixed, more = _packed(X[first], codes, few, sum(d))
+            fixed, more = _packed(X[first], codes, few, q)
             rest = sorted(rest + more)
-        return cls(X.shape[1], sum(d), groupings + fixed, several, rest, _covariates(X[:, rest], groupings + fixed))
+        return cls(X.shape[1], q, groupings + fixed, several, rest, _covariates(X[:, rest], groupings + fixed))
+
+    @classmethod
+    def without_groups_of_x(cls, X: np.ndarray, groupings: list[Grouping]) -> GroupedDesign:
+        """Return the design whose columns of X (n, p) are all covariates."""
+        return cls(
+            X.shape[1], groupings[-1].rows.stop, groupings, [], list(range(X.shape[1])), _covariates(X, groupings)
+        )
 
     @classmethod
     def of(cls, design: Design) -> GroupedDesign:
@@ -116,7 +128,7 @@ class GroupedDesign:
         groupings: list[Grouping] = []
         left, start = list(range(columns.p)), 0
         for term in design.random:
-            codes = term.codes.astype(_code_type(len(term.levels)))
+            codes = term.codes.astype(code_type(len(term.levels)))
             for values in [None] if term.values is None else term.values.T:
                 rows = slice(start, start + len(term.levels))
                 block = Grouping(rows, codes, None if values is None or (values == 1).all() else values.copy())
@@ -140,11 +152,13 @@ class GroupedDesign:
         several = [replace(block, Z=block.Z[cells]) for block in self.random_columns]
         return replace(self, groupings=groupings, random_columns=several, covariates=self.covariates[cells])
 
-    def indicators(self) -> Any:
-        """All columns whose products with the genes are the group sums, csr_array (n, groups)."""
-        everyone = slice(0, self.n)
-        blocks = {block.rows.start: block.Z for block in self.random_columns}
-        blocks |= {one.rows.start: one.indicators(everyone) for one in self.groupings}
+    def indicators(self, cells: slice | None = None) -> Any:
+        """All columns whose products with the genes are the group sums, csr_array (n, groups); or those of `cells`."""
+        cells = slice(0, self.n) if cells is None else cells
+        if not self.random_columns:
+            return indicator_matrix(self.groupings, cells)
+        blocks = {block.rows.start: block.Z[cells] for block in self.random_columns}
+        blocks |= {one.rows.start: one.indicators(cells) for one in self.groupings}
         return scipy.sparse.csr_array(scipy.sparse.hstack([blocks[start] for start in sorted(blocks)], format="csr"))
 
     @property
@@ -175,6 +189,20 @@ class GroupedDesign:
         return XY, sums[first.rows].sum(axis=0)
 
 
+def indicator_matrix(groupings: Sequence[Grouping], cells: slice) -> Any:
+    """Indicator columns of groupings, in order, for some cells, times their weights: csr_array (cells, groups)."""
+    n, k = len(groupings[0].codes[cells]), len(groupings)
+    columns, values = np.empty((n, k), np.int32), np.ones((n, k))
+    for i, one in enumerate(groupings):
+        columns[:, i] = one.codes[cells]
+        columns[:, i] += one.rows.start
+        if one.weights is not None:
+            values[:, i] = one.weights[cells]
+    kind = np.int32 if n * k <= np.iinfo(np.int32).max else np.int64
+    indptr, indices = np.arange(0, n * k + 1, k, dtype=kind), columns.reshape(-1).astype(kind, copy=False)
+    return unchecked(scipy.sparse.csr_array, (n, groupings[-1].rows.stop), values.reshape(-1), indices, indptr)
+
+
 def one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
     """The columns of Z of one random effect as a grouping, if each cell has at most one value."""
     if not is_scipy_sparse(block):
@@ -186,7 +214,7 @@ def one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
         stored, found = np.diff(block.indptr), (block.indices, block.data)
     if stored.size and stored.max() > 1:
         return RandomColumns(rows, scipy.sparse.csr_array(block))
-    codes, weights = np.zeros(len(stored), dtype=_code_type(block.shape[1])), np.zeros(len(stored))  # (n,)
+    codes, weights = np.zeros(len(stored), dtype=code_type(block.shape[1])), np.zeros(len(stored))  # (n,)
     codes[stored == 1], weights[stored == 1] = found
     return Grouping(rows, codes, None if (weights == 1).all() else weights)
 
@@ -274,7 +302,7 @@ def _packed(X: np.ndarray, codes: np.ndarray, columns: Sequence[int], start: int
             rest += members
             continue
         row = np.unique(groups, return_index=True)[1]  # (groups,)
-        narrow = groups.astype(_code_type(len(row)))
+        narrow = groups.astype(code_type(len(row)))
         rows = slice(start, start + len(row))
         groupings.append(Grouping(rows, narrow[codes], None, members, X[row][:, members]))
         start = rows.stop
@@ -296,7 +324,8 @@ def _bins(X: np.ndarray, columns: Sequence[int], most: int) -> list[tuple[list[i
     return bins
 
 
-def _code_type(count: int) -> np.dtype[Any]:
+def code_type(count: int) -> np.dtype[Any]:
+    """Return the smallest type of unsigned integers below `count`."""
     return np.min_scalar_type(max(count - 1, 0))
 
 

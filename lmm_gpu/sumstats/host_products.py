@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..backend.late_imports import is_scipy_sparse
+from .transform import Transform
 
 #: A sparse design is multiplied as dense up to this many columns per non-zero of a row: a dense product takes this much
 #: less time per number than a sparse one, which also copies a block of genes that is not stored by cells.
 _DENSE_COLUMNS = 64
 #: Number of values and of genes of a block: it fits the processor's cache, and so do the sums that it is added to.
 _BLOCK_VALUES, _BLOCK_GENES = 2**18, 512
+#: Number of values of a tile, and its genes: at most so many, fewer where values are stored by genes, and at least.
+_TILE_VALUES, _WIDEST, _WIDEST_BY_GENES, _NARROWEST = 2**18, 1024, 128, 32
 
 
 def dense_products(
@@ -46,12 +49,58 @@ def dense_products(
     return XY, ZY, norms, sums[-1]
 
 
+def sums_and_squares(blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of values and of their squares over the rows of all blocks (rows, m), both (m,).
+
+    >>> [found.tolist() for found in sums_and_squares([np.array([[1, 2]]), np.array([[3, 4]])])]
+    [[4.0, 6.0], [10.0, 20.0]]
+    """
+    total = squares = np.zeros(blocks[0].shape[1])
+    for block in blocks:
+        values = np.array(block, np.float64, order="C")
+        total, squares = total + np.ones(len(values)) @ values, squares + np.einsum("ij,ij->j", values, values)
+    return total, squares
+
+
 def _dense_if_cheaper(A: Any) -> Any:
     """Convert a sparse design to dense where the dense product takes less time."""
     if not is_scipy_sparse(A):
         return A
     per_row = max(A.nnz / max(A.shape[0], 1), 1.0)
     return A.toarray() if A.shape[1] <= _DENSE_COLUMNS * per_row else A
+
+
+def tiles(
+    Y: np.ndarray, transform: Transform, centre: np.ndarray | None, rows_at_least: float
+) -> Iterator[tuple[slice, Iterator[tuple[slice, np.ndarray]]]]:
+    """Yield cells and, for each, genes and their values in float64, stored by cells, transformed and less the centre.
+
+    A tile is in the cache, and is overwritten by the next one. It has `rows_at_least` cells, where these are few.
+    """
+    n, m = Y.shape
+    if not Y.size:
+        return
+    widest = _WIDEST_BY_GENES if Y.strides[0] < Y.strides[1] else _WIDEST
+    width = min(m, widest, max(_NARROWEST, int(_TILE_VALUES / max(rows_at_least, 1))))
+    width = -(-m // -(-m // width))  # the last tile is about as wide as the others
+    size = max(1, _TILE_VALUES // width)
+    centre = centre if centre is not None and centre.any() else None
+    buffer, changed = np.empty(min(size, n) * width), centre is not None or transform.name is not None
+
+    def genes_of(block: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        for genes in (slice(lo, min(lo + width, m)) for lo in range(0, m, width)):
+            values = block[:, genes]
+            if changed or values.dtype != np.float64 or not values.flags.c_contiguous:
+                tile = buffer[: values.size].reshape(values.shape)
+                tile[...] = values
+                transform.apply_to_counts(tile)
+                if centre is not None:
+                    tile -= centre[genes]
+                values = tile
+            yield genes, values
+
+    for rows in (slice(lo, min(lo + size, n)) for lo in range(0, n, size)):
+        yield rows, genes_of(Y[rows])
 
 
 def _blocks(Y: np.ndarray, centre: np.ndarray | None) -> Iterator[tuple[slice, slice, np.ndarray]]:

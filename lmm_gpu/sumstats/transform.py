@@ -90,13 +90,26 @@ class Transform:
             return with_values(Y, self._of_entries(Y.data, of_entries))
         return self._of_entries(stored_values(Y), None if factors is None else factors[:, None])
 
+    def apply_to_counts(self, values: np.ndarray) -> None:
+        """Transform dense values in float64 in place; only for transforms without size factors.
+
+        Raises
+        ------
+        ValueError
+            If values are negative.
+        """
+        assert self.size_factors is None
+        if self.name is None:
+            return
+        _refuse_negative(self.name, float(values.min(initial=0.0)))
+        np.log1p(values, out=values)
+        if self.name == "log2p1":
+            values /= math.log(2.0)
+
     def _of_entries(self, stored: Array, factors: np.ndarray | None) -> Array:
         xp = namespace(stored)
-        if array_api_compat.size(stored) and (least := float(xp.min(stored))) < 0:
-            raise ValueError(
-                f"{self.name} is for counts, but values go down to {least:g}: are they transformed already? "
-                "Then fit them as they are"
-            )
+        if array_api_compat.size(stored):
+            _refuse_negative(self.name, float(xp.min(stored)))
         values = xp.astype(stored, xp.float64, copy=True)  # the caller's values are not changed
         if self.name == "normalize":
             assert factors is not None
@@ -105,6 +118,14 @@ class Transform:
         if self.name == "log2p1":
             values /= math.log(2.0)
         return values
+
+
+def _refuse_negative(transform: str | None, least: float) -> None:
+    if least < 0:
+        raise ValueError(
+            f"{transform} is for counts, but values go down to {least:g}: are they transformed already? "
+            "Then fit them as they are"
+        )
 
 
 def looks_like_counts(Y: Any) -> bool:

@@ -164,11 +164,13 @@ def nearly_constant(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
         Dense values of these cells.
     """
     _, first, codes = np.unique(codes, return_index=True, return_inverse=True)
-    values = values.astype(np.float64)
+    values = values.astype(np.float64, copy=False)
     freedom = len(values) - len(first)
     if freedom == 0 or len(first) < 2:
         return np.zeros(0, dtype=int)
-    within = np.square(values - values[first][codes]).sum(axis=0) / freedom  # exactly zero where values are constant
-    between = values[first].var(axis=0)
+    firsts = values[first]
+    deviations = values - firsts[codes]
+    within = np.einsum("ij,ij->j", deviations, deviations) / freedom  # exactly zero where values are constant
+    between = firsts.var(axis=0)
     # constant genes have no residual variance, which the other sums show too
     return np.flatnonzero((within > 0) & (within < _SMALL**2 * between))
