@@ -30,6 +30,7 @@ def public() -> tuple[dict, dict, dict]:
         elif inspect.isclass(found):
             classes[name] = found
             for inner in (inner for inner in dir(found) if not inner.startswith("_")):
+                getattr(found, inner)  # takes a method that is imported late into the class
                 member = inspect.getattr_static(found, inner)
                 if isinstance(member, property):
                     properties[f"{name}.{inner}"] = member.fget

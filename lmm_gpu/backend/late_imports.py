@@ -10,7 +10,7 @@ import importlib
 import sys
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-__all__ = ["is_frame", "is_scipy_sparse", "is_series", "pd", "scipy"]
+__all__ = ["LateFunctions", "is_frame", "is_scipy_sparse", "is_series", "pd", "scipy"]
 
 
 class _Late:
@@ -21,6 +21,42 @@ class _Late:
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(importlib.import_module(self.__name__), attribute)
+
+
+class LateFunctions:
+    """A module of functions, each of which imports it when it is called, or looked up as a method of a class.
+
+    Examples
+    --------
+    >>> colorsys = LateFunctions("colorsys")
+    >>> colorsys.rgb_to_yiq(0.0, 0.0, 0.0)
+    (0.0, 0.0, 0.0)
+    """
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str) -> _LateFunction:
+        return _LateFunction(self._module, name)
+
+
+class _LateFunction:
+    def __init__(self, module: str, name: str):
+        self._module, self._name = module, name
+
+    def _function(self) -> Any:
+        return getattr(importlib.import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        return self._function()(*args, **options)
+
+    def __set_name__(self, owner: type, attribute: str) -> None:
+        self._place = owner, attribute
+
+    def __get__(self, instance: object | None, owner: type) -> Any:
+        function = self._function()
+        setattr(*self._place, function)  # the next look-up finds the method itself
+        return function.__get__(instance, owner)
 
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
@@ -39,6 +40,17 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
-def default_memory() -> int:
-    """Bytes that a computation may take by default: a share of the available memory."""
-    return int(DEFAULT_SHARE * free_memory())
+def default_memory(at_most: int | None = None) -> int:
+    """Bytes that a computation may take by default: a share of the available memory, and `at_most` so many."""
+    if at_most is not None and DEFAULT_SHARE * _unused_memory() >= at_most:
+        return at_most
+    share = int(DEFAULT_SHARE * free_memory())
+    return share if at_most is None else min(share, at_most)
+
+
+def _unused_memory() -> int:
+    # bytes that nothing uses, not even the cache of files; 0 where the system does not say. It imports nothing.
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 0

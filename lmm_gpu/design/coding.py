@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import formulaic
@@ -15,17 +14,9 @@ from formulaic import ModelSpec, SimpleFormula
 from formulaic.parser.types import Factor
 from formulaic.parser.types import Term as ParsedTerm
 
+from .evaluation import Centres
 from .safe_code import OF_ALL_ROWS, UFUNCS, columns_in_code, first_line, functions_in_code
 from .terms import Part, Product, Term, Terms
-
-
-@dataclass(frozen=True)
-class Centres:
-    """Means of columns of obs less their origins, None for text, and the origins that are not zero."""
-
-    means: Mapping[str, float | None]
-    origins: Mapping[str, float]
-
 
 Spec = tuple[formulaic.ModelSpec, Sequence[int]]
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from formulaic import SimpleFormula
+
+from .plain_formula import PlainFormula
+
+if TYPE_CHECKING:
+    from formulaic import SimpleFormula
 
 logger = logging.getLogger("lmm_gpu")
 #: A covariate is recorded from an origin where abs(mean) exceeds this many standard deviations: sums of squares of its
@@ -16,7 +21,7 @@ FAR = 300.0
 
 
 def far_origins(
-    parsed: SimpleFormula, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series]
+    parsed: SimpleFormula | PlainFormula, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series]
 ) -> dict[str, float]:
     """Origins of the covariates that lie far from zero for their spread; one log line for each.
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-import formulaic
 import numpy as np
 import pandas as pd
-from formulaic import SimpleFormula
-from formulaic.errors import DataMismatchWarning
-from formulaic.parser.types import Term as ParsedTerm
-from formulaic.transforms import C as formulaic_C
 
 from ..backend.late_imports import scipy
-from .coding import Centres, terms_of
+from . import plain_formula
 from .covariates import far_origins
 from .distinct_rows import combined_codes, variable_codes
+from .evaluation import Centres, Evaluated
 from .formula import parse_fixed
 from .obs_columns import ObsColumns
-from .safe_code import OF_ALL_ROWS, UFUNCS, first_line, functions_in_code
+from .plain_formula import PlainFormula
+from .safe_code import OF_ALL_ROWS, functions_in_code
 from .terms import Terms, advice_for_levels
 
+if TYPE_CHECKING:
+    from formulaic import SimpleFormula
+
+Parsed: TypeAlias = Union["SimpleFormula", PlainFormula]
 #: Columns of X that a formula may make.
 MOST_COLUMNS = 5_000
 #: Terms of covariates that are evaluated together.
@@ -100,34 +100,46 @@ def fixed_columns(text: str, columns: ObsColumns, *, origins: bool = True) -> Fi
     tabled, others, codes, first = _tabulated(parsed, used, variables, len(columns))
     small = pd.DataFrame({name: _take(series, first) for name, series in variables.items()}, index=range(len(first)))
     full = pd.DataFrame(variables, index=range(len(columns)), copy=False)
-    models = [_evaluate(tabled, small, columns, text)]
-    models += [_evaluate(batch, full, columns, text) for batch in others]
-    places, names = _places(parsed, models)
+
+    def evaluated(some: Sequence[Any], rows: pd.DataFrame) -> Evaluated:
+        if isinstance(parsed, PlainFormula):
+            return plain_formula.evaluate(some, rows)
+        from .formulaic_columns import evaluate  # formulaic takes a while to import
+
+        return evaluate(some, rows, columns, text)
+
+    pieces = [evaluated(tabled, small), *(evaluated(batch, full) for batch in others)]
+    places, names = _places(parsed, pieces)
     if not names:
         raise ValueError(f"the fixed part {text.strip()!r} has no columns: keep the intercept by writing '~ 1'")
-    for i, (model, at) in enumerate(zip(models, places, strict=True)):
-        _check_finite(model, [names[column] for column in at], None if i else codes, columns)
-    means = {name: _mean(series) for name, series in variables.items()}
-    specs = [(model.model_spec, at) for model, at in zip(models, places, strict=True)]
-    terms = terms_of(parsed, specs, used, Centres(means, moved), _context(columns))
+    for i, (piece, at) in enumerate(zip(pieces, places, strict=True)):
+        _check_finite(piece.values, [names[column] for column in at], None if i else codes, columns)
+    centres = Centres({name: _mean(series) for name, series in variables.items()}, moved)
+    specs = [(piece.spec, at) for piece, at in zip(pieces, places, strict=True)]
+    terms = _described(parsed, specs, used, centres, columns)
     _refuse_empty_terms(terms)
     valued = tuple(column for at in places[1:] for column in at)
+    models = [piece.values for piece in pieces]
+    del piece, pieces
     table = np.asarray(models.pop(0), dtype=np.float64)
     return FixedColumns(names, terms, codes, table, tuple(places[0]), _joined(models, len(columns)), valued)
 
 
 def sparse_columns(text: str, columns: ObsColumns) -> tuple[scipy.sparse.csr_array, tuple[str, ...]]:
     """Columns of a formula without random terms in CSR format (n, q), and their names; never dense."""
-    parsed, used = parse_fixed(text, columns.names)
+    from .formula_parser import parse
+    from .formulaic_columns import evaluate
+
+    parsed, used = parse(text, columns.names)
     variables = {name: columns.variable(name) for names in used.values() for name in names}
-    model = _evaluate(list(parsed), pd.DataFrame(variables, index=range(len(columns))), columns, text, "sparse")
-    names = tuple(model.model_spec.column_names)
-    _check_finite(model, names, None, columns)
-    return scipy.sparse.csr_array(model, dtype=np.float64), names
+    table = pd.DataFrame(variables, index=range(len(columns)))
+    found = evaluate(list(parsed), table, columns, text, "sparse")
+    _check_finite(found.values, found.names, None, columns)
+    return scipy.sparse.csr_array(found.values, dtype=np.float64), found.names
 
 
 def _check_width(
-    parsed: SimpleFormula, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series], text: str
+    parsed: Parsed, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series], text: str
 ) -> None:
     """Refuse a formula with too many columns, before they are made."""
     total = 0
@@ -151,8 +163,8 @@ def _is_factor(code: str, names: Sequence[str], variables: Mapping[str, pd.Serie
 
 
 def _tabulated(
-    parsed: SimpleFormula, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series], n: int
-) -> tuple[list[ParsedTerm], list[list[ParsedTerm]], np.ndarray, np.ndarray]:
+    parsed: Parsed, used: Mapping[str, Sequence[str]], variables: Mapping[str, pd.Series], n: int
+) -> tuple[list[Any], list[list[Any]], np.ndarray, np.ndarray]:
     """Find the terms whose columns have few distinct rows.
 
     formulaic drops a level of a factor if other terms with the same covariates span it, so terms with the same
@@ -170,7 +182,7 @@ def _tabulated(
         The first cell of each distinct row.
     """
     coded = {name: variable_codes(series) for name, series in variables.items()}
-    groups: dict[frozenset[str], list[ParsedTerm]] = {}
+    groups: dict[frozenset[str], list[Any]] = {}
     for term in parsed:
         covariates = frozenset(
             f.expr for f in term.factors if used[f.expr] and not _is_factor(f.expr, used[f.expr], variables)
@@ -183,16 +195,17 @@ def _tabulated(
 
     chosen = [group for group in groups.values() if all(simple(f.expr) for term in group for f in term.factors)]
     terms = {term for group in chosen for term in group}
-    names = dict.fromkeys(name for term in terms for f in term.factors for name in used[f.expr])
+    tabled = [term for term in parsed if term in terms]
+    names = dict.fromkeys(name for term in tabled for f in term.factors for name in used[f.expr])
     codes, first = combined_codes([coded[name] for name in names if coded[name] is not None], n)
     if len(first) > max(_SMALL_TABLE * n, 1):
         return [], _batches(list(groups.values())), np.zeros(n, dtype=np.intp), np.zeros(1, dtype=np.intp)
     others = [group for group in groups.values() if not terms.issuperset(group)]
-    return [term for term in parsed if term in terms], _batches(others), codes, first
+    return tabled, _batches(others), codes, first
 
 
-def _batches(groups: Sequence[list[ParsedTerm]]) -> list[list[ParsedTerm]]:
-    batches: list[list[ParsedTerm]] = []
+def _batches(groups: Sequence[list[Any]]) -> list[list[Any]]:
+    batches: list[list[Any]] = []
     for group in groups:
         if batches and len(batches[-1]) + len(group) <= _TERMS_AT_ONCE:
             batches[-1].extend(group)
@@ -201,7 +214,7 @@ def _batches(groups: Sequence[list[ParsedTerm]]) -> list[list[ParsedTerm]]:
     return batches
 
 
-def _joined(models: list[formulaic.ModelMatrix], n: int) -> np.ndarray:
+def _joined(models: list[Any], n: int) -> np.ndarray:
     """Columns of several model matrices (n, v), each of which is released once it is copied."""
     if len(models) == 1:
         return np.asarray(models.pop(), dtype=np.float64)
@@ -218,55 +231,33 @@ def _take(series: pd.Series, rows: np.ndarray) -> pd.Series:
     return series.iloc[rows].reset_index(drop=True)
 
 
-def _evaluate(
-    terms: Sequence[ParsedTerm], table: pd.DataFrame, columns: ObsColumns, text: str, output: str = "numpy"
-) -> formulaic.ModelMatrix:
-    """Evaluate checked terms on checked columns; `output` is formulaic's, "numpy" or "sparse"."""
-    try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("error", DataMismatchWarning)  # levels= that leave cells out
-            warnings.filterwarnings("ignore", category=RuntimeWarning)
-            formula = SimpleFormula(list(terms), _ordering="none")
-            return formula.get_model_matrix(table, context=_context(columns), output=output, na_action="ignore")
-    except Exception as error:  # the code was checked, so it is the values that it cannot work with
-        raise ValueError(f"cannot evaluate the formula {text.strip()!r} on obs: {first_line(error)}") from error
+def _described(
+    parsed: Parsed,
+    specs: Sequence[tuple[Any, Sequence[int]]],
+    used: Mapping[str, Sequence[str]],
+    centres: Centres,
+    columns: ObsColumns,
+) -> Terms:
+    if isinstance(parsed, PlainFormula):
+        return plain_formula.describe(parsed, specs, centres)
+    from .formulaic_columns import describe
+
+    return describe(parsed, specs, used, centres, columns)
 
 
-def _context(columns: ObsColumns) -> dict[str, Any]:
-    """Functions that formulaic lacks, or has in another form."""
-
-    def C(data: Any, contrasts: Any = None, *, levels: Any = None, spans_intercept: bool = True) -> Any:
-        return formulaic_C(_as_levels(data, columns), contrasts, levels=levels, spans_intercept=spans_intercept)
-
-    return {"C": C} | {name: getattr(np, name) for name in UFUNCS}
-
-
-def _as_levels(data: Any, columns: ObsColumns) -> Any:
-    """Numbers as levels are named: whole numbers without ".0", truth values as such."""
-    if not isinstance(data, pd.Series) or data.dtype.kind != "f":
-        return data
-    values = data.to_numpy()
-    if data.name in columns.truths and np.isin(values, (0.0, 1.0)).all():
-        return data.astype(bool)
-    whole = np.isfinite(values).all() and (values == np.rint(values)).all() and (np.abs(values) < 2**53).all()
-    return data.astype(np.int64) if whole else data
-
-
-def _places(parsed: SimpleFormula, models: Sequence[formulaic.ModelMatrix]) -> tuple[list[list[int]], tuple[str, ...]]:
-    """Positions in X of the columns of each model, in the order of the terms; and the names of all columns."""
-    places: list[list[int]] = [[0] * len(model.model_spec.column_names) for model in models]
+def _places(parsed: Parsed, pieces: Sequence[Evaluated]) -> tuple[list[list[int]], tuple[str, ...]]:
+    """Positions in X of the columns of each piece, in the order of the terms; and the names of all columns."""
+    places: list[list[int]] = [[0] * len(piece.names) for piece in pieces]
     names: list[str] = []
     for term in parsed:
-        for at, model in zip(places, models, strict=True):
-            for column in model.model_spec.term_indices.get(term, ()):
+        for at, piece in zip(places, pieces, strict=True):
+            for column in piece.places.get(term, ()):
                 at[column] = len(names)
-                names.append(str(model.model_spec.column_names[column]))
+                names.append(piece.names[column])
     return places, tuple(names)
 
 
-def _check_finite(
-    model: formulaic.ModelMatrix, names: Sequence[str], rows: np.ndarray | None, columns: ObsColumns
-) -> None:
+def _check_finite(model: Any, names: Sequence[str], rows: np.ndarray | None, columns: ObsColumns) -> None:
     with np.errstate(all="ignore"):
         totals = np.ravel(model.sum(axis=0))  # (p,)
     for position in np.flatnonzero(~np.isfinite(totals)).tolist():

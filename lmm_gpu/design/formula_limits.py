@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from formulaic.parser.types import ASTNode, Token
+if TYPE_CHECKING:
+    from formulaic.parser.types import ASTNode, Token
 
 #: Limits of a formula: characters, parentheses within each other, and terms that its operators expand to.
 LONGEST_FORMULA, DEEPEST_PARENTHESES, MOST_TERMS = 10_000, 50, 1_000
@@ -32,6 +34,8 @@ def check_length(formula: str) -> None:
 
 def check_size(tree: ASTNode | Token | None, text: str) -> None:
     """Refuse operators that expand to too many terms, before formulaic expands them."""
+    from formulaic.parser.types import ASTNode
+
     sizes: dict[int, int] = {}
     stack: list[tuple[ASTNode | Token | None, bool]] = [(tree, False)]
     while stack:

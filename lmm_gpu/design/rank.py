@@ -13,6 +13,8 @@ from .terms import INTERCEPT, Product, Term, Terms
 DEPENDENT = 1e-10
 #: Coefficients below this share of a column's length play no part in a dependence.
 _NO_PART = 1e-5
+#: Triangular systems of so few columns are solved as any other: to import SciPy's solver takes longer.
+_SMALL = 32
 #: Columns named in a message.
 _SHOWN = 4
 
@@ -86,6 +88,8 @@ def columns_to_keep(XX: np.ndarray, names: Sequence[str], terms: Terms) -> tuple
 
 def _forward(L: np.ndarray, b: np.ndarray) -> np.ndarray:
     # L x = b for a lower triangular matrix
+    if len(b) <= _SMALL:
+        return np.linalg.solve(L, b)
     from scipy.linalg import solve_triangular
 
     return np.asarray(solve_triangular(L, b, lower=True, check_finite=False))

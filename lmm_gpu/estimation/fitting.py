@@ -9,6 +9,7 @@ s_0 profiled at the last ratios; fixed effects and standard errors
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -40,6 +41,9 @@ FLAT = 1e-2
 FLASHMM_ITERATIONS = 50
 #: Iterations with relaxed steps of a gene that needs more, as a multiple of max_iter.
 CONTINUED = 4
+#: Products of fewer numbers (q (q + m)) the linear algebra library computes on one thread anyway; to find it in the
+#: process takes longer than a fit of one gene.
+_SMALL = 10_000
 
 
 def fit_genes(
@@ -63,7 +67,8 @@ def fit_genes(
     """
     memory = options.memory_for(len(summary.d))
     devices = resolve(options.device, summary.ZX, summary.ZY)
-    with one_blas_thread():
+    small = summary.ZZ.shape[0] * (summary.ZZ.shape[0] + summary.m) < _SMALL
+    with nullcontext() if small else one_blas_thread():
         fitter = BlockFitter.build(summary, options, devices, memory)
         estimates = Estimates.empty(summary.m, fitter.model.XXinv.shape[0], summary.n_variances + 1)
         shape = fitter.model.shape(summary.d)

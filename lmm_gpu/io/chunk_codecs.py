@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -77,11 +78,12 @@ def inflate_zlib(content: Any, size: int) -> Any:
     ValueError
         If it is damaged or has another size.
     """
-    if _deflate is None:
+    deflate = _deflate()
+    if deflate is None:
         return _inflate(content, size, zlib.MAX_WBITS)
     try:
-        found = _deflate.zlib_decompress(content, size)
-    except _deflate.DeflateError as error:
+        found = deflate.zlib_decompress(content, size)
+    except deflate.DeflateError as error:
         raise ValueError("a compressed chunk is damaged") from error
     if len(found) != size:
         raise ValueError(f"a compressed chunk has {len(found)} bytes, expected {size}")
@@ -151,12 +153,13 @@ def _inflate(content: Any, size: int, window: int) -> Any:
     return found
 
 
-def _import_deflate() -> Any:
+@cache
+def _deflate() -> Any:
+    # the package, None if it is not installed
     try:
         return importlib.import_module("deflate")
     except ImportError:
         return None
 
 
-_deflate = _import_deflate()
 _BY_NAME: dict[str, Decoder] = {"gzip": inflate_gzip, "zlib": inflate_zlib}

@@ -19,7 +19,8 @@ from ..backend.optional import require
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+#: Endings of files with cells.
+STORES, MARKET, TABLES = (".h5ad", ".zarr"), (".mtx", ".mtx.gz"), (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 #: Seconds after which a part that another machine left behind counts as stale.
 _STALE = 86_400.0
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .broken_files import check_size, reading
+from .files import MARKET
 from .found import Found, kept_features
 from .matrix_market import MarketMatrix, read_header
 from .sparse_checks import as_csr
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-MARKET = (".mtx", ".mtx.gz")
 _NAMES = (".tsv", ".tsv.gz", ".txt", ".txt.gz")
 
 

@@ -1,4 +1,7 @@
-"""Dispatch from data to the reader of its kind: objects in memory and files. Nothing here unpickles."""
+"""Dispatch from data to the reader of its kind: objects in memory and files. Nothing here unpickles.
+
+Readers of files are imported when a file is opened.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .broken_files import IN_MEMORY, check_size, reading
-from .files import TABLES, suffix_of
+from .files import MARKET, STORES, TABLES, suffix_of
 from .found import Found, Selection, kept_features, types_of
-from .market_files import MARKET, feature_names, market_file_of, open_market
 from .memory_sparse import in_memory
-from .stores import STORES, check_layer, open_store, stored_matrix
-from .tenx import open_10x
-from .text_tables import check_exists, read_genes_by_cells, read_names, refuse_text_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,10 +41,18 @@ def find_values(data: Any, selection: Selection, files: ExitStack) -> Found:
 
 def read_features(path: Path) -> Sequence[str]:
     """Read gene names, one per line; of CellRanger's features.tsv (identifier, name, type) the names if unique."""
+    from .market_files import feature_names
+    from .text_tables import read_names
+
     return feature_names(read_names(path), path)
 
 
 def _open_path(path: Path, selection: Selection, files: ExitStack) -> Found:
+    from .market_files import market_file_of, open_market
+    from .stores import open_store
+    from .tenx import open_10x
+    from .text_tables import check_exists, read_genes_by_cells
+
     if path.is_dir() and path.suffix.lower() != ".zarr":
         path = market_file_of(path)
     suffix = suffix_of(path, MATRICES)
@@ -68,6 +75,8 @@ def _open_path(path: Path, selection: Selection, files: ExitStack) -> Found:
 
 
 def _from_anndata(data: Any, selection: Selection) -> Found:
+    from .stores import check_layer
+
     use_raw = check_layer(
         selection.layer, data.layers, data.X is not None, data.raw is not None, selection.use_raw, "the AnnData"
     )
@@ -116,6 +125,8 @@ def _check_members(path: Path) -> None:
 def _from_frame(frame: pd.DataFrame, name: str | Path) -> Found:
     import pandas as pd
 
+    from .text_tables import refuse_text_columns
+
     refuse_text_columns(
         [gene for gene, dtype in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)], name
     )
@@ -126,6 +137,8 @@ def _from_frame(frame: pd.DataFrame, name: str | Path) -> Found:
 def _by_rows(matrix: Any, name: str | Path) -> Any:
     """Return a matrix of which rows, or columns, are cheap to take."""
     if hasattr(matrix, "to_memory") and hasattr(matrix, "group"):  # of a backed AnnData
+        from .stores import stored_matrix
+
         with reading(name):
             return stored_matrix(matrix.group)
     if isinstance(matrix, np.ndarray):  # np.matrix and views of AnnData as plain arrays

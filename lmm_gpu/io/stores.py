@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 logger = logging.getLogger(__name__)
-STORES = (".h5ad", ".zarr")
 
 
 def open_store(path: Path, suffix: str, selection: Selection, files: ExitStack) -> Found:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..estimation.dask_fits import fit_genes_on_workers
 from ..estimation.fit_options import FitOptions
 from ..estimation.fitting import fit_genes
 from ..estimation.status import Status
@@ -54,6 +53,8 @@ def fit_summary(
     if client is None:
         estimates, model = fit_genes(summary, options, progress)
     else:
+        from ..estimation.dask_fits import fit_genes_on_workers
+
         estimates, model = fit_genes_on_workers(summary, options, client, progress)
     warn_of_status(estimates.status)
     _warn_of_fixed_and_random(summary)

@@ -6,25 +6,45 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..backend.arrays import to_numpy
-from ..backend.late_imports import pd
+from ..backend.late_imports import LateFunctions, pd
 from ..backend.threads import one_blas_thread
 from ..estimation.estimates import Estimates
 from ..estimation.fit_options import FitOptions
 from ..estimation.mixed_model import MixedModel
 from ..estimation.status import Status
-from ..inference.pvalues import t_pvalue
 from ..sumstats.gene_weights import WeightedStats
 from ..sumstats.summary_stats import SummaryStats
-from . import contrast_arrays, fitted_values, fixed_effect_tests, named_contrasts, random_effects, variance_components
-from . import variance_partition as partition
-from .blockwise import GeneBlock, by_block
-from .fit_file import read_fit, write_fit
-from .permutations import permutation as permute
+
+if TYPE_CHECKING:
+    from . import (
+        blockwise,
+        contrast_arrays,
+        fit_file,
+        fitted_values,
+        fixed_effect_tests,
+        named_contrasts,
+        permutations,
+        random_effects,
+        variance_components,
+    )
+    from . import variance_partition as partition
+    from .blockwise import GeneBlock
+else:  # most of these are not needed for the first estimates, and import the whole of inference
+    blockwise = LateFunctions(f"{__package__}.blockwise")
+    contrast_arrays = LateFunctions(f"{__package__}.contrast_arrays")
+    fit_file = LateFunctions(f"{__package__}.fit_file")
+    fitted_values = LateFunctions(f"{__package__}.fitted_values")
+    fixed_effect_tests = LateFunctions(f"{__package__}.fixed_effect_tests")
+    named_contrasts = LateFunctions(f"{__package__}.named_contrasts")
+    partition = LateFunctions(f"{__package__}.variance_partition")
+    permutations = LateFunctions(f"{__package__}.permutations")
+    random_effects = LateFunctions(f"{__package__}.random_effects")
+    variance_components = LateFunctions(f"{__package__}.variance_components")
 
 __all__ = ["Estimates", "LMMFit"]
 
@@ -114,7 +134,7 @@ class LMMFit:
     variance_test = variance_components.variance_test
     variance_intervals = variance_components.variance_intervals
     variance_fractions = variance_components.variance_fractions
-    permutation = permute
+    permutation = permutations.permutation
     fitted = fitted_values.fitted
     ranef = random_effects.ranef
     variances = variance_components.variances
@@ -196,7 +216,7 @@ class LMMFit:
         >>> again.theta.equals(fit.theta), again.RE.equals(fit.RE), again.test().equals(fit.test())
         (True, True, True)
         """
-        write_fit(path, self.summary, self.estimates, {name: getattr(self, name) for name in self._SETTINGS})
+        fit_file.write_fit(path, self.summary, self.estimates, {name: getattr(self, name) for name in self._SETTINGS})
 
     @classmethod
     def load(cls, path: str | Path) -> LMMFit:
@@ -224,7 +244,7 @@ class LMMFit:
         Traceback (most recent call last):
         FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.h5'
         """
-        summary, estimates, settings = read_fit(path)
+        summary, estimates, settings = fit_file.read_fit(path)
         with one_blas_thread():
             model = MixedModel.decompose(summary, settings["method"])
         ddf, outputs = settings.pop("ddf"), settings.pop("outputs")
@@ -251,6 +271,8 @@ class LMMFit:
     @property
     def p(self) -> pd.DataFrame:
         """Two-sided p-values of the t statistics on `df` (p x m)."""
+        from ..inference.pvalues import t_pvalue
+
         return self._by_coefficient(t_pvalue(self.t.to_numpy(), np.asarray(self.df)))
 
     @property
@@ -352,7 +374,7 @@ class LMMFit:
         if name not in self.outputs:
             return None
         result = np.full((*shape, self.summary.m), np.nan)
-        for genes, formed in by_block(self, form):
+        for genes, formed in blockwise.by_block(self, form):
             result[..., genes] = formed
         return result
 

@@ -36,7 +36,7 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
     begins = to_numpy(matrix.indptr).astype(np.int64)  # (rows + 1,)
     stored = matrix.data.dtype.itemsize + matrix.indices.dtype.itemsize
     need = begins * (_STORED * stored + _COMPUTED) + np.arange(len(begins)) * _PER_ROW  # bytes of all rows before
-    budget = min(default_memory(), _SPARSE_BYTES) if memory is None else memory
+    budget = default_memory(_SPARSE_BYTES) if memory is None else memory
     largest = int(max(np.diff(need).max(initial=0) / (1 - _SUMS), 8 * _COPIES * source.m / _SUMS)) + 1
     if largest > budget and memory is not None:
         raise MemoryError(
@@ -79,7 +79,7 @@ def cells_per_chunk(m: int, memory: int | None) -> int:
     """
     need = 8 * _COPIES * max(m, 1)
     if memory is None:
-        return max(1, min(default_memory(), _CHUNK_BYTES) // need)
+        return max(1, default_memory(_CHUNK_BYTES) // need)
     if need > memory:
         raise MemoryError(f"one cell needs {need:,} bytes, memory allows {memory:,}; raise memory to {need:,} or more")
     return memory // need

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Columns of X with more distinct values than this are covariates; also the largest number of groups of joined columns.
 _MOST_GROUPS = 256
+#: So few dense genes are added up one by one: a product with a sparse matrix has to import SciPy's first.
+_FEW_GENES = 4
 #: A pass over the cells costs about as much as multiplying this many covariates.
 _FEW_COLUMNS = 4
 #: Number of cells that are examined first: most columns that are not constant within groups show it there.
@@ -38,6 +40,14 @@ class Grouping:
     weights: np.ndarray | None = None  #: (n,), None for ones
     columns: Sequence[int] = ()  #: c columns of X
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  #: (groups, c), their values in each group
+
+    def sums(self, rows: slice, values: np.ndarray) -> np.ndarray:
+        """Sums (groups, genes) of dense values (cells, genes) of some cells in each group, times the weights."""
+        if values.shape[1] > _FEW_GENES:
+            return np.asarray(self.indicators(rows).T @ values)
+        codes, width = self.codes[rows], self.rows.stop - self.rows.start
+        weighted = values if self.weights is None else values * self.weights[rows, None]
+        return np.stack([np.bincount(codes, column, width) for column in weighted.T], axis=1)
 
     def indicators(self, rows: slice) -> Any:
         """Indicator columns of the groups for some cells, csr_array (cells, groups), times the weights."""

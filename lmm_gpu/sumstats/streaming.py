@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,8 @@ def accumulate(
     if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
-    with one_blas_thread(), limited(threads):  # BLAS threads would compete with those that read ahead
+    # BLAS threads would compete with those that read ahead
+    with one_blas_thread() if len(pieces) > 1 else nullcontext(), limited(threads):
         canonical = not fused or copied_to is not None
         for done, place, Y in _chunks(source, pieces, "sums", checkpoint, sums.restore, canonical, copied_to):
             Y = Y.arrived() if isinstance(Y, Copied) else Y

@@ -47,6 +47,20 @@ assert not {"numpy.f2py", "numpy.testing", "array_api_compat.numpy"} & set(sys.m
     assert imported_by(code) & (HEAVY | {"psutil", "asyncio"}) == {"numpy"}
 
 
+def test_a_fit_of_a_plain_formula_loads_pandas_and_no_other_library():
+    code = """import sys, numpy as np, pandas as pd
+obs = pd.DataFrame({"arm": np.repeat(["a", "b"], 30), "age": np.arange(60.0), "donor": np.repeat(list("uvwxyz"), 10)})
+Y, libraries = np.random.default_rng(1).normal(size=(60, 1)), {name.partition(".")[0] for name in sys.modules}
+import lmm_gpu
+lmm_gpu.fit((Y, obs), "~ arm + age + (1 | donor)").coef
+more = {name.partition(".")[0] for name in sys.modules} - libraries - set(sys.stdlib_module_names)
+assert more <= {"lmm_gpu", "lazy_loader", "array_api_compat", "psutil"}, more
+parts = {"inference.t_tests", "results.permutations", "estimation.dask_fits", "io.stores", "design.coding"}
+assert not {f"lmm_gpu.{name}" for name in parts} & set(sys.modules)
+assert not {"array_api_compat.numpy", "concurrent.futures.process"} & set(sys.modules)"""
+    assert "pandas" in imported_by(code)
+
+
 @pytest.mark.parametrize(
     "words", [["--help"], ["fit", "--help"], ["--version"], ["guide", "df"], ["fit"], ["nonsense"]]
 )
