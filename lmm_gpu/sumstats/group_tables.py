@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import reduce
+from functools import partial, reduce
 from importlib.util import find_spec
-from operator import or_
+from operator import matmul, or_
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ from .transform import Transform
 _SUMS_AT_A_TIME = 2**18
 #: Cells of a dense block per group and grouping: less time goes into adding up the sums of blocks than into the sums.
 _CELLS_PER_GROUP = 8
+#: So few genes are added up one by one: a product with a sparse matrix has to import SciPy's first.
+_FEW_GENES = 4
 #: Up to so many covariates, a product of a matrix with each of them takes less time than one with all.
 _FEW_COLUMNS = 4
 #: Fewer values than this are accumulated before the compiled pass is loaded.
@@ -128,18 +130,31 @@ class GroupTables:
         cells_at_least = _CELLS_PER_GROUP * self.design.groups / several
         for at, tiles_of_genes in tiles(Y, transform, centre, cells_at_least):
             cells = slice(rows.start + at.start, rows.start + at.stop)
-            columns, covariates = self.design.indicators(cells), self.design.covariates[cells]
+            covariates, sums_of = self.design.covariates[cells], self._group_sums(cells, len(places))
             if self.weights is not None:
-                columns.data = columns.data * np.repeat(self.weights[cells], np.diff(columns.indptr))
                 covariates = covariates * self.weights[cells, None]
-            rows_of_columns = columns.T
             for part, values in tiles_of_genes:
-                self._add_tile(cells, _as_slice(places[part]), rows_of_columns, covariates, values)
+                self._add_tile(cells, _as_slice(places[part]), sums_of, covariates, values)
+
+    def _group_sums(self, cells: slice, genes: int) -> Callable[[np.ndarray], Any]:
+        """Return the function from dense values (cells, b) to their sums (groups, b)."""
+        weights = None if self.weights is None else self.weights[cells]
+        if genes <= _FEW_GENES:
+            return lambda values: self.design.sums(cells, values if weights is None else values * weights[:, None])
+        columns = self.design.indicators(cells)
+        if weights is not None:
+            columns.data = columns.data * np.repeat(weights, np.diff(columns.indptr))
+        return partial(matmul, columns.T)
 
     def _add_tile(
-        self, cells: slice, genes: slice | np.ndarray, columns: Any, covariates: np.ndarray, values: np.ndarray
+        self,
+        cells: slice,
+        genes: slice | np.ndarray,
+        sums_of: Callable[[np.ndarray], Any],
+        covariates: np.ndarray,
+        values: np.ndarray,
     ) -> None:
-        self.sums[:, genes] += columns @ values
+        self.sums[:, genes] += sums_of(values)
         if covariates.shape[1] <= _FEW_COLUMNS:
             for h, x in enumerate(covariates.T):
                 self.moments[genes, h] += x @ values

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 #: Columns of X with more distinct values than this are covariates; also the largest number of groups of joined columns.
 _MOST_GROUPS = 256
-#: So few dense genes are added up one by one: a product with a sparse matrix has to import SciPy's first.
-_FEW_GENES = 4
 #: A pass over the cells costs about as much as multiplying this many covariates.
 _FEW_COLUMNS = 4
 #: Number of cells that are examined first: most columns that are not constant within groups show it there.
@@ -42,9 +40,7 @@ class Grouping:
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  #: (groups, c), their values in each group
 
     def sums(self, rows: slice, values: np.ndarray) -> np.ndarray:
-        """Sums (groups, genes) of dense values (cells, genes) of some cells in each group, times the weights."""
-        if values.shape[1] > _FEW_GENES:
-            return np.asarray(self.indicators(rows).T @ values)
+        """Sums (groups, b) of dense values (cells, b) of a few genes in some cells, times the weights."""
         codes, width = self.codes[rows], self.rows.stop - self.rows.start
         weighted = values if self.weights is None else values * self.weights[rows, None]
         return np.stack([np.bincount(codes, column, width) for column in weighted.T], axis=1)
@@ -170,6 +166,15 @@ class GroupedDesign:
         blocks = {block.rows.start: block.Z[cells] for block in self.random_columns}
         blocks |= {one.rows.start: one.indicators(cells) for one in self.groupings}
         return scipy.sparse.csr_array(scipy.sparse.hstack([blocks[start] for start in sorted(blocks)], format="csr"))
+
+    def sums(self, cells: slice, values: np.ndarray) -> np.ndarray:
+        """`indicators` of `cells`, transposed, times dense values (cells, b) of a few genes, without SciPy."""
+        if self.random_columns:
+            return np.asarray(self.indicators(cells).T @ values)
+        found = np.zeros((self.groups, values.shape[1]))
+        for grouping in self.groupings:
+            found[grouping.rows] = grouping.sums(cells, values)
+        return found
 
     @property
     def n(self) -> int:

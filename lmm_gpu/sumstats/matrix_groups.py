@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 
+from ..backend.late_imports import is_scipy_sparse
 from .grouped_design import GroupedDesign, Grouping, code_type
 
 #: Bytes of Z that are read at a time: they stay in the cache.
@@ -71,7 +71,7 @@ def _stored(Z: Any) -> Iterator[tuple[np.ndarray | None, Any]]:
     The number k is that of the first cell.
     """
     n, q = Z.shape
-    if scipy.sparse.issparse(Z):
+    if is_scipy_sparse(Z):
         k = int(Z.indptr[1])
         regular = k > 0 and bool((np.diff(Z.indptr) == k).all())
         yield (Z.indices.reshape(n, k), Z.data.reshape(n, k)) if regular else (None, None)
