@@ -18,6 +18,7 @@ from .backend.sparse import on_device
 from .design.contrasts import contrast_rows
 from .io.sparse_checks import canonical
 from .sumstats.alignment import default_names
+from .sumstats.products import LARGEST_DENSE
 from .sumstats.summary_checks import check_components
 from .sumstats.summary_stats import SummaryStats
 from .sumstats.transform import check_values
@@ -141,10 +142,11 @@ def read_statistics(
     for name in ("XX", "XY", "ZX", "ZY", "ZZ"):
         matrix, rows[name], columns[name] = read_matrix(given[name], name)
         check_values(matrix, name)
-        products[name] = dense(matrix).astype(float)
+        wide = name == "ZZ" and matrix.shape[0] > LARGEST_DENSE
+        products[name] = (matrix if wide else dense(matrix)).astype(float)
     norms, _, _ = read_matrix(given["Ynorm"], "Ynorm", one_row=True)
     check_values(norms, "Ynorm")
-    p, q, m = len(products["XX"]), len(products["ZZ"]), products["XY"].shape[1]
+    p, q, m = len(products["XX"]), products["ZZ"].shape[0], products["XY"].shape[1]
     widths = component_widths(d, q)
     return SummaryStats(
         n=_whole_number(given["n"]),

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..backend.arrays import Array, indices, namespace, zeros
+from ..backend.arrays import Array, indices, namespace, to_numpy, zeros
+from ..backend.late_imports import scipy
 from ..backend.sparse import is_sparse, spread_square
 from ..design.safe_code import OF_ALL_ROWS
 from ..design.terms import check_same_terms
+from .products import LARGEST_DENSE
 
 if TYPE_CHECKING:
     from .summary_stats import SummaryStats
@@ -54,7 +56,7 @@ def aligned(a: SummaryStats, b: SummaryStats) -> tuple[SummaryStats, SummaryStat
         if order is not None:
             b = b.with_genes(order)
         if (a.random_names, a.d) == (b.random_names, b.d):
-            return a, b
+            return _with_sparse_products(a, len(a.random_names)), _with_sparse_products(b, len(a.random_names))
         if any(ss.random_names == default_names("Z", sum(ss.d)) for ss in (a, b)):
             raise ValueError(
                 f"random_names differ (d = {a.d} and {b.d}), but some are auto-generated; name the columns of Z, so "
@@ -167,6 +169,7 @@ def join_levels(left: Sequence[str], left_d: Sequence[int], right: Sequence[str]
 
 def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummaryStats:
     """Give statistics the levels of both sides, those at the positions `rows`: zeros where they are -1."""
+    ss = _with_sparse_products(ss, len(rows))
     centred = ss.centred and replace(ss.centred, ZY=_take_or_zero(ss.centred.ZY, rows, 0))
     within = ss.within and replace(
         ss.within, ZY=_take_or_zero(ss.within.ZY, rows, 0), centre=_take_or_zero(ss.within.centre, rows, 0)
@@ -181,6 +184,13 @@ def _with_levels(ss: SummaryStats, levels: Levels, rows: list[int]) -> SummarySt
         centred=centred,
         within=within,
     )
+
+
+def _with_sparse_products(ss: SummaryStats, levels: int) -> SummaryStats:
+    # Z'Z as a sparse matrix where it will have so many levels that it is not stored as dense
+    if levels <= LARGEST_DENSE or is_sparse(ss.ZZ):
+        return ss
+    return replace(ss, ZZ=scipy.sparse.csr_array(to_numpy(ss.ZZ)))
 
 
 def _take_or_zero(A: Array, rows: list[int], axis: int) -> Array:

@@ -21,6 +21,7 @@ from ..backend.blocks import blocks
 from ..backend.late_imports import is_scipy_sparse, scipy
 from ..io.archive import Content, consistent, read_archive
 from .assembly import cross_products
+from .products import stored_products
 from .summary_content import fields_of
 from .summary_stats import ADVICE, STATISTICS, WEIGHTS, SummaryStats
 
@@ -109,8 +110,8 @@ class WeightedStats(SummaryStats):
         if not self.m or not all(same):
             return None
         XX, ZX, pairs = (A[..., 0] for A in products)
-        ZZ = np.zeros((len(ZX), len(ZX)))
-        ZZ[own.rows, own.columns] = ZZ[own.columns, own.rows] = pairs
+        half = scipy.sparse.csr_array((pairs, (own.rows, own.columns)), shape=(len(ZX), len(ZX)))
+        ZZ = stored_products(half + half.T - scipy.sparse.diags_array(half.diagonal()))
         fields = {one.name: getattr(self, one.name) for one in dataclass_fields(SummaryStats)}
         scaled = {name: to_numpy(getattr(self, name)) / mean for name in ("XY", "ZY", "Ynorm")}
         return SummaryStats(**fields | scaled | {"XX": XX, "ZX": ZX, "ZZ": ZZ, "centred": None, "within": None})

@@ -125,10 +125,12 @@ def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProdu
     if weights is not None:
         root = namespace(weights).sqrt(weights)
         X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
-    ZZ = Z.T @ Z
-    if not (is_scipy_sparse(ZZ) and ZZ.shape[0] > LARGEST_DENSE):
-        ZZ = dense_array(ZZ)
-    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), ZZ, total)
+    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), stored_products(Z.T @ Z), total)
+
+
+def stored_products(ZZ: Any) -> Any:
+    """Z'Z as statistics store it: as an array, unless it is sparse and has more than `LARGEST_DENSE` columns."""
+    return ZZ if is_scipy_sparse(ZZ) and ZZ.shape[0] > LARGEST_DENSE else dense_array(ZZ)
 
 
 def _row_scaled(A: Any, factors: Array) -> Any:

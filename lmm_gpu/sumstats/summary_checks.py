@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..backend.arrays import namespace, to_numpy
+from ..backend.blocks import blocks
 from ..backend.sparse import is_sparse
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 _AGREE = 1e-6
 #: Symmetry and inequalities may be violated by this share: products of the user may come from float32.
 _ROUNDED = 1e-5
+#: Products that are examined at a time.
+_EXAMINED = 2**20
 
 
 def check_shapes(ss: SummaryFields) -> None:
@@ -102,12 +105,18 @@ def check_invariants(ss: SummaryFields) -> None:
 
 
 def _check_product(name: str, A: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
-    if name in ("XX", "ZZ") and np.abs(A - A.T).max(initial=0) > _ROUNDED * np.abs(A).max(initial=0):
+    # some rows at a time: Z'Z may be the largest array there is
+    wrong, asymmetry, largest = 0, 0.0, 0.0
+    for lo, hi in blocks(len(A), max(1, _EXAMINED // max(A.shape[1], 1))):
+        size = np.abs(A[lo:hi])
+        wrong += np.count_nonzero(size > (1 + _ROUNDED) * np.sqrt(left[lo:hi])[:, None] * np.sqrt(right)[None, :])
+        if name in ("XX", "ZZ"):
+            asymmetry = max(asymmetry, np.abs(A[lo:hi] - A[:, lo:hi].T).max(initial=0))
+            largest = max(largest, size.max(initial=0))
+    if asymmetry > _ROUNDED * largest:
         raise ValueError(f"{name} is not symmetric")
-    bound = np.sqrt(left)[:, None] * np.sqrt(right)[None, :]
-    wrong = np.abs(A) > (1 + _ROUNDED) * bound
-    if wrong.any():
-        raise ValueError(f"{name} has {np.count_nonzero(wrong)} products too large for the squares of their factors")
+    if wrong:
+        raise ValueError(f"{name} has {wrong} products too large for the squares of their factors")
 
 
 def _check_gram(XX: np.ndarray, squares: np.ndarray) -> None:
