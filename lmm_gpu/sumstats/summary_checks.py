@@ -109,7 +109,7 @@ def _check_product(name: str, A: np.ndarray, left: np.ndarray, right: np.ndarray
     wrong, asymmetry, largest = 0, 0.0, 0.0
     for lo, hi in blocks(len(A), max(1, _EXAMINED // max(A.shape[1], 1))):
         size = np.abs(A[lo:hi])
-        wrong += np.count_nonzero(size > (1 + _ROUNDED) * np.sqrt(left[lo:hi])[:, None] * np.sqrt(right)[None, :])
+        wrong += int(np.count_nonzero(size > (1 + _ROUNDED) * np.sqrt(left[lo:hi])[:, None] * np.sqrt(right)[None, :]))
         if name in ("XX", "ZZ"):
             asymmetry = max(asymmetry, np.abs(A[lo:hi] - A[:, lo:hi].T).max(initial=0))
             largest = max(largest, size.max(initial=0))
