@@ -126,12 +126,16 @@ def sslmm(
     groupings = read_groupings(Z)
     indicators = groupings is not None and all(one.weights is None for one in groupings)  # zeros and ones: no check
     late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # checked by the squares
-    for name, matrix in (("X", X), *(() if indicators else (("Z", Z),)), *(() if late else (("Y", Y),))):
-        with entered(matrix):
-            check_values(matrix, name)
+    X = as_float64(dense(X))
+    with np.errstate(invalid="ignore", over="ignore"):
+        squares = (X.T @ X).diagonal()  # (p,)
+    sound = {"X": squares_fit(squares), "Z": indicators, "Y": late}
+    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
+        if not sound[name]:
+            with entered(matrix):
+                check_values(matrix, name)
     with entered(Y):
         transform = recognise(Y, is_counts)
-    X = as_float64(dense(X))
     many = m * n >= _MANY_VALUES
     Z = indicator_matrix(groupings, slice(0, n)) if groupings and indicators and many else sparse_if_worth_it(Z)
     labels: dict[str, Any] = {
@@ -145,7 +149,7 @@ def sslmm(
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
-    X = from_origins(X, labels["fixed_names"])
+    X = from_origins(X, squares, labels["fixed_names"])
     constant = constant_of(X)
     W = read_weights(weights, m, n)
     if W is not None and W.ndim == 2:
@@ -172,22 +176,24 @@ def check_blocks(nBlocks: int) -> int:
     return int(nBlocks)
 
 
-def from_origins(X: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def from_origins(X: np.ndarray, squares: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Subtract origins near the means from columns of X (n, p) whose products would lose their spread, such as dates.
 
     Only where other columns make a constant: the fit and the coefficients of these columns are then the same. The
-    origins are in the log, as the coefficients that make the constant become those at the origin.
+    origins are in the log, as the coefficients that make the constant become those at the origin. `squares` (p,) are
+    the sums of squares of the columns.
 
     Examples
     --------
-    >>> from_origins(np.array([[1.0, 20240101.0], [1.0, 20240103.0]]), ["one", "day"]).tolist()
+    >>> X = np.array([[1.0, 20240101.0], [1.0, 20240103.0]])
+    >>> from_origins(X, (X * X).sum(axis=0), ["one", "day"]).tolist()
     [[1.0, -1.0], [1.0, 1.0]]
     """
     mean = np.ones(len(X)) @ X / len(X)  # (p,)
-    variance = np.einsum("ij,ij->j", X, X) / len(X) - np.square(mean)  # to rounding of mean^2: exact where it is small
+    variance = squares / len(X) - np.square(mean)  # to rounding of mean^2, far below the bound
     spread = np.full(X.shape[1], np.inf)
     for j in np.flatnonzero(variance < 4 * DEPENDENT * np.square(mean)).tolist():
-        mean[j], spread[j] = X[:, j].mean(), X[:, j].std()
+        mean[j], spread[j] = (X[0, j], 0.0) if (X[:, j] == X[0, j]).all() else (X[:, j].mean(), X[:, j].std())
     far = (spread < math.sqrt(2 * DEPENDENT) * np.abs(mean)) & (spread > _ROUNDED * np.abs(mean))
     if not far.any() or constant_of(X[:, ~far]) is None:
         return X

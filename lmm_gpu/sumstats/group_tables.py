@@ -160,10 +160,11 @@ class GroupTables:
                 self.moments[genes, h] += x @ values
         else:
             self.moments[genes, :-1] += (covariates.T @ values).T
-        if self.weights is None:
+        if self.weights is None and not values.flags.writeable:
             self.moments[genes, -1] += np.einsum("ij,ij->j", values, values)
         else:
-            self.moments[genes, -1] += self.weights[cells] @ np.square(values)
+            weights = np.ones(len(values)) if self.weights is None else self.weights[cells]
+            self.moments[genes, -1] += weights @ np.square(values, out=values if values.flags.writeable else None)
 
     def in_order(self, Y: Any) -> bool:
         """Return whether the compiled pass can read a sparse chunk: its indices ascend and lie in the matrix."""

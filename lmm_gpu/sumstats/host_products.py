@@ -15,8 +15,8 @@ from .transform import Transform
 _DENSE_COLUMNS = 64
 #: Number of values and of genes of a block: it fits the processor's cache, and so do the sums that it is added to.
 _BLOCK_VALUES, _BLOCK_GENES = 2**18, 512
-#: Number of values of a tile, and its genes: at most so many, fewer where values are stored by genes, and at least.
-_TILE_VALUES, _WIDEST, _WIDEST_BY_GENES, _NARROWEST = 2**18, 1024, 128, 32
+#: Number of values of a tile; its genes, at most and at least; their bytes in a cell where values are stored by genes.
+_TILE_VALUES, _WIDEST, _NARROWEST, _BYTES_BY_GENES = 2**18, 1024, 32, 1024
 
 
 def dense_products(
@@ -75,12 +75,13 @@ def tiles(
 ) -> Iterator[tuple[slice, Iterator[tuple[slice, np.ndarray]]]]:
     """Yield cells and, for each, genes and their values in float64, stored by cells, transformed and less the centre.
 
-    A tile is in the cache, and is overwritten by the next one. It has `rows_at_least` cells, where these are few.
+    A tile is in the cache, and is overwritten by the next one; it may be overwritten before unless it is read-only, as
+    values of the caller are. It has `rows_at_least` cells, where these are few.
     """
     n, m = Y.shape
     if not Y.size:
         return
-    widest = _WIDEST_BY_GENES if Y.strides[0] < Y.strides[1] else _WIDEST
+    widest = _BYTES_BY_GENES // Y.itemsize if Y.strides[0] < Y.strides[1] else _WIDEST
     width = min(m, widest, max(_NARROWEST, int(_TILE_VALUES / max(rows_at_least, 1))))
     width = -(-m // -(-m // width))  # the last tile is about as wide as the others
     size = max(1, _TILE_VALUES // width)
@@ -97,6 +98,8 @@ def tiles(
                 if centre is not None:
                     tile -= centre[genes]
                 values = tile
+            else:
+                values.flags.writeable = False
             yield genes, values
 
     for rows in (slice(lo, min(lo + size, n)) for lo in range(0, n, size)):

@@ -12,7 +12,7 @@ from ..backend.late_imports import is_scipy_sparse
 from .grouped_design import GroupedDesign, Grouping, code_type
 
 #: Bytes of Z that are read at a time: they stay in the cache.
-_BLOCK_BYTES = 2**19
+_BLOCK_BYTES = 2**21
 #: Values per cell are added to sums of groups up to one for so many columns of Z: of more, a dense product is faster.
 _COLUMNS_PER_VALUE = 2
 #: With fewer genes, columns of X are multiplied as they are: to find groups of cells for them takes as long.

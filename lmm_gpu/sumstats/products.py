@@ -125,7 +125,14 @@ def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProdu
     if weights is not None:
         root = namespace(weights).sqrt(weights)
         X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
-    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), stored_products(Z.T @ Z), total)
+    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), stored_products(_gram(Z)), total)
+
+
+def _gram(Z: Any) -> Any:
+    """Z'Z, without a product of matrices where every cell has one entry in a sparse Z."""
+    if is_scipy_sparse(Z) and Z.nnz == Z.shape[0] and Z.format == "csr" and bool((Z.indptr[1:] > Z.indptr[:-1]).all()):
+        return scipy.sparse.diags_array(column_sums(with_values(Z, Z.data * Z.data)), format="csr")
+    return Z.T @ Z
 
 
 def stored_products(ZZ: Any) -> Any:

@@ -42,7 +42,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=[2**19, 64], ids=["one block", "blocks"])
+@pytest.fixture(params=[2**21, 64], ids=["one block", "blocks"])
 def _blocks_of_z(request, monkeypatch):
     monkeypatch.setattr(matrix_groups, "_BLOCK_BYTES", request.param)
 
