@@ -95,6 +95,7 @@ def inflate_gzip(content: Any, size: int) -> Any:
     return _inflate(content, size, zlib.MAX_WBITS | 16)
 
 
+@cache
 def unshuffler(itemsize: int) -> Decoder:
     """Return a function that puts the bytes of each value together again: the filter stores all first bytes first."""
 

@@ -7,6 +7,8 @@ import threading
 import zlib
 from dataclasses import dataclass
 
+import numpy as np
+
 #: Bytes of a compressed chunk that are read, and of the result that are skipped, at a time.
 _STEP = 2**18
 
@@ -83,26 +85,22 @@ class InflatedExtent:
         self._restart()
 
     def read_into(self, start: int, out: memoryview) -> None:
-        """Fill `out` with the decompressed bytes from `start`; errors as `part`."""
-        out[:] = self.part(start, start + len(out))
-
-    def part(self, start: int, stop: int) -> bytes:
-        """Return the decompressed bytes from `start` to `stop`; going back starts again.
+        """Fill `out` with the decompressed bytes from `start`; going back starts again.
 
         Raises
         ------
         ValueError
             If the stream is damaged or ends before.
         """
-        found = bytearray()
+        stop = start + len(out)
         with self._lock:
             if start < self._at:
                 self._restart()
             while self._at < stop:
                 part = self._next(min((start if self._at < start else stop) - self._at, _STEP))
-                found += part if self._at >= start else b""
+                if self._at >= start:
+                    out[self._at - start : self._at - start + len(part)] = part
                 self._at += len(part)
-        return bytes(found)
 
     def _restart(self) -> None:
         self._at, self._read = 0, 0
@@ -124,3 +122,31 @@ class InflatedExtent:
                 return part
             if self._stream.eof or (is_last and not self._rest):
                 raise ValueError("a compressed chunk is damaged: it ends too early")
+
+
+class ShuffledExtent:
+    """A zlib stream in a file of shuffled values, all first bytes before all second ones, decompressed in order.
+
+    There is one stream for each byte of a value: the chunk is decompressed several times, but never whole in memory.
+
+    Parameters
+    ----------
+    extent
+        Of the compressed bytes.
+    size, itemsize
+        Bytes of all values, and of one.
+    """
+
+    def __init__(self, extent: Extent, size: int, itemsize: int):
+        self._bytes = [InflatedExtent(extent) for _ in range(itemsize)]
+        self._count = size // itemsize
+
+    def read_into(self, start: int, out: memoryview) -> None:
+        """Fill `out` with whole values from the byte `start` on; errors as those of `InflatedExtent`."""
+        values = np.frombuffer(out, np.uint8).reshape(-1, len(self._bytes))
+        for lo in range(0, len(values), _STEP):
+            part = np.empty(min(_STEP, len(values) - lo), np.uint8)
+            first = start // len(self._bytes) + lo
+            for place, stream in enumerate(self._bytes):
+                stream.read_into(place * self._count + first, part.data)
+                values[lo : lo + len(part), place] = part

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ import numpy as np
 
 from ..backend.threads import workers
 from .broken_files import check_size
-from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, zarr_decoders
-from .chunk_extents import Extent, InflatedExtent, OpenFile
+from .buffers import Buffers
+from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, unshuffler, zarr_decoders
+from .chunk_extents import Extent, InflatedExtent, OpenFile, ShuffledExtent
 from .zarr_files import chunk_files
 
 #: Bytes from which on a chunk is read in parts if that is possible.
@@ -38,7 +39,7 @@ class StoredArray:
 
     Chunks that only a part of the rows is taken of are kept until the next read, so that reading all rows in order
     decodes each chunk once, whatever its size. Chunks of whole rows are read in parts if they are not compressed, and
-    decompressed in parts if they are very large and compressed with gzip alone. An array without chunks is one chunk.
+    decompressed in parts if they are very large and compressed with gzip. An array without chunks is one chunk.
 
     Attributes
     ----------
@@ -50,6 +51,8 @@ class StoredArray:
         Applied to the bytes one after the other.
     fallback
         The array of h5py or zarr, for chunks that are not there.
+    buffers
+        Memory of the rows that are read.
     """
 
     shape: tuple[int, ...]
@@ -58,8 +61,9 @@ class StoredArray:
     extent: Callable[[Place], Extent | None]
     decoders: Sequence[Decoder]
     fallback: Any = field(repr=False)
+    buffers: Buffers = field(default_factory=Buffers, repr=False)
     _kept: dict[Place, np.ndarray] = field(default_factory=dict, repr=False)
-    _open: dict[Place, InflatedExtent] = field(default_factory=dict, repr=False)
+    _open: dict[Place, InflatedExtent | ShuffledExtent] = field(default_factory=dict, repr=False)
 
     def __getattr__(self, name: str) -> Any:
         """Return what h5py or zarr know of the array, such as its attributes and its file."""
@@ -77,14 +81,15 @@ class StoredArray:
         across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
         kept, self._kept = self._kept, {}
         tasks: list[Callable[[], None]] = []
+        at_once = self._rows_at_once
         for place in itertools.product(range(first, last), *across):
             begin, end = max(lo, place[0] * step), min(hi, place[0] * step + step)
-            for start in range(begin, end, self._rows_at_once):
-                rows = slice(start, min(start + self._rows_at_once, end))
+            for start in range(begin, end, at_once):
+                rows = slice(start, min(start + at_once, end))
                 tasks.append(partial(self._fill, place, rows, out[rows.start - lo : rows.stop - lo], kept.get(place)))
         return tasks
 
-    @property
+    @cached_property
     def _rows_at_once(self) -> int:
         """Rows of a chunk that one thread reads: threads share the large ones that are not compressed."""
         if self.decoders or self.chunks[1:] != self.shape[1:]:
@@ -96,7 +101,7 @@ class StoredArray:
         starts = [at * size for at, size in zip(place, self.chunks, strict=True)]
         ends = [min(start + size, full) for start, size, full in zip(starts, self.chunks, self.shape, strict=True)]
         begin, end = rows.start - starts[0], rows.stop - starts[0]
-        if chunk is None and (extent := self._in_parts(place)) is not None:
+        if chunk is None and self._partial and (extent := self._in_parts(place)) is not None:
             extent.read_into(begin * out[:1].nbytes, out.data.cast("B"))
             return
         chunk = self._decoded(place, starts, ends) if chunk is None else chunk
@@ -106,18 +111,30 @@ class StoredArray:
         if rows.stop < ends[0]:
             self._kept[place] = chunk
 
-    def _in_parts(self, place: Place) -> Extent | InflatedExtent | None:
-        """Return a chunk that is read in parts: one that is not compressed, or too large to be decoded as a whole."""
-        size = prod(self.chunks) * self.dtype.itemsize
-        if self.chunks[1:] != self.shape[1:] or not set(self.decoders) <= {inflate_zlib, inflate_gzip}:
-            return None
+    @cached_property
+    def _partial(self) -> bool:
+        """True if chunks are read in parts: those that are not compressed, or too large to be decoded as a whole."""
+        large = self._chunk_bytes >= _LARGE and (self._shuffled or self.decoders in ([inflate_zlib], [inflate_gzip]))
+        return self.chunks[1:] == self.shape[1:] and (large or not self.decoders)
+
+    @property
+    def _shuffled(self) -> bool:
+        return list(self.decoders) == [inflate_zlib, unshuffler(self.dtype.itemsize)]
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return prod(self.chunks) * self.dtype.itemsize
+
+    def _in_parts(self, place: Place) -> Extent | InflatedExtent | ShuffledExtent | None:
+        """Return a chunk that is read in parts; None if it is not there."""
         if not self.decoders:
             extent = self.extent(place)
-            if extent is not None and extent.size != size:
-                raise ValueError(f"a chunk has {extent.size} bytes, expected {size}")
+            if extent is not None and extent.size != self._chunk_bytes:
+                raise ValueError(f"a chunk has {extent.size} bytes, expected {self._chunk_bytes}")
             return extent
-        if size >= _LARGE and place not in self._open and (extent := self.extent(place)) is not None:
-            self._open = {place: InflatedExtent(extent)}
+        if place not in self._open and (extent := self.extent(place)) is not None:
+            whole, itemsize = self._chunk_bytes, self.dtype.itemsize
+            self._open = {place: ShuffledExtent(extent, whole, itemsize) if self._shuffled else InflatedExtent(extent)}
         return self._open.get(place)
 
     def _decoded(self, place: Place, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:
@@ -125,7 +142,7 @@ class StoredArray:
         if extent is None:  # the values of chunks that are not there, and of those that lack a filter
             part = self.fallback[tuple(slice(start, end) for start, end in zip(starts, ends, strict=True))]
             return np.asarray(part)
-        size, content = prod(self.chunks) * self.dtype.itemsize, extent.content()
+        size, content = self._chunk_bytes, extent.content()
         for decode in self.decoders:
             content = decode(content, size)
         values = np.frombuffer(content, self.dtype)
@@ -150,7 +167,7 @@ def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
         if not isinstance(array, StoredArray):
             found.append(np.asarray(array[lo:hi]))
             continue
-        out = np.empty((max(hi - lo, 0), *array.shape[1:]), array.dtype)
+        out = array.buffers.empty((max(hi - lo, 0), *array.shape[1:]), array.dtype)
         tasks += array.tasks(lo, hi, out) if hi > lo else []
         found.append(out)
     _run(tasks)
