@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from threadpoolctl import threadpool_limits
-
+    from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -64,6 +65,14 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> int | None:
         return None
 
 
+@lru_cache(maxsize=1)
+def _libraries(_: int) -> ThreadpoolController:
+    """Libraries with threads that the process has loaded; looked for again only after modules were imported."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 class _Limit:
     """Limit of the linear algebra library to one thread, a setting of the whole process.
 
@@ -73,16 +82,14 @@ class _Limit:
 
     def __init__(self) -> None:
         self._lock, self._users = threading.Lock(), 0
-        self._limits: threadpool_limits | None = None
+        self._limits: Any = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             first = self._users == 0
             if first:
-                from threadpoolctl import threadpool_limits
-
-                self._limits = threadpool_limits(limits=1, user_api="blas")
+                self._limits = _libraries(len(sys.modules)).limit(limits=1, user_api="blas")
             self._users += 1
         try:
             yield

@@ -18,7 +18,7 @@ from ..backend.sparse import some_rows
 from .broken_files import IN_MEMORY, check_size, reading
 from .cell_tables import aligned, table_of
 from .found import Found, Selection
-from .memory_sparse import part_of
+from .memory_sparse import MemoryCSC, part_of
 from .readers import find_values, read_features
 from .sparse_checks import as_csr, canonical
 
@@ -77,6 +77,13 @@ class Source:
     def by_genes(self) -> bool:
         """True if the matrix is read in chunks of genes, as one that is stored by columns (CSC)."""
         return bool(getattr(self.matrix, "by_genes", False))
+
+    @property
+    def in_memory(self) -> bool:
+        """True if chunks are parts of arrays in memory, as they are: making one takes no time."""
+        matrix = self.matrix
+        array = isinstance(matrix, (np.ndarray, MemoryCSC)) or issparse(matrix)
+        return array and self.kept is None and self.features_kept is None
 
     def where(self, kept: np.ndarray) -> Source:
         """Return the same source with the cells where `kept` (n,) is True; categories without cells are dropped."""
@@ -247,8 +254,8 @@ def _gene_names(features: Sequence[str] | str | Path | None, found: Found, name:
         names = [names[i] for i in np.flatnonzero(kept)]
     if len(names) != m:
         raise ValueError(f"got {len(names)} gene names for the {m} columns of {name}: expected one for each")
-    twice = sorted({gene for gene, count in Counter(names).items() if count > 1})
-    if twice:
+    if len(set(names)) < len(names):
+        twice = sorted({gene for gene, count in Counter(names).items() if count > 1})
         raise ValueError(
             f"{len(twice)} gene names of {name} appear more than once ({', '.join(twice[:5])}): make them unique, in "
             "AnnData with var_names_make_unique()"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backend.arrays import entered, is_sparse_on_device, namespace, to_numpy
+from ..backend.arrays import entered, is_sparse_on_device, namespace, on_host, to_numpy
 from ..backend.late_imports import is_scipy_sparse
 from ..backend.sparse import is_sparse, on_device, stored_values, with_values
 from ..io.sparse_checks import canonical
@@ -28,13 +28,15 @@ from .transform import (
 )
 from .value_check import Chunk, ValueCheck
 from .within import Within
-from .within_sums import WithinSums, nearly_constant, sampled_cells, widest_grouping
+from .within_sums import WithinSums, clearly_varying, nearly_constant, sampled_cells, widest_grouping
 
 if TYPE_CHECKING:
     from ..design.design import Design
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
+#: Cells, or stored values, of a gene that are looked at first.
+_FEW_STORED = 32
 #: Smallest number of cells of counts from which centres are estimated.
 _FEW_CELLS = 30
 
@@ -243,15 +245,34 @@ class Accumulator:
 
     def _nearly_constant(self, chunk: Chunk, Y: Any, grouping: Grouping) -> np.ndarray:
         codes = grouping.codes[chunk.rows]
-        cells = sampled_cells(codes)
         genes: np.ndarray = np.arange(Y.shape[1])
         if is_scipy_sparse(Y):
             genes = genes[2 * stored_cells(Y) > Y.shape[0]]  # genes of many zeros are far from constant
-            if not genes.size:
-                return np.zeros(0, int)
-            Y = Y[:, genes].tocsr()
-        sample = self._transformed(Y[cells], np.arange(len(genes)), cells + chunk.rows.start)
+        genes = genes[~self._clearly_varying(chunk, Y, genes, codes)]
+        if not genes.size:
+            return genes
+        cells = sampled_cells(codes)
+        sample = self._of_cells(chunk, Y, genes, cells)
         return np.asarray(genes[nearly_constant(codes[cells], sample)])
+
+    def _clearly_varying(self, chunk: Chunk, Y: Any, genes: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Genes (g,) that need no closer look; those of a matrix by columns by the first values that are stored."""
+        if is_scipy_sparse(Y) and Y.format == "csc":
+            few = min(_FEW_STORED, np.diff(Y.indptr)[genes].min(initial=_FEW_STORED))
+            places = Y.indptr[genes] + np.arange(few)[:, None]  # (few, g)
+            groups, values = codes[Y.indices[places]], np.log1p(np.abs(Y.data[places]))
+            order = np.argsort(groups, axis=0, kind="stable")
+            return clearly_varying(*(np.take_along_axis(A, order, axis=0) for A in (groups, values)))
+        cells = sampled_cells(codes, _FEW_STORED)
+        cells = cells[np.argsort(codes[cells], kind="stable")]
+        return clearly_varying(codes[cells], self._of_cells(chunk, Y, genes, cells))
+
+    def _of_cells(self, chunk: Chunk, Y: Any, genes: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        """Dense transformed values (cells, genes) of some cells and genes of a chunk."""
+        by_rows = is_scipy_sparse(Y) and Y.format == "csr"
+        Y = Y[cells] if by_rows else (Y if len(genes) == Y.shape[1] else Y[:, genes])
+        Y = Y[:, genes] if by_rows else (Y.tocsr() if is_scipy_sparse(Y) else Y)[cells]
+        return self._transformed(Y, np.arange(len(genes)), cells + chunk.rows.start)
 
     def _transformed(self, Y: Any, genes: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
         # dense values of some genes
@@ -321,14 +342,19 @@ def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarr
     """Centres (genes,) of a first chunk of stored values, dense or sparse, from some of its cells; on the host."""
     if constant is None or is_sparse_on_device(Y) or Y.shape[0] == 0:
         return None
+    counts = is_scipy_sparse(Y) or transform.name is not None
     if not is_scipy_sparse(Y):
-        step = 1 if transform.name is None else max(1, Y.shape[0] // SAMPLED_CELLS)
-        found = centre_of(transform.apply(Y[::step, :], slice(rows.start, rows.stop, step)), constant)
+        step = max(1, Y.shape[0] // SAMPLED_CELLS) if counts else 1  # values as they are need no copy
+        Y, rows = Y[::step, :], slice(rows.start, rows.stop, step)
+    if not counts or not on_host(stored_values(Y)):
+        found = centre_of(transform.apply(Y, rows), constant)
         return None if found is None else to_numpy(found)
     centre = np.zeros(Y.shape[1])
-    full = np.flatnonzero(stored_cells(Y) * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
+    stored = stored_cells(Y) if is_scipy_sparse(Y) else np.count_nonzero(Y, axis=0)
+    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
     if full.size:
-        centre[full] = centre_of(transform.apply(Y[:, full].toarray(), rows), constant)
+        Y = Y[:, full]
+        centre[full] = centre_of(transform.apply(Y.toarray() if is_scipy_sparse(Y) else Y, rows), constant)
     return centre
 
 

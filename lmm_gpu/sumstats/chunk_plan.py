@@ -12,6 +12,9 @@ from ..io.source import Source
 _CHUNK_BYTES, _SPARSE_BYTES = 3 * 2**25, 2**29
 #: Largest number of stored values of a chunk: larger chunks are not faster, and their arrays take new pages each time.
 _MOST_VALUES = 1_000_000
+#: The same where chunks are parts of arrays in memory and the compiled pass adds them up, which makes no copies. The
+#: first chunk, from which transform and centres are chosen, stays small.
+_MOST_IN_MEMORY = 8_000_000
 #: A chunk, its transform and its float64 copy are in memory at the same time.
 _COPIES = 4
 #: Bytes per non-zero: copies as it is stored (two chunks, and one by rows or of some cells); and its value, weighted,
@@ -22,8 +25,10 @@ _STORED, _COMPUTED, _PER_ROW = 3, 3 * 8 + 8, 64
 _SUMS, _UNRETURNED = 0.25, 0.2
 
 
-def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
+def plan_pieces(source: Source, memory: int | None = None, *, copied: bool = True) -> list[slice]:
     """Cut the matrix of `source` into chunks of rows, or columns, that fit a memory budget with their temporaries.
+
+    Chunks are larger where values that are in memory are not `copied`.
 
     Raises
     ------
@@ -42,7 +47,8 @@ def plan_pieces(source: Source, memory: int | None = None) -> list[slice]:
         raise MemoryError(
             f"a chunk needs {largest:,} bytes, memory allows {memory:,}; raise memory to {largest:,} or more"
         )
-    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS - _UNRETURNED)), begins))
+    most = _MOST_VALUES if copied or not source.in_memory else _MOST_IN_MEMORY
+    return _with_cells(source, _cut(need, int(budget * (1 - _SUMS - _UNRETURNED)), begins, most))
 
 
 def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
@@ -52,12 +58,13 @@ def _with_cells(source: Source, pieces: list[slice]) -> list[slice]:
     return [piece for piece in pieces if source.kept[piece].any()]
 
 
-def _cut(need: np.ndarray, room: int, begins: np.ndarray) -> list[slice]:
+def _cut(need: np.ndarray, room: int, begins: np.ndarray, most: int) -> list[slice]:
     """Take as many rows at a time as fit the room, at least one; `need` (rows + 1,): bytes of all rows before."""
     pieces, start = [], 0
     while start < len(need) - 1:
         stop = int(np.searchsorted(need, need[start] + room, side="right")) - 1
-        stop = min(stop, int(np.searchsorted(begins, begins[start] + _MOST_VALUES, side="right")) - 1)
+        values = most if start else _MOST_VALUES
+        stop = min(stop, int(np.searchsorted(begins, begins[start] + values, side="right")) - 1)
         stop = max(stop, start + 1)
         pieces.append(slice(start, stop))
         start = stop

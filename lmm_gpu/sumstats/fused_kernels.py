@@ -6,8 +6,9 @@ two numbers per gene: the cells in which it is not zero, and its total before th
 
 Cells are taken in order and a call works on a range of genes: sums are bitwise the same for any number of threads and
 chunks. A cell goes through several short loops rather than one: its values stay in the first cache, and each loop reads
-one row of a table from start to end. Indices are unsigned: numba would check signed ones for negative values. The codes
-are a tuple of arrays: numba compiles for their number.
+one row of a table from start to end. Indices are unsigned: numba would check signed ones for negative values. Arrays
+are neither sliced nor taken from tuples in the loops over rows: numba would count references. The codes of CSC and of
+values as they are come as a tuple all the same, for which loops over groupings are unrolled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from .transform import FRACTION, NEGATIVE, UNUSABLE
 
@@ -26,22 +30,74 @@ _LARGEST = 1e70
 _U = np.uint64
 #: Counts of a cell that are tabulated for its size factor, where the cell has this many times as many values.
 _TABULATED, _WORTH = 16, 4
-#: Genes of a dense chunk that are added at a time: their rows of the tables stay in the cache.
+#: Genes of values as they are that are added at a time: their rows of the tables stay in the cache.
 _TILE = 256
+#: Bytes of a cache line, and lines of the next row that are read ahead.
+_LINE, _AHEAD = 64, 32
 _compiled: Any = numba.njit(nogil=True, cache=True, boundscheck=False)
 
 
+def _typed_prefetch(typing: Any, array: Any, place: Any) -> Any:
+    """Have the processor read a place of an array into its cache."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        pointer = context.make_array(signature.args[0])(context, builder, given[0]).data
+        byte = builder.bitcast(builder.gep(pointer, [given[1]]), ir.IntType(8).as_pointer())
+        number = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte.type, number, number, number])
+        read, all_caches, data = number(0), number(3), number(1)
+        builder.call(
+            builder.module.declare_intrinsic("llvm.prefetch", [byte.type], kind), [byte, read, all_caches, data]
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, place), generate
+
+
+_prefetch: Any = intrinsic(_typed_prefetch)
+
+
 @_compiled
-def in_order(indices, indptr, size):  # type: ignore[no-untyped-def]
-    """Return whether the indices of every row ascend, without duplicates, and are below `size`."""
+def _read_ahead(array, i, e):  # type: ignore[no-untyped-def]
+    # the part of a row that a thread takes is too short for the processor to foresee the next one
+    step = _U(max(1, _LINE // array.itemsize))
+    for place in range(i, min(e, i + _U(_AHEAD) * step), step):
+        _prefetch(array, place)
+
+
+@_compiled
+def in_order(indices, indptr, size, bounds, ends):  # type: ignore[no-untyped-def]
+    """Return whether the indices of every row ascend, without duplicates, and are below `size`.
+
+    Row t of `ends` (bounds + 1, rows) receives where the indices of each row reach bounds[t], and the last one where
+    the row ends.
+    """
+    last = bounds.shape[0]
     for k in range(indptr.shape[0] - 1):
-        row = indices[indptr[k] : indptr[k + 1]]
+        i, e = np.int64(indptr[k]), np.int64(indptr[k + 1])
+        row = indices[i:e]
         wrong = 0
-        for i in range(_U(1), _U(row.shape[0])):
-            wrong += row[i] <= row[i - _U(1)]
+        for at in range(_U(1), _U(row.shape[0])):
+            wrong += row[at] <= row[at - _U(1)]
         if wrong or (row.shape[0] and (row[0] < 0 or row[row.shape[0] - 1] >= size)):
             return False
+        for t in range(last):  # while the row is in the cache
+            i = _first_from(indices, i, e, bounds[t])
+            ends[t, k] = i
+        ends[last, k] = e
     return True
+
+
+@_compiled
+def _first_from(indices, i, e, lo):  # type: ignore[no-untyped-def]
+    # the first position from i up to e whose index is at least lo, by binary search
+    while i < e:
+        middle = (i + e) >> 1
+        if indices[middle] < lo:
+            i = middle + 1
+        else:
+            e = middle
+    return i
 
 
 @_compiled
@@ -59,115 +115,114 @@ def _value(y, mode, factor, scale):  # type: ignore[no-untyped-def]
 
 
 @_compiled
-def _transform(values, mode, factor, scale, table, out):  # type: ignore[no-untyped-def]
-    # values of a cell, of which small counts are looked up in `table`
+def _tabulate(factor, table):  # type: ignore[no-untyped-def]
+    for y in range(_TABULATED):
+        table[y] = math.log1p(y / factor)
+
+
+@_compiled
+def _as_they_are(data, i, e, out):  # type: ignore[no-untyped-def]
+    unusable: Any = 0
+    negative: Any = 0
+    for t in range(e - i):
+        v = np.float64(data[i + t])
+        unusable += not abs(v) < _LARGEST
+        negative += v < 0
+        out[t] = v
+    return (UNUSABLE if unusable else 0) | (NEGATIVE if negative else 0)
+
+
+@_compiled
+def _transform(data, i, e, mode, factor, scale, table, known, out):  # type: ignore[no-untyped-def]
+    # values i to e of a cell, of which counts below `known` are looked up in `table`
     if mode == AS_IS:
-        unusable: Any = 0
-        negative: Any = 0
-        for i in range(_U(0), _U(values.shape[0])):
-            v = np.float64(values[i])
-            unusable += not abs(v) < _LARGEST
-            negative += v < 0
-            out[i] = v
-        return (UNUSABLE if unusable else 0) | (NEGATIVE if negative else 0)
+        return _as_they_are(data, i, e, out)
     flags: Any = 0
-    known = np.uint32(table.shape[0])
-    for i in range(_U(0), _U(values.shape[0])):
-        y = values[i]
+    for t in range(e - i):
+        y = data[i + t]
         whole = np.int32(y)
         place = np.uint32(whole)
         if place < known and whole == y:
-            out[i] = table[_U(place)]
+            out[t] = table[_U(place)]
         else:
-            out[i], bad = _value(y, mode, factor, scale)
+            out[t], bad = _value(y, mode, factor, scale)
             flags |= bad
     return flags
 
 
 @_compiled
-def _small_counts(factor, table):  # type: ignore[no-untyped-def]
-    for y in range(table.shape[0]):
-        table[y] = math.log1p(y / factor)
-
-
-@_compiled
-def _add_cell(buffer, genes, weight, r, codes, slopes, covariates, m, sums, moments):  # type: ignore[no-untyped-def]
-    # add the values of a cell to the rows of its groups and to the moments of its genes
-    c, count = covariates.shape[1], _U(genes.shape[0])
-    width, mm = _U(c + 1), _U(m)
-    for g in range(len(codes)):
-        a = _U(codes[g][r]) * mm
+def _add_cell(buffer, genes, i, e, weight, r, codes, slopes, covariates, m, sums, moments):  # type: ignore[no-untyped-def]
+    # add the values of a cell, whose genes are genes[i:e], to the rows of its groups and to the moments of its genes
+    c, count = covariates.shape[1], e - i
+    width = _U(c + 1)
+    for g in range(codes.shape[0]):
+        a = _U(codes[g, r]) * _U(m)
         s = slopes[r, g] * weight if slopes.shape[0] else weight
         if s == 1.0:
-            for i in range(_U(0), count):
-                sums[a + _U(np.uint32(genes[i]))] += buffer[i]
+            for t in range(count):
+                sums[a + _U(np.uint32(genes[i + t]))] += buffer[t]
         else:
-            for i in range(_U(0), count):
-                sums[a + _U(np.uint32(genes[i]))] += s * buffer[i]
+            for t in range(count):
+                sums[a + _U(np.uint32(genes[i + t]))] += s * buffer[t]
     if c == 1:
         x = covariates[r, 0]
-        for i in range(_U(0), count):
-            v = buffer[i]
-            p = _U(np.uint32(genes[i])) * width
+        for t in range(count):
+            v = buffer[t]
+            p = _U(np.uint32(genes[i + t])) * width
             moments[p] += x * (weight * v)
             moments[p + _U(1)] += v * (weight * v)
     else:
-        for i in range(_U(0), count):
-            v = buffer[i]
-            p = _U(np.uint32(genes[i])) * width
+        for t in range(count):
+            v = buffer[t]
+            p = _U(np.uint32(genes[i + t])) * width
             for h in range(c):
                 moments[p + _U(h)] += covariates[r, h] * (weight * v)
             moments[p + _U(c)] += v * (weight * v)
 
 
 @_compiled
-def _count(values, genes, counted):  # type: ignore[no-untyped-def]
-    # cells in which a gene is not zero, and its total before the transform
-    for i in range(_U(0), _U(genes.shape[0])):
-        p = _U(np.uint32(genes[i])) * _U(2)
-        counted[p] += values[i] != 0
-        counted[p + _U(1)] += values[i]
+def _count(data, genes, i, j, e, counted):  # type: ignore[no-untyped-def]
+    # cells in which a gene is not zero, and its total, of the values from data[j] on of genes[i:e]
+    for t in range(e - i):
+        p = _U(np.uint32(genes[i + t])) * _U(2)
+        counted[p] += data[j + t] != 0
+        counted[p + _U(1)] += data[j + t]
 
 
 @_compiled
-def _first_from(indices, i, e, lo):  # type: ignore[no-untyped-def]
-    # the first position from i up to e whose index is at least lo, by binary search
-    while i < e:
-        middle = (i + e) >> 1
-        if indices[middle] < lo:
-            i = middle + 1
-        else:
-            e = middle
-    return i
+def _table(mode, lookup):  # type: ignore[no-untyped-def]
+    # values of small counts, and their number; of normalized ones, they are computed for each cell
+    table = np.zeros(max(_TABULATED, lookup.shape[0]), np.float64)
+    for y in range(lookup.shape[0]):
+        table[y] = lookup[y]
+    return table, np.uint32(0 if mode == NORMALIZED else lookup.shape[0])
 
 
 @_compiled
 def add_csr(  # type: ignore[no-untyped-def]
-    data, indices, indptr, first, lo, hi, m, values, design, sums, moments, counted
+    data, indices, begins, ends, first, m, values, design, sums, moments, counted
 ):
-    """Add genes lo to hi of rows of a CSR chunk `in_order` whose first cell is `first`."""
+    """Add the values from begins[k] to ends[k] of each row k of a CSR chunk `in_order` whose first cell is `first`."""
     mode, scale, factors, lookup = values
     weights, codes, slopes, covariates = design
-    buffer, small = np.empty(hi - lo, np.float64), np.empty(_TABULATED, np.float64)
-    flags = 0
-    for k in range(indptr.shape[0] - 1):
-        r, i, e = first + k, np.int64(indptr[k]), np.int64(indptr[k + 1])
-        many = e - i > _TABULATED * _WORTH
-        if lo > 0:
-            i = _first_from(indices, i, e, lo)
-        if hi < m:
-            e = _first_from(indices, i, e, hi)
-        factor, table = 1.0, lookup
+    buffer, flags, factor = np.empty(m, np.float64), 0, 1.0
+    table, known = _table(mode, lookup)
+    rows = begins.shape[0]
+    for k in range(rows):
+        r, i, e = first + k, _U(begins[k]), _U(ends[k])
+        if k + 1 < rows:
+            _read_ahead(data, _U(begins[k + 1]), _U(ends[k + 1]))
+            _read_ahead(indices, _U(begins[k + 1]), _U(ends[k + 1]))
         if mode == NORMALIZED:
-            factor = factors[r]
-            if many:
-                _small_counts(factor, small)
-                table = small
-        flags |= _transform(data[i:e], mode, factor, scale, table, buffer)
+            factor, known = factors[r], np.uint32(0)
+            if e - i > _U(_TABULATED * _WORTH):
+                _tabulate(factor, table)
+                known = np.uint32(_TABULATED)
+        flags |= _transform(data, i, e, mode, factor, scale, table, known, buffer)
         weight = weights[r] if weights.shape[0] else 1.0
-        _add_cell(buffer, indices[i:e], weight, r, codes, slopes, covariates, m, sums, moments)
+        _add_cell(buffer, indices, i, e, weight, r, codes, slopes, covariates, m, sums, moments)
         if counted.shape[0]:
-            _count(data[i:e], indices[i:e], counted)
+            _count(data, indices, i, i, e, counted)
     return flags
 
 
@@ -179,25 +234,26 @@ def add_dense(  # type: ignore[no-untyped-def]
     mode, scale, factors, lookup = values
     weights, codes, slopes, covariates = design
     buffer, genes = np.empty(hi - lo, np.float64), np.empty(hi - lo, np.uint32)
-    stored, small = np.empty(hi - lo, Y.dtype), np.empty(_TABULATED, np.float64)
-    flags = 0
-    for k in range(Y.shape[0]):
-        r, row = first + k, Y[k]
-        count = _U(0)
+    stored, none, flags, factor = np.empty(hi - lo, Y.dtype), _U(0), 0, 1.0
+    table, known = _table(mode, lookup)
+    flat, rows, width = Y.reshape(-1), Y.shape[0], Y.shape[1]
+    for k in range(rows):
+        r, count, at = first + k, _U(0), _U(k * width)
+        if k + 1 < rows:
+            _read_ahead(flat, at + _U(width + lo), at + _U(width + hi))
         for j in range(_U(lo), _U(hi)):  # without a branch
+            y = flat[at + j]
             genes[count] = np.uint32(j)
-            stored[count] = row[j]
-            count += _U(row[j] != 0)
-        factor, table = 1.0, lookup
+            stored[count] = y
+            count += _U(y != 0)
         if mode == NORMALIZED:
-            factor = factors[r]
-            _small_counts(factor, small)
-            table = small
-        flags |= _transform(stored[:count], mode, factor, scale, table, buffer)
+            factor, known = factors[r], np.uint32(_TABULATED)
+            _tabulate(factor, table)
+        flags |= _transform(stored, none, count, mode, factor, scale, table, known, buffer)
         weight = weights[r] if weights.shape[0] else 1.0
-        _add_cell(buffer, genes[:count], weight, r, codes, slopes, covariates, m, sums, moments)
+        _add_cell(buffer, genes, none, count, weight, r, codes, slopes, covariates, m, sums, moments)
         if counted.shape[0]:
-            _count(stored[:count], genes[:count], counted)
+            _count(stored, genes, none, none, count, counted)
     return flags
 
 

@@ -7,7 +7,7 @@ of SciPy, which is the fallback and the reference of its tests.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from ..backend.late_imports import is_scipy_sparse, scipy
 from .grouped_design import GroupedDesign, Grouping
 from .host_products import tiles
 from .products import GeneProducts
-from .transform import Transform
+from .transform import UNUSABLE, Transform
 
 #: Group sums that SciPy's path computes at a time: they stay in the processor's cache, and the C library reuses arrays
 #: of this size, where larger ones take new pages.
@@ -36,6 +36,9 @@ _FEW_COLUMNS = 4
 FUSED_VALUES = 20_000_000
 #: Counts below this are transformed by a look-up.
 _TABULATED = 1024
+#: Bytes of the tables of a range of genes that stay in the processor's last cache, and the number of values of a chunk
+#: from which it is worth another range.
+_TABLE_BYTES, _TILE_VALUES = 2**24, 2**21
 #: Types of values that the compiled pass is compiled for; others are converted without loss, or to float64.
 _READABLE = ["int32", "int64", "float32", "float64"]
 
@@ -92,6 +95,7 @@ class GroupTables:
         self.moments = np.zeros((m, design.covariates.shape[1] + 1))  #: covariates' products, and squares
         self._inputs = _FusedInputs(design, weights) if self.fused else None
         self._pool: ThreadPoolExecutor | None = None
+        self._parts: tuple[Any, np.ndarray] | None = None
 
     def add(self, rows: slice, genes: slice, Y: Any) -> None:
         """Add a sparse chunk (cells, genes) of transformed values by products of SciPy."""
@@ -168,10 +172,22 @@ class GroupTables:
 
     def in_order(self, Y: Any) -> bool:
         """Return whether the compiled pass can read a sparse chunk: its indices ascend and lie in the matrix."""
+        self._parts = self._parts_of(Y)
+        return self._parts is not None
+
+    def _parts_of(self, Y: Any) -> tuple[Any, np.ndarray] | None:
+        """Where the values of each thread end in the rows of a CSR chunk (threads, rows); None if not `in_order`."""
         assert self._inputs is not None
         kernel, along = self._inputs.kernels.in_order, 1 if Y.format == "csc" else 0
-        indptr, across = Y.indptr, Y.shape[1 - along]
-        return all(self._on_threads(lambda lo, hi: kernel(Y.indices, indptr[lo : hi + 1], across), Y.shape[along]))
+        across, rows = Y.shape[1 - along], Y.shape[along]
+        genes = [] if along else self._ranges(across, Y.nnz)
+        bounds = np.array([lo for lo, _ in genes[1:]], dtype=np.int64)
+        ends = np.empty((len(bounds) + 1, rows), Y.indptr.dtype)
+
+        def check(lo: int, hi: int) -> bool:
+            return bool(kernel(Y.indices, Y.indptr[lo : hi + 1], across, bounds, ends[:, lo:hi]))
+
+        return (Y, ends) if all(self._on_threads(check, self._ranges(rows))) else None
 
     def add_fused(
         self, rows: slice, genes: slice, Y: Any, transform: Transform, counted: np.ndarray | None = None
@@ -183,7 +199,7 @@ class GroupTables:
         rows, genes : slice
             Position of the chunk.
         Y : array or SciPy sparse matrix
-            A sparse one has to be `in_order`; CSC of some of the cells is converted to CSR.
+            A sparse one has to be `in_order`, best asked before; CSC of some of the cells is converted to CSR.
         transform : Transform
         counted : array (m, 2), optional
             The number of cells in which a gene is not zero, and its total before the transform, are added to it.
@@ -194,26 +210,39 @@ class GroupTables:
             0, or bits of `transform`: `UNUSABLE`, `FRACTION`, `NEGATIVE`.
         """
         assert self._inputs is not None
-        kernels, shared = self._inputs.kernels, (self._inputs.values(transform), self._inputs.design)
+        kernels, values = self._inputs.kernels, self._inputs.values(transform)
         counts = np.zeros((self.m, 0)) if counted is None else counted
         if is_scipy_sparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
             matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
-            flat = (genes.start, self.m, *shared, *_flat(self.sums, self.moments, counts))
-            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), Y.shape[1])
+            flat = (genes.start, self.m, values, self._inputs.unrolled, *_flat(self.sums, self.moments, counts))
+            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), self._ranges(Y.shape[1]))
         sums, moments = self.sums, self.moments
         m = genes.stop - genes.start
         if m < self.m:  # tables of a range of genes, contiguous
             sums, moments, counts = np.ascontiguousarray(sums[:, genes]), moments[genes], counts[genes]
+        flat = (m, values, self._inputs.design, *_flat(sums, moments, counts))
         if is_scipy_sparse(Y):
-            Y = Y.tocsr()
-            matrix, kernel = (_readable(Y.data), Y.indices, Y.indptr, rows.start), kernels.add_csr
+            flags = self._add_rows(rows, Y, flat)
         else:
-            matrix, kernel = (_readable(np.ascontiguousarray(Y)), rows.start), kernels.add_dense
-        flat = (m, *shared, *_flat(sums, moments, counts))
-        flags = self._flags(lambda lo, hi: kernel(*matrix, lo, hi, *flat), m)
+            stored, ranges = _readable(np.ascontiguousarray(Y)), self._ranges(m, Y.size)
+            flags = self._flags(lambda lo, hi: kernels.add_dense(stored, rows.start, lo, hi, *flat), ranges)
         if m < self.m:
             self.sums[:, genes] = sums
         return flags
+
+    def _add_rows(self, rows: slice, Y: Any, flat: tuple[Any, ...]) -> int:
+        assert self._inputs is not None
+        kernel, known, self._parts = self._inputs.kernels.add_csr, self._parts, None
+        Y = Y.tocsr()
+        parts = known if known is not None and known[0] is Y else self._parts_of(Y)
+        if parts is None:
+            return UNUSABLE
+        data, ends = _readable(Y.data), [Y.indptr[:-1], *parts[1]]
+
+        def add(part: int, _: int) -> int:
+            return int(kernel(data, Y.indices, ends[part], ends[part + 1], rows.start, *flat))
+
+        return self._flags(add, [(part, part + 1) for part in range(len(ends) - 1)])
 
     def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> int:
         """Add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass.
@@ -224,21 +253,26 @@ class GroupTables:
             0, or `transform.NEGATIVE`.
         """
         assert self._inputs is not None
-        flat = (self.m, self._inputs.design, *_flat(self.sums, self.moments))
+        flat = (self.m, self._inputs.unrolled, *_flat(self.sums, self.moments))
         values, kernel = _readable(np.ascontiguousarray(Y)), self._inputs.kernels.add_values
-        return self._flags(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat), self.m)
+        return self._flags(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat), self._ranges(self.m))
 
-    def _flags(self, add: Callable[[int, int], int], genes: int) -> int:
-        return reduce(or_, map(int, self._on_threads(add, genes)), 0)
+    def _flags(self, add: Callable[[int, int], int], ranges: Sequence[tuple[int, int]]) -> int:
+        return reduce(or_, map(int, self._on_threads(add, ranges)), 0)
 
-    def _on_threads(self, function: Callable[[int, int], Any], size: int) -> list[Any]:
+    def _on_threads(self, function: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]]) -> list[Any]:
         """Call a function for ranges of rows or genes, on threads."""
-        ranges = list(blocks(size, -(-size // max(1, min(self.threads, size))) or 1))
-        if len(ranges) < 2:
+        if len(ranges) < 2 or self.threads < 2:
             return [function(*bounds) for bounds in ranges]
         if self._pool is None:  # a new one for every chunk would take as long as a small chunk
             self._pool = ThreadPoolExecutor(self.threads)
         return list(self._pool.map(function, *zip(*ranges, strict=True)))
+
+    def _ranges(self, size: int, values: int = 0) -> list[tuple[int, int]]:
+        """Ranges of rows or genes: one per thread, or more where their tables stay in the cache for many values."""
+        tiles = min(self.sums[:, :size].nbytes // _TABLE_BYTES + 1, values // _TILE_VALUES) if values else 1
+        count = -(-max(1, tiles) // self.threads) * self.threads
+        return list(blocks(size, -(-size // max(1, min(count, size))) or 1))
 
     def products(self) -> GeneProducts:
         """Products of the cells that were added with the design."""
@@ -261,13 +295,18 @@ class _FusedInputs:
 
         self.kernels: Any = fused_kernels
         groupings = design.groupings
-        codes = tuple(one.codes.astype(np.uint32) + np.uint32(one.rows.start) for one in groupings)
+        codes = np.empty((len(groupings), design.n), np.uint32)
+        for row, one in zip(codes, groupings, strict=True):
+            row[:] = one.codes
+            row += np.uint32(one.rows.start)
         slopes = np.zeros((0, len(groupings)))
         if any(grouping.weights is not None for grouping in groupings):
             ones = np.ones(design.n)
             slopes = np.column_stack([ones if one.weights is None else one.weights for one in groupings])
-        #: Weights (n,) or empty, codes of each grouping (n,), slopes (n, groupings) or empty, covariates (n, c).
+        #: Weights (n,) or empty, codes (groupings, n), slopes (n, groupings) or empty, covariates (n, c).
         self.design = (_NONE if weights is None else weights, codes, slopes, design.covariates)
+        self.unrolled = (self.design[0], tuple(codes), slopes, design.covariates)
+        self._lookups: dict[str | None, np.ndarray] = {}
 
     def values(self, transform: Transform) -> tuple[int, float, np.ndarray, np.ndarray]:
         """The transform as mode, scale, size factors (n,) or empty, and values of small counts."""
@@ -275,9 +314,11 @@ class _FusedInputs:
         if transform.name == "normalize":
             assert transform.size_factors is not None
             return kernels.NORMALIZED, 1.0, np.ascontiguousarray(transform.size_factors, float), _NONE
+        if transform.name not in self._lookups:
+            self._lookups[transform.name] = transform.apply(np.arange(float(_TABULATED)))
         mode = kernels.AS_IS if transform.name is None else kernels.LOG
         scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
-        return mode, scale, _NONE, transform.apply(np.arange(float(_TABULATED)))
+        return mode, scale, _NONE, self._lookups[transform.name]
 
 
 def _flat(*tables: np.ndarray) -> list[np.ndarray]:

@@ -281,8 +281,9 @@ class _Columns:
         first[group[::-1]] = row[::-1]
         cell[codes[::-1]] = np.arange(len(codes))[::-1]
         tabled = [column for column in columns if column in self.tabled]
-        same = first[group]  # column by column: all at once would take more memory than the chunks of cells
-        found = [column for column in tabled if (self.table[row, column] == self.table[same, column]).all()]
+        found, same = tabled, first[group]
+        for some in (slice(_EXAMINED // 4), slice(None)):  # by column: all at once would take more memory than a chunk
+            found = [one for one in found if (self.table[row[some], one] == self.table[same[some], one]).all()]
         numbers = {column: self.fixed.values[:, self.valued[column]] for column in columns if column in self.valued}
         constant = [column for column, x in numbers.items() if (x[cell][codes] == x).all()]
         values = np.column_stack([self.table[first][:, found], *(numbers[column][cell] for column in constant)])
@@ -326,6 +327,9 @@ def _packed(X: np.ndarray, codes: np.ndarray, columns: Sequence[int], start: int
 
 def _bins(X: np.ndarray, columns: Sequence[int], most: int) -> list[tuple[list[int], np.ndarray]]:
     """Sets of columns of X that have at most so many distinct rows together, and the group of each row."""
+    first, groups = _distinct_rows(X, columns)
+    if len(first) <= most:
+        return [(list(columns), groups)]
     bins: list[tuple[list[int], np.ndarray]] = []
     for j in columns:
         values = np.unique(X[:, j], return_inverse=True)[1]
@@ -345,7 +349,7 @@ def code_type(count: int) -> np.dtype[Any]:
 
 
 def _has_few_values(x: np.ndarray, most: int) -> bool:
-    return len(np.unique(x[:_EXAMINED])) <= most and len(np.unique(x)) <= most
+    return len(np.unique(x[:_EXAMINED])) <= most and (len(x) <= _EXAMINED or len(np.unique(x)) <= most)
 
 
 def _distinct_rows(X: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

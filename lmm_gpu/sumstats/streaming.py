@@ -98,7 +98,7 @@ def accumulate(
     passes = Passes(fused, _pass_threads(source, threads), most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
-    pieces = plan_pieces(source, memory) if pieces is None else pieces
+    pieces = plan_pieces(source, memory, copied=not fused) if pieces is None else pieces
     if hasattr(source.matrix, "indptr") and not on_device(source.matrix):
         sums.expect_sparse()
     cells, features = slice(0, source.n), slice(0, source.m)
@@ -176,7 +176,9 @@ def _chunks(
     chunks = source.chunks(pieces[done:], canonical=canonical)
     if copied_to is not None:
         chunks = copied_ahead(chunks, copied_to)
-    for count, (place, Y) in enumerate(ahead(chunks), start=done + 1):
+    if canonical or not source.in_memory:  # chunks that take time
+        chunks = ahead(chunks)
+    for count, (place, Y) in enumerate(chunks, start=done + 1):
         yield count, place, Y
 
 

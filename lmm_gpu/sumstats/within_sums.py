@@ -17,6 +17,8 @@ from .within import Within, within_of
 _SMALL = 1e-3
 #: Number of cells, about, from which that is estimated.
 _SAMPLED = 256
+#: A gene is not nearly constant if two cells of a group differ by more than this share of the range of a few cells.
+_CLEAR = 0.1
 
 
 class WithinSums:
@@ -142,15 +144,38 @@ def widest(groupings: Sequence[Grouping]) -> Grouping | None:
     return max(found, key=lambda one: one.rows.stop - one.rows.start, default=None)
 
 
-def sampled_cells(codes: np.ndarray) -> np.ndarray:
+def sampled_cells(codes: np.ndarray, count: int = _SAMPLED) -> np.ndarray:
     """Positions of some cells (c,), sorted: pairs of neighbours once cells are ordered by group, given their `codes`.
 
     >>> sampled_cells(np.array([0, 1, 0, 1])).tolist()
     [0, 1, 2, 3]
     """
     order = np.argsort(codes, kind="stable")
-    places = np.linspace(0, max(len(order) - 2, 0), min(len(order), _SAMPLED // 2)).astype(int)
+    places = np.linspace(0, max(len(order) - 2, 0), min(len(order), count // 2)).astype(int)
     return np.unique(order[np.concatenate([places, np.minimum(places + 1, len(order) - 1)])])
+
+
+def clearly_varying(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Return which genes (f,) are not nearly constant within groups, as a few of their cells show.
+
+    Parameters
+    ----------
+    codes : array of int (c,) or (c, f)
+        Groups of these cells, sorted along the first axis.
+    values : array (c, f)
+
+    Examples
+    --------
+    >>> clearly_varying(np.array([0, 0, 1]), np.array([[1.0, 1.0], [5.0, 1.0], [3.0, 9.0]])).tolist()
+    [True, False]
+    """
+    if len(values) < 2:
+        return np.zeros(values.shape[1], dtype=bool)
+    with np.errstate(invalid="ignore", over="ignore"):
+        steps = np.abs(np.diff(values.astype(np.float64), axis=0))
+        same = np.diff(codes, axis=0) == 0
+        largest = np.max(steps * (same if same.ndim == 2 else same[:, None]), axis=0)
+        return np.asarray(largest > _CLEAR * np.ptp(values.astype(np.float64), axis=0))
 
 
 def nearly_constant(codes: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from lmm_gpu.design.design import build_design
 from lmm_gpu.io.source import open_source
+from lmm_gpu.sumstats import group_tables
 from lmm_gpu.sumstats.gene_filter import GeneFilter
 from lmm_gpu.sumstats.group_tables import GroupTables
 from lmm_gpu.sumstats.grouped_design import GroupedDesign
@@ -100,6 +101,20 @@ def test_bitwise_the_same_for_any_chunks_and_threads(cells, threads, kind):
     Y = kind(COUNTS)
     whole = accumulated(Y, FORMULAS[0], "log2p1", fused=True, threads=1)
     found = accumulated(Y, FORMULAS[0], "log2p1", cells, fused=True, threads=threads)
+    for name in ("XY", "ZY", "Ynorm", "Ysum"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("kind", [sparse.csr_array, np.asarray])
+def test_bitwise_the_same_for_ranges_of_genes_that_stay_in_the_cache(kind, threads, monkeypatch):
+    Y = kind(COUNTS)
+    whole = accumulated(Y, FORMULAS[0], "normalize", fused=True, threads=1)
+    monkeypatch.setattr(group_tables, "_TABLE_BYTES", 1)
+    monkeypatch.setattr(group_tables, "_TILE_VALUES", 10)
+    tables = GroupTables(GroupedDesign.of(build_design(FORMULAS[0], OBS)), M, fused=True, threads=threads)
+    assert len(tables._ranges(M, 10 * M)) > threads
+    found = accumulated(Y, FORMULAS[0], "normalize", fused=True, threads=threads)
     for name in ("XY", "ZY", "Ynorm", "Ysum"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
