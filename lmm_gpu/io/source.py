@@ -82,7 +82,7 @@ class Source:
     def in_memory(self) -> bool:
         """True if chunks are parts of arrays in memory, as they are: making one takes no time."""
         matrix = self.matrix
-        array = isinstance(matrix, (np.ndarray, MemoryCSC)) or issparse(matrix)
+        array = isinstance(matrix, (np.ndarray, MemoryCSC)) or is_scipy_sparse(matrix)
         return array and self.kept is None and self.features_kept is None
 
     def where(self, kept: np.ndarray) -> Source:
