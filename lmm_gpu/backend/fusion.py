@@ -97,11 +97,11 @@ def flatten(tree: Any) -> tuple[list[Array], Hashable]:
     """
     if tree is None:
         return [], None
-    if is_dataclass(tree):
-        kind: Any = type(tree)
-        parts = [getattr(tree, field.name) for field in fields(tree)]
-    elif isinstance(tree, (tuple, list)):
+    kind: Any = type(tree)
+    if isinstance(tree, (tuple, list)):
         kind, parts = tuple, list(tree)
+    elif names := _field_names(kind):
+        parts = [getattr(tree, name) for name in names]
     else:
         return [tree], _LEAF
     flat = [flatten(part) for part in parts]
@@ -110,13 +110,20 @@ def flatten(tree: Any) -> tuple[list[Array], Hashable]:
 
 def _first_array(tree: Any) -> Array | None:
     # the first array of nested tuples and dataclasses, whose arrays are all of one library; None is absent
+    if tree is None or isinstance(tree, (float, int)):
+        return None
     if isinstance(tree, (tuple, list)):
-        parts = tree
-    elif is_dataclass(tree):
-        parts = [getattr(tree, field.name) for field in fields(tree)]
-    else:
-        return None if tree is None or isinstance(tree, (float, int)) else tree
-    return next((found for part in parts if (found := _first_array(part)) is not None), None)
+        return next((found for part in tree if (found := _first_array(part)) is not None), None)
+    kind: Any = type(tree)
+    if names := _field_names(kind):
+        return next((found for name in names if (found := _first_array(getattr(tree, name))) is not None), None)
+    return tree
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    # names of the fields of a dataclass, none of another type: to ask takes as long as a small operation
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else ()
 
 
 def rebuild(structure: Any, arrays: Iterator[Array]) -> Any:
