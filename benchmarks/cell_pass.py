@@ -32,8 +32,16 @@ PRODUCTS = [
     (20_000, 1_000, 25, "f8", "C"),
     (20_000, 1_000, 25, "f8", "F"),
     (20_000, 1_000, 25, "f4", "C"),
+    (20_000, 1_000, 25, "f4", "F"),
+    (20_000, 1_000, 5, "f8", "C"),
+    (20_000, 1_000, 5, "f4", "F"),
     (5_000, 2_000, 100, "f8", "C"),
     (5_000, 1_000, 500, "f8", "C"),
+    (5_000, 1_000, 500, "f4", "F"),
+    (1_000, 1_000, 25, "f8", "C"),
+    (20_000, 100, 25, "f8", "C"),
+    (500_000, 8, 63, "f8", "C"),
+    (500_000, 20, 25, "f4", "F"),
 ]
 FIRST_GENE = """
 import time, numpy as np, pandas as pd, lmm_gpu
@@ -126,23 +134,22 @@ def measure(name: str, Y: object, transform: str | None, repeats: int) -> dict:
 
 
 def products(n: int, m: int, q: int, dtype: str, order: str, repeats: int) -> dict:
-    """`lmmfit` relative to Y [X Z] and the squares of the rows of Y."""
+    """`lmmfit`, and `sslmm` alone, relative to Y [X Z] and the squares of the rows of Y; F order is that of Y.T."""
     rng = np.random.default_rng(0)
     g = rng.integers(0, q, n)
     X = np.column_stack([np.ones(n), g % 2, rng.normal(size=n), rng.integers(0, 2, (n, 5))]).astype(float)
     Z = np.eye(q)[g]
-    Y, XZ = np.asarray(rng.normal(size=(m, n)), dtype, order), np.hstack([X, Z]).astype(dtype)
-    lmm_gpu.lmmfit(Y[:2], X, Z, q, is_counts=False)
-    runs = [
-        (
-            seconds(lambda: lmm_gpu.lmmfit(Y, X, Z, q, is_counts=False))[0],
-            seconds(lambda: (Y @ XZ, np.einsum("ij,ij->i", Y, Y)))[0],
-        )
-        for _ in range(repeats)
-    ]
-    ours, plain = (min(column) for column in zip(*runs, strict=True))
-    print(f"lmmfit {m} genes x {n} cells, q={q}, {dtype} {order}: {ours / plain:.2f} x", flush=True)
-    return {"cells": n, "genes": m, "q": q, "type": dtype, "order": order, "lmmfit_over_products": ours / plain}
+    Y, XZ = np.asarray(rng.standard_normal((m, n), dtype), order=order), np.hstack([X, Z]).astype(dtype)
+    works = {
+        "lmmfit": lambda: lmm_gpu.lmmfit(Y, X, Z, q, is_counts=False),
+        "sslmm": lambda: lmm_gpu.sslmm(X, Y, Z, d=q, is_counts=False),
+        "plain": lambda: (Y @ XZ, np.einsum("ij,ij->i", Y, Y)),
+    }
+    runs = [[seconds(work)[0] for work in works.values()] for _ in range(repeats + 1)][1:]
+    ours, sums, plain = (min(column) for column in zip(*runs, strict=True))
+    found = {"lmmfit_over_products": ours / plain, "sslmm_over_products": sums / plain}
+    print(f"{m} genes x {n} cells, q={q}, {dtype} {order}: lmmfit {ours / plain:.2f} x, sslmm {sums / plain:.2f} x")
+    return {"cells": n, "genes": m, "q": q, "type": dtype, "order": order, **found}
 
 
 def first_gene(way: str, repeats: int) -> float:
