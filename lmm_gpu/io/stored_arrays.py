@@ -174,12 +174,15 @@ def read_rows(arrays: Sequence[Any], rows: slice) -> list[np.ndarray]:
     return found
 
 
-def stored_array(array: Any) -> Any:
-    """Return an array of h5py or zarr as a `StoredArray` if its chunks can be decoded here, else as it is."""
+def stored_array(array: Any, extent: Callable[[Place], Extent | None] | None = None) -> Any:
+    """Return an array of h5py or zarr as a `StoredArray` if its chunks can be decoded here, else as it is.
+
+    `extent` of a `StoredArray` of the same array of the same file saves to look up all chunks.
+    """
     reason = why_not(array)
     if reason is not None:
         return array
-    places = _hdf5_extents(array) if hasattr(array, "id") else _zarr_extents(array)
+    places = extent or (_hdf5_extents(array) if hasattr(array, "id") else _zarr_extents(array))
     decoders = _decoders(array)
     assert not isinstance(decoders, str)
     chunks = tuple(array.chunks or array.shape)

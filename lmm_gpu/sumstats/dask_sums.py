@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 _FAN_IN = 4
 #: Stored values of a chunk of a sparse file: many times more than the numbers of its sums, which are dense.
 _VALUES = 2**23
+#: Share of that in the first chunk, from which counts are recognised.
+_FIRST = 16
 
 
 def read_on_workers(source: Source, memory: int | None = None) -> Source:
@@ -57,8 +59,11 @@ def read_on_workers(source: Source, memory: int | None = None) -> Source:
 
 
 def _pieces(begins: np.ndarray) -> list[slice]:
-    """Rows of a sparse matrix in pieces of about `_VALUES`, from the position at which each row begins (rows + 1,)."""
-    wanted = np.arange(0, max(int(begins[-1]), 1), _VALUES)
+    """Rows of a sparse matrix in pieces of about `_VALUES`, from the position at which each row begins (rows + 1,).
+
+    The first piece is smaller: it is read several times, while the other workers wait.
+    """
+    wanted = [0, *range(_VALUES // _FIRST, max(int(begins[-1]), 1), _VALUES)]
     edges = np.unique([*np.searchsorted(begins, wanted).tolist(), len(begins) - 1])
     return [slice(lo, hi) for lo, hi in pairwise(edges.tolist())]
 
@@ -122,14 +127,15 @@ def reduce_chunks(
         "detected": given is None and is_counts is None,
         "sure": given is None and is_counts is True,
         "counting": genes.counts,
-        "chunks": grid.matrix.numblocks[0] * grid.matrix.numblocks[1],
     }
+    n, columns = sum(cells.stop - cells.start for cells in grid.cells), grid.matrix.numblocks[1]
     rows = [
         replace(
             chunk,
             design=grouped.of_cells(cells),
             weights=None if weights is None else weights[cells],
             transform=_of_cells(transform, cells),
+            chunks=columns * round(n / max(cells.stop - cells.start, 1)),
             **flags,
         )
         for chunk, cells in zip(grid.rows, grid.cells, strict=True)

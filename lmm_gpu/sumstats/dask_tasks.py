@@ -20,9 +20,10 @@ from ..backend.optional import require
 from ..backend.sparse import is_sparse, on_device, some_rows, stored_values
 from ..backend.threads import limited
 from ..io.broken_files import reading
+from ..io.chunk_extents import Extent
 from ..io.hdf5_sparse import read_part
 from ..io.sparse_checks import canonical
-from ..io.stored_arrays import read_rows, stored_array
+from ..io.stored_arrays import StoredArray, read_rows, stored_array
 from .accumulator import gene_counts
 from .centring import centre_of
 from .group_tables import FUSED_VALUES, GroupTables, can_fuse
@@ -42,6 +43,9 @@ from .within_sums import nearly_constant, sampled_cells, widest_grouping
 
 #: Bytes at the start of a file that identify it, with its size and last change.
 _HEADER = 2**16
+#: Where the chunks of arrays are in their files, of the last few: to look them up takes as long as to read many.
+_PLACES: dict[tuple[Path, str, FileMark], Callable[[tuple[int, ...]], Extent | None]] = {}
+_MOST_PLACES = 8
 
 
 @dataclass(frozen=True)
@@ -184,16 +188,29 @@ def read(name: Path, key: str, sparse: tuple[int, bool] | None, mark: FileMark, 
         else:
             stored = files.enter_context(require("h5py", "reading .h5ad").File(name, "r"))[key]
         if sparse is None:
-            return read_rows([stored_array(stored)], piece)[0]
+            return read_rows([_found_once(stored, name, mark)], piece)[0]
         begins = stored["indptr"][piece.start : piece.stop + 1]
-        return read_part(stored_array(stored["data"]), stored_array(stored["indices"]), *sparse, begins)
+        values, indices = (_found_once(stored[part], name, mark) for part in ("data", "indices"))
+        return read_part(values, indices, *sparse, begins)
+
+
+def _found_once(array: Any, name: Path, mark: FileMark) -> Any:
+    """Return an array whose chunks were looked up in the first task of this process that read it."""
+    key = name, array.name, mark
+    found = stored_array(array, _PLACES.get(key))
+    if isinstance(found, StoredArray) and key not in _PLACES:
+        while len(_PLACES) >= _MOST_PLACES:
+            _PLACES.pop(next(iter(_PLACES)), None)
+        _PLACES[key] = found.extent
+    return found
 
 
 def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:
     """Products of a chunk, and the counts of its genes for a filter."""
-    stored = rows.selected(Y)
-    if rows.fuses(stored, centre):
-        sums, moments, flags = _compiled_sums(rows, centre.about, stored)
+    tables = _compiled_tables(rows, centre, Y)
+    stored = Y if tables is not None else rows.selected(Y)
+    if tables is not None or rows.fuses(stored, centre):
+        sums, moments, flags = _compiled_sums(rows, centre.about, stored, tables)
         within, fractions = None, bool(flags & FRACTION)
     else:
         check_values(stored, rows.name, rows.start)
@@ -206,10 +223,21 @@ def products(rows: Rows, centre: Centre, Y: Any) -> ChunkSums:
     return ChunkSums(sums, moments, within, **counts, fractions=int(rows.transform.name is not None and fractions))
 
 
-def _compiled_sums(rows: Rows, centre: np.ndarray, Y: Any) -> tuple[np.ndarray, np.ndarray, int]:
-    """Sums over groups, moments and flags of a chunk of stored values by the compiled pass, which checks them."""
+def _compiled_tables(rows: Rows, centre: Centre, Y: Any) -> GroupTables | None:
+    """Tables for a sparse chunk that the compiled pass can read as it is; None for any other."""
+    if rows.kept is not None or not is_scipy_sparse(Y) or Y.format not in ("csr", "csc") or not rows.fuses(Y, centre):
+        return None
     assert rows.design is not None
     tables = GroupTables(rows.design, Y.shape[1], rows.weights, fused=True)
+    return tables if tables.in_order(Y) else None
+
+
+def _compiled_sums(
+    rows: Rows, centre: np.ndarray, Y: Any, tables: GroupTables | None
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Sums over groups, moments and flags of a chunk of stored values by the compiled pass, which checks them."""
+    assert rows.design is not None
+    tables = tables or GroupTables(rows.design, Y.shape[1], rows.weights, fused=True)
     everyone, genes, flags = slice(0, Y.shape[0]), slice(0, Y.shape[1]), 0
     if is_scipy_sparse(Y) or rows.transform.name is not None:
         flags = tables.add_fused(everyone, genes, Y, rows.transform)

@@ -29,10 +29,11 @@ from lmm_gpu.design.design import build_design
 from lmm_gpu.estimation.dask_fits import _genes, _ranges, fit_block
 from lmm_gpu.estimation.fit_options import FitOptions
 from lmm_gpu.estimation.projection import Projection
+from lmm_gpu.io import stored_arrays
 from lmm_gpu.io.source import open_source
 from lmm_gpu.results.fitting import fit_summary
 from lmm_gpu.sumstats import dask_tasks
-from lmm_gpu.sumstats.dask_sums import _Grid, _pieces, reduce_chunks
+from lmm_gpu.sumstats.dask_sums import _Grid, _pieces, read_on_workers, reduce_chunks
 from lmm_gpu.sumstats.dask_tasks import ChunkSums, Rows, add, telling
 from lmm_gpu.sumstats.streaming import accumulate
 from lmm_gpu.sumstats.transform import Transform, recognise
@@ -239,7 +240,7 @@ def test_no_checkpoint_of_what_dask_computes(here, tmp_path):
         lmm_gpu.summarize((chunked(COUNTS, 60, 4), OBS), FORMULA, checkpoint=tmp_path / "sums.h5")
 
 
-def test_entries_stored_twice_are_added(here):
+def test_entries_stored_twice_are_added(here, compiled):
     """Before the transform, as it is elsewhere."""
     data, indices, indptr = np.ones(2 * N), np.zeros(2 * N, dtype=np.int32), np.arange(0, 2 * N + 1, 2)
     Y = sparse.csr_array((data, indices, indptr), shape=(N, 1))  # 1 + 1 in each cell
@@ -635,6 +636,32 @@ def test_files_are_read_by_the_workers(client, tmp_path, monkeypatch, ending, fo
         np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-11, err_msg=name)
     with pytest.raises(ValueError, match="leave out checkpoint"):
         lmm_gpu.summarize(f"cells{ending}", FORMULA, scheduler=client, checkpoint="sums.h5", **options)
+
+
+def test_chunks_of_a_dataset_are_looked_up_once_in_each_process(here, tmp_path, monkeypatch):
+    anndata = pytest.importorskip("anndata", reason='needs: pip install ".[io]"')
+    cells = anndata.AnnData(sparse.csr_matrix(COUNTS.astype("float32")), OBS, pd.DataFrame(index=GENES))
+    looked_up, real = [], stored_arrays._hdf5_extents
+    monkeypatch.setattr(stored_arrays, "_hdf5_extents", lambda array: looked_up.append(array.name) or real(array))
+    monkeypatch.setattr("lmm_gpu.sumstats.dask_sums._VALUES", 200)
+    design = build_design(FORMULA, OBS)
+    for factor in (1.0, 2.0):  # another file under the same name
+        cells.X = sparse.csr_matrix(factor * COUNTS.astype("float32"))
+        cells.write_h5ad(tmp_path / "cells.h5ad", compression="gzip")
+        with open_source(tmp_path / "cells.h5ad") as source:
+            found = read_on_workers(source)
+            assert found.matrix.numblocks[0] > 3
+            looked_up.clear()
+            summary = reduce_chunks(found, design, Transform())
+        assert_statistics(summary, factor * COUNTS)
+        assert sorted(looked_up) == ["/X/data", "/X/indices"]
+
+
+def test_the_first_chunk_of_a_file_is_small():
+    begins = np.arange(0, 3 * 2**23, 1000)
+    pieces = _pieces(begins)
+    values = [int(begins[piece.stop] - begins[piece.start]) for piece in pieces]
+    assert values[0] <= 2**19 + 1000 and max(values) <= 2**23 + 1000 and len(values) == 4
 
 
 def test_chunks_of_a_file_have_about_as_many_values(monkeypatch):
