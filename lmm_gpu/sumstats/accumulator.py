@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
-#: Cells, or stored values, of a gene that are looked at first.
-_FEW_STORED = 32
+#: Cells, in pairs of one group, and stored values of a gene, in any groups, that are looked at first.
+_FEW_PAIRED, _FEW_STORED = 32, 128
 #: Smallest number of cells of counts from which centres are estimated.
 _FEW_CELLS = 30
 
@@ -263,7 +263,7 @@ class Accumulator:
             groups, values = codes[Y.indices[places]], np.log1p(np.abs(Y.data[places]))
             order = np.argsort(groups, axis=0, kind="stable")
             return clearly_varying(*(np.take_along_axis(A, order, axis=0) for A in (groups, values)))
-        cells = sampled_cells(codes, _FEW_STORED)
+        cells = sampled_cells(codes, _FEW_PAIRED)
         cells = cells[np.argsort(codes[cells], kind="stable")]
         return clearly_varying(codes[cells], self._of_cells(chunk, Y, genes, cells))
 

@@ -32,6 +32,8 @@ _U = np.uint64
 _TABULATED, _WORTH = 16, 4
 #: Genes of values as they are that are added at a time: their rows of the tables stay in the cache.
 _TILE = 256
+#: Genes of a CSC chunk whose sums are copied from and to the tables at a time: whole cache lines.
+_GENES = 64
 #: Bytes of a cache line, and lines of the next row that are read ahead.
 _LINE, _AHEAD = 64, 32
 _compiled: Any = numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -295,61 +297,69 @@ def add_values(Y, centre, first, lo, hi, m, design, sums, moments):  # type: ign
 
 
 @_compiled
-def _add_gene(stored, cells, values, design, table, buffer, moment):  # type: ignore[no-untyped-def]
-    # add the values of a gene to its sums over groups (groups,) and to its moments (c + 1,)
-    mode, scale, factors, lookup = values
-    weights, codes, slopes, covariates = design
-    c, count, known = covariates.shape[1], _U(stored.shape[0]), np.uint32(lookup.shape[0])
-    first, squares, flags = moment[0], moment[c], 0
-    for i in range(count):
-        y, r = stored[i], _U(np.uint32(cells[i]))
-        whole = np.int32(y)
-        place = np.uint32(whole)
-        if place < known and whole == y:
-            v = lookup[_U(place)]
-        else:
-            v, bad = _value(y, mode, factors[r] if mode == NORMALIZED else 1.0, scale)
-            flags |= bad
-        weight = weights[r] if weights.shape[0] else 1.0
-        for g in range(len(codes)):
-            s = slopes[r, g] * weight if slopes.shape[0] else weight
-            table[_U(codes[g][r])] += s * v
-        weighted = weight * v
-        squares += v * weighted
-        if c:
-            first += covariates[r, 0] * weighted
-        if c > 1:
-            buffer[i] = weighted
-    for h in range(1, c):
-        total = moment[h]
-        for i in range(count):
-            total += covariates[_U(np.uint32(cells[i])), h] * buffer[i]
-        moment[h] = total
-    if c:
-        moment[0] = first
-    moment[c] = squares
-    return flags
+def _transposed(sums, at, m, table, genes, groups, back):  # type: ignore[no-untyped-def]
+    # copy the sums of some genes, from position `at` on, to a table (genes, groups), or back
+    for g in range(groups):
+        for j in range(genes):
+            if back:
+                sums[g * m + at + j] = table[j * groups + g]
+            else:
+                table[j * groups + g] = sums[g * m + at + j]
+
+
+@_compiled
+def _count_gene(data, i, e, counted, at):  # type: ignore[no-untyped-def]
+    for t in range(i, e):
+        counted[at] += data[t] != 0
+        counted[at + _U(1)] += data[t]
 
 
 @_compiled
 def add_csc(  # type: ignore[no-untyped-def]
-    data, indices, indptr, lo, hi, first_gene, m, values, design, sums, moments, counted
+    data, indices, indptr, lo, hi, first_gene, m, values, codes, covariates, weights, slopes, sums, moments, counted
 ):
-    """Add genes lo to hi of a CSC chunk of all cells, `in_order`, that starts at `first_gene`."""
-    groups, c = sums.shape[0] // m, design[3].shape[1]
-    table, buffer = np.empty(groups, np.float64), np.empty(len(design[1][0]), np.float64)
-    flags = 0
-    for j in range(lo, hi):
-        stored, cells = data[indptr[j] : indptr[j + 1]], indices[indptr[j] : indptr[j + 1]]
-        gene = first_gene + j
-        for g in range(groups):
-            table[g] = sums[g * m + gene]
-        moment = moments[gene * (c + 1) : (gene + 1) * (c + 1)]
-        flags |= _add_gene(stored, cells, values, design, table, buffer, moment)
-        for g in range(groups):
-            sums[g * m + gene] = table[g]
-        if counted.shape[0]:
-            for i in range(_U(0), _U(stored.shape[0])):
-                counted[2 * gene] += stored[i] != 0
-                counted[2 * gene + 1] += stored[i]
+    """Add genes lo to hi of a CSC chunk of all cells, `in_order`, that starts at `first_gene`.
+
+    Weights and slopes are None if there are none: numba leaves them out of the loop.
+    """
+    mode, scale, factors, lookup = values
+    groups, c, known, flags = sums.shape[0] // m, covariates.shape[1], np.uint32(lookup.shape[0]), 0
+    table, buffer = np.empty(_GENES * groups, np.float64), np.empty(len(codes[0]), np.float64)
+    for start in range(lo, hi, _GENES):
+        count = min(_GENES, hi - start)
+        _transposed(sums, first_gene + start, m, table, count, groups, False)
+        for j in range(start, start + count):
+            i, e, gene = _U(indptr[j]), _U(indptr[j + 1]), _U(first_gene + j)
+            at, moment = _U((j - start) * groups), gene * _U(c + 1)
+            first, squares = moments[moment], moments[moment + _U(c)]
+            for t in range(i, e):
+                y, r = data[t], _U(np.uint32(indices[t]))
+                whole = np.int32(y)
+                place = np.uint32(whole)
+                if place < known and whole == y:
+                    v = lookup[_U(place)]
+                else:
+                    v, bad = _value(y, mode, factors[r] if mode == NORMALIZED else 1.0, scale)
+                    flags |= bad
+                weight = 1.0 if weights is None else weights[r]
+                for g in range(len(codes)):
+                    s = weight if slopes is None else slopes[r, g] * weight
+                    table[at + _U(codes[g][r])] += s * v
+                weighted = weight * v
+                squares += v * weighted
+                if c:
+                    first += covariates[r, 0] * weighted
+                if c > 1:
+                    buffer[t - i] = weighted
+            for h in range(_U(1), _U(c)):
+                total = moments[moment + h]
+                for t in range(i, e):
+                    total += covariates[_U(np.uint32(indices[t])), h] * buffer[t - i]
+                moments[moment + h] = total
+            if c:
+                moments[moment] = first
+            moments[moment + _U(c)] = squares
+            if counted.shape[0]:
+                _count_gene(data, i, e, counted, gene * _U(2))
+        _transposed(sums, first_gene + start, m, table, count, groups, True)
     return flags

@@ -214,7 +214,7 @@ class GroupTables:
         counts = np.zeros((self.m, 0)) if counted is None else counted
         if is_scipy_sparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
             matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
-            flat = (genes.start, self.m, values, self._inputs.unrolled, *_flat(self.sums, self.moments, counts))
+            flat = (genes.start, self.m, values, *self._inputs.by_genes, *_flat(self.sums, self.moments, counts))
             return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), self._ranges(Y.shape[1]))
         sums, moments = self.sums, self.moments
         m = genes.stop - genes.start
@@ -295,10 +295,10 @@ class _FusedInputs:
 
         self.kernels: Any = fused_kernels
         groupings = design.groupings
-        codes = np.empty((len(groupings), design.n), np.uint32)
+        codes = np.empty((len(groupings), design.n), np.uint16 if design.groups <= 2**16 else np.uint32)
         for row, one in zip(codes, groupings, strict=True):
             row[:] = one.codes
-            row += np.uint32(one.rows.start)
+            row += codes.dtype.type(one.rows.start)
         slopes = np.zeros((0, len(groupings)))
         if any(grouping.weights is not None for grouping in groupings):
             ones = np.ones(design.n)
@@ -306,6 +306,7 @@ class _FusedInputs:
         #: Weights (n,) or empty, codes (groupings, n), slopes (n, groupings) or empty, covariates (n, c).
         self.design = (_NONE if weights is None else weights, codes, slopes, design.covariates)
         self.unrolled = (self.design[0], tuple(codes), slopes, design.covariates)
+        self.by_genes = (tuple(codes), design.covariates, weights, slopes if len(slopes) else None)
         self._lookups: dict[str | None, np.ndarray] = {}
 
     def values(self, transform: Transform) -> tuple[int, float, np.ndarray, np.ndarray]:
