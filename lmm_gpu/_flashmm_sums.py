@@ -33,7 +33,7 @@ from .backend.sparse import is_sparse, stored_values
 from .sumstats.assembly import assemble
 from .sumstats.centring import centre_of, centred_products, constant_of
 from .sumstats.gene_weights import weighted_products
-from .sumstats.group_tables import GroupTables
+from .sumstats.group_tables import GroupTables, is_worth_fusing
 from .sumstats.grouped_design import GroupedDesign, Grouping, indicator_matrix, one_hot
 from .sumstats.matrix_groups import grouped_design, read_groupings
 from .sumstats.products import GeneProducts, as_float64, design_products, sparse_if_worth_it
@@ -106,7 +106,8 @@ def sslmm(
     values in Z, as cells of one or several crossed factors have, and at most one for every two columns beyond the
     first: this takes as many additions per value of Y as a cell has values in Z, however many columns Z has. With 256
     features and more, columns of X with few distinct values are added up by groups, too. All else is a matrix product,
-    of a sparse Z where it has less than one value in 64 columns. Sums are in float64 for every type of Y.
+    of a sparse Z where it has less than one value in 64 columns. Sums are in float64 for every type of Y. Values of 64
+    features and more are added up by the compiled pass (needs numba) once it is loaded; 10**9 values load it.
 
     Examples
     --------
@@ -267,7 +268,7 @@ def products_by_group(
     Values are converted, transformed, added and squared some at a time, in the processor's cache.
     """
     centre = centre_of(Y, constant, transform.apply)
-    tables = GroupTables(design, Y.shape[1], weights)
+    tables = GroupTables(design, Y.shape[1], weights, fused=is_worth_fusing(*Y.shape))
     tables.add_dense(slice(0, len(Y)), slice(0, Y.shape[1]), Y, centre, transform)
     return replace(tables.products(), centre=centre)
 

@@ -7,6 +7,7 @@ of SciPy, which is the fallback and the reference of its tests.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
@@ -34,6 +35,10 @@ _FEW_GENES = 4
 _FEW_COLUMNS = 4
 #: Fewer values than this are accumulated before the compiled pass is loaded.
 FUSED_VALUES = 20_000_000
+#: So many dense values are worth loading the compiled pass for: SciPy's adds them in twice its time.
+_WORTH_LOADING = 1_000_000_000
+#: With fewer genes, SciPy's sums of dense values take less time than the compiled pass.
+_WIDE = 64
 #: Counts below this are transformed by a look-up.
 _TABULATED = 1024
 #: Bytes of the tables of a range of genes that stay in the processor's last cache, and the number of values of a chunk
@@ -46,6 +51,18 @@ _READABLE = ["int32", "int64", "float32", "float64"]
 def can_fuse() -> bool:
     """Return whether numba is installed."""
     return find_spec("numba") is not None
+
+
+def is_worth_fusing(cells: int, genes: int) -> bool:
+    """Return whether the compiled pass over dense values is worth it: it is loaded, or they are many.
+
+    >>> is_worth_fusing(2_000_000, 1000) == can_fuse(), is_worth_fusing(1_000_000_000, 8)
+    (True, False)
+    """
+    if genes < _WIDE:
+        return False
+    values = cells * genes
+    return f"{__package__}.fused_kernels" in sys.modules or (values >= _WORTH_LOADING and can_fuse())
 
 
 #: No transform.
@@ -128,17 +145,30 @@ class GroupTables:
         centre: np.ndarray | None = None,
         transform: Transform = AS_THEY_ARE,
     ) -> None:
-        """Add dense values (cells, genes), transformed and less the centre (genes,), by products of SciPy."""
+        """Add dense values (cells, genes), transformed and less the centre (genes,): some at a time, in the cache."""
         places = np.arange(self.m)[genes]
         several = len(self.design.groupings) + len(self.design.random_columns)
         cells_at_least = _CELLS_PER_GROUP * self.design.groups / several
+        fused = self.fused and isinstance(genes, slice) and (Y.flags.writeable or Y.dtype != np.float64)
         for at, tiles_of_genes in tiles(Y, transform, centre, cells_at_least):
             cells = slice(rows.start + at.start, rows.start + at.stop)
+            if fused:  # numba would compile a second kernel for read-only values
+                for part, values, _ in tiles_of_genes:
+                    self._add_fused_tile(cells.start, int(places[part.start]), values)
+                continue
             covariates, sums_of = self.design.covariates[cells], self._group_sums(cells, len(places))
             if self.weights is not None:
                 covariates = covariates * self.weights[cells, None]
-            for part, values in tiles_of_genes:
-                self._add_tile(cells, _as_slice(places[part]), sums_of, covariates, values)
+            for part, values, copied in tiles_of_genes:
+                self._add_tile(cells, _as_slice(places[part]), sums_of, covariates, values, copied)
+
+    def _add_fused_tile(self, cell: int, gene: int, values: np.ndarray) -> None:
+        # from a cell and a gene on, in views of the tables that begin there
+        assert self._inputs is not None
+        sums, moments = _flat(self.sums, self.moments)
+        tables = self.m, self._inputs.design, sums[gene:], moments[gene * self.moments.shape[1] :]
+        width = values.shape[1]
+        self._inputs.kernels.add_values(values, np.zeros(width), cell, 0, width, *tables)
 
     def _group_sums(self, cells: slice, genes: int) -> Callable[[np.ndarray], Any]:
         """Return the function from dense values (cells, b) to their sums (groups, b)."""
@@ -157,6 +187,7 @@ class GroupTables:
         sums_of: Callable[[np.ndarray], Any],
         covariates: np.ndarray,
         values: np.ndarray,
+        overwrite: bool,
     ) -> None:
         self.sums[:, genes] += sums_of(values)
         if covariates.shape[1] <= _FEW_COLUMNS:
@@ -164,11 +195,11 @@ class GroupTables:
                 self.moments[genes, h] += x @ values
         else:
             self.moments[genes, :-1] += (covariates.T @ values).T
-        if self.weights is None and not values.flags.writeable:
+        if self.weights is None and not overwrite:
             self.moments[genes, -1] += np.einsum("ij,ij->j", values, values)
         else:
             weights = np.ones(len(values)) if self.weights is None else self.weights[cells]
-            self.moments[genes, -1] += weights @ np.square(values, out=values if values.flags.writeable else None)
+            self.moments[genes, -1] += weights @ np.square(values, out=values if overwrite else None)
 
     def in_order(self, Y: Any) -> bool:
         """Return whether the compiled pass can read a sparse chunk: its indices ascend and lie in the matrix."""

@@ -72,11 +72,11 @@ def _dense_if_cheaper(A: Any) -> Any:
 
 def tiles(
     Y: np.ndarray, transform: Transform, centre: np.ndarray | None, rows_at_least: float
-) -> Iterator[tuple[slice, Iterator[tuple[slice, np.ndarray]]]]:
+) -> Iterator[tuple[slice, Iterator[tuple[slice, np.ndarray, bool]]]]:
     """Yield cells and, for each, genes and their values in float64, stored by cells, transformed and less the centre.
 
-    A tile is in the cache, and is overwritten by the next one; it may be overwritten before unless it is read-only, as
-    values of the caller are. It has `rows_at_least` cells, where these are few.
+    A tile is in the cache, and is overwritten by the next one; where the flag beside it is true, it is a copy, which
+    may be overwritten before. It has `rows_at_least` cells, where these are few.
     """
     n, m = Y.shape
     if not Y.size:
@@ -88,19 +88,18 @@ def tiles(
     centre = centre if centre is not None and centre.any() else None
     buffer, changed = np.empty(min(size, n) * width), centre is not None or transform.name is not None
 
-    def genes_of(block: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def genes_of(block: np.ndarray) -> Iterator[tuple[slice, np.ndarray, bool]]:
         for genes in (slice(lo, min(lo + width, m)) for lo in range(0, m, width)):
             values = block[:, genes]
-            if changed or values.dtype != np.float64 or not values.flags.c_contiguous:
+            copied = changed or values.dtype != np.float64 or not values.flags.c_contiguous
+            if copied:
                 tile = buffer[: values.size].reshape(values.shape)
                 tile[...] = values
                 transform.apply_to_counts(tile)
                 if centre is not None:
                     tile -= centre[genes]
                 values = tile
-            else:
-                values.flags.writeable = False
-            yield genes, values
+            yield genes, values, copied
 
     for rows in (slice(lo, min(lo + size, n)) for lo in range(0, n, size)):
         yield rows, genes_of(Y[rows])

@@ -72,9 +72,14 @@ def test_logical_and_whole_numbers():
 
 
 @pytest.mark.parametrize("tile", [2**18, 100])
-@pytest.mark.parametrize("genes", [3, 300], ids=["few", "many"])
+@pytest.mark.parametrize(
+    ("genes", "fused"), [(3, False), (300, False), (300, True)], ids=["few", "many", "many, compiled"]
+)
 @pytest.mark.parametrize("name", [*GROUPED, *NOT_GROUPED])
-def test_sums_are_those_of_dense_products(name, genes, tile, monkeypatch):
+def test_sums_are_those_of_dense_products(name, genes, fused, tile, monkeypatch):
+    if fused:
+        pytest.importorskip("numba", reason='needs: pip install ".[fast]"')
+    monkeypatch.setattr(_flashmm_sums, "is_worth_fusing", lambda *_: fused)
     monkeypatch.setattr(_flashmm_sums, "_MANY_VALUES", 1)
     monkeypatch.setattr(host_products, "_TILE_VALUES", tile)
     monkeypatch.setattr(host_products, "_NARROWEST", 5)
@@ -83,8 +88,9 @@ def test_sums_are_those_of_dense_products(name, genes, tile, monkeypatch):
     Y = RNG.normal(size=(genes, N))
     Y[1] += 5e4  # far from zero: about a centre
     weights = RNG.uniform(0.5, 2.0, N)
-    for dtype, order, w in (("f8", "C", None), ("f8", "F", weights), ("f4", "C", None), ("f4", "F", None)):
-        values = np.asarray(Y, dtype, order)
+    for dtype, order, w in (("f8", "C", None), ("f8", "F", weights), ("f8", "F", None), ("f4", "C", None)):
+        values = np.array(Y, dtype, order=order)
+        values.flags.writeable = w is None
         found, y = sslmm(X, values, Z, is_counts=False, weights=w), values.astype("f8").T
         W = np.diag(np.ones(N) if w is None else w)
         wanted = {"XX": X.T @ W @ X, "ZX": Z.T @ W @ X, "ZZ": Z.T @ W @ Z, "XY": X.T @ W @ y, "ZY": Z.T @ W @ y}
