@@ -207,7 +207,7 @@ class GroupTables:
         return self._parts is not None
 
     def _parts_of(self, Y: Any) -> tuple[Any, np.ndarray] | None:
-        """Where the values of each thread end in the rows of a CSR chunk (threads, rows); None if not `in_order`."""
+        """Ends of the values of each thread in the rows of a CSR chunk (threads, rows); None if not `in_order`."""
         assert self._inputs is not None
         kernel, along = self._inputs.kernels.in_order, 1 if Y.format == "csc" else 0
         across, rows = Y.shape[1 - along], Y.shape[along]
