@@ -189,11 +189,6 @@ def stored_array(array: Any, extent: Callable[[Place], Extent | None] | None = N
     return StoredArray(tuple(array.shape), np.dtype(array.dtype), chunks, places, decoders, array)
 
 
-def reads_on_threads(matrix: Any) -> bool:
-    """Return whether reading a matrix keeps threads busy."""
-    return isinstance(getattr(matrix, "data", matrix), StoredArray)
-
-
 def why_not(array: Any) -> str | None:
     """Return the reason why the chunks of an array cannot be decoded here; None if they can."""
     dtype = array.dtype

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from importlib.util import find_spec
+from itertools import pairwise
 from operator import matmul, or_
 from typing import Any
 
@@ -218,7 +219,7 @@ class GroupTables:
         def check(lo: int, hi: int) -> bool:
             return bool(kernel(Y.indices, Y.indptr[lo : hi + 1], across, bounds, ends[:, lo:hi]))
 
-        return (Y, ends) if all(self._on_threads(check, self._ranges(rows))) else None
+        return (Y, ends) if all(self._on_threads(check, _even(Y.indptr, self.threads))) else None
 
     def add_fused(
         self, rows: slice, genes: slice, Y: Any, transform: Transform, counted: np.ndarray | None = None
@@ -246,7 +247,7 @@ class GroupTables:
         if is_scipy_sparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
             matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
             flat = (genes.start, self.m, values, *self._inputs.by_genes, *_flat(self.sums, self.moments, counts))
-            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), self._ranges(Y.shape[1]))
+            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), _even(Y.indptr, self.threads))
         sums, moments = self.sums, self.moments
         m = genes.stop - genes.start
         if m < self.m:  # tables of a range of genes, contiguous
@@ -351,6 +352,13 @@ class _FusedInputs:
         mode = kernels.AS_IS if transform.name is None else kernels.LOG
         scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
         return mode, scale, _NONE, self._lookups[transform.name]
+
+
+def _even(indptr: np.ndarray, count: int) -> list[tuple[int, int]]:
+    """Ranges of rows (of genes, for CSC) with about as many stored values each."""
+    values = np.linspace(int(indptr[0]), int(indptr[-1]), count + 1)[1:-1]
+    ends = [0, *np.searchsorted(indptr, values).tolist(), len(indptr) - 1]
+    return [(lo, hi) for lo, hi in pairwise(ends) if hi > lo]
 
 
 def _flat(*tables: np.ndarray) -> list[np.ndarray]:

@@ -15,7 +15,6 @@ from ..backend.devices import Device
 from ..backend.sparse import on_device
 from ..backend.threads import ahead, limited, one_blas_thread, workers
 from ..io.source import Source
-from ..io.stored_arrays import reads_on_threads
 from .accumulator import Accumulator, Passes
 from .assembly import assemble
 from .checkpoint import Checkpoint, as_array, as_slices
@@ -95,7 +94,7 @@ def accumulate(
     copied_to = device if checkpoint is None and not on_device(source.matrix) and accumulates(device) else None
     if fused is None:
         fused = copied_to is None and stored_values_of(source) >= FUSED_VALUES and can_fuse()
-    passes = Passes(fused, _pass_threads(source, threads), most_sums(memory))
+    passes = Passes(fused, workers() if threads is None else threads, most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
     pieces = plan_pieces(source, memory, copied=not fused) if pieces is None else pieces
@@ -120,12 +119,6 @@ def accumulate(
     summary = replace(summary, within=sums.within_groups())
     cells_with, total = (None, None) if sums.counted is None else sums.counted.T
     return genes.apply(summary, cells_with, total)
-
-
-def _pass_threads(source: Source, threads: int | None) -> int:
-    """Threads of the compiled pass: half of them where the others read the next chunk, which takes about as long."""
-    threads = workers() if threads is None else threads
-    return max(1, threads // 2) if reads_on_threads(source.matrix) else threads
 
 
 def summary_of(
