@@ -15,19 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from ..backend.arrays import Array, flag_indices, indices, like, namespace, to_numpy
+from ..backend.arrays import Array, flag_indices, indices, like, namespace, on_host, to_numpy
 from ..backend.blocks import blocks, even_blocks
 from ..backend.devices import Device, resolve
 from ..backend.linalg import inverse_small
 from ..backend.scheduler import run
 from ..backend.threads import one_blas_thread
 from ..sumstats.summary_stats import SummaryStats
+from . import fisher_scoring
 from .block_size import MOST_GENES_ON_DEVICE, Shape, genes_per_block, threads_within
-from .cuda_scoring import maximise
 from .estimates import Estimates
 from .fisher_scoring import MOST_REFUSED, Outcome, Rules
 from .fit_options import FitOptions
-from .grouped_effects import GroupedEffects
+from .likelihood import Likelihood, eliminates_levels
 from .mixed_model import Contrasts, MixedModel
 from .status import Status
 
@@ -219,15 +219,23 @@ def _better_from_inside(model: MixedModel, outcome: Outcome, rules: Rules) -> Ou
 
 def _maximised(model: MixedModel, start: Array | None, rules: Rules) -> Outcome:
     """Maximise where the likelihood is tabulated, and continue without tables for genes that leave there."""
-    if rules.nonnegative and isinstance(model.likelihood, GroupedEffects) and model.likelihood.correlated:
+    if rules.nonnegative and eliminates_levels(model.likelihood) and model.likelihood.correlated:
         return model.likelihood.maximise_nonnegative(start, rules)
-    outcome = maximise(model.likelihood, start, rules)
+    outcome = _maximise(model.likelihood, start, rules)
     left = np.flatnonzero(to_numpy(outcome.status) == Status.OUTSIDE_TABLE)
     if left.size == 0:
         return outcome
     index = indices(left, outcome.theta)
     untabulated = model.likelihood.untabulated().select(index)
-    return outcome.replaced(left, maximise(untabulated, None, rules, interrupted=outcome.select(index)))
+    return outcome.replaced(left, _maximise(untabulated, None, rules, interrupted=outcome.select(index)))
+
+
+def _maximise(likelihood: Likelihood, start: Array | None, rules: Rules, interrupted: Outcome | None = None) -> Outcome:
+    if on_host(likelihood.yry):
+        return fisher_scoring.maximise(likelihood, start, rules, interrupted)
+    from . import cuda_scoring
+
+    return cuda_scoring.maximise(likelihood, start, rules, interrupted)
 
 
 def _refit_without_optimum(model: MixedModel, outcome: Outcome, options: FitOptions) -> Outcome:

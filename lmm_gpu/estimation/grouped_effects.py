@@ -43,6 +43,8 @@ SINGULAR = 1e-10
 class GroupedEffects(GroupedForms):
     """Likelihood of (sigma_1 .. sigma_L, s_0) for b genes."""
 
+    by_levels = True
+
     terms: tuple[Term, ...]
     eliminated: LevelBlock
     design: GroupedDesign

@@ -23,7 +23,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeGuard, TypeVar
 
 from ..backend.arrays import Array, namespace
 from ..backend.fusion import fused
@@ -31,6 +31,9 @@ from ..backend.linalg import Vectors, rows_of
 from .chebyshev import RatioTable
 from .fisher_scoring import Evaluation
 from .projection import ProjectedGenes, Remainder
+
+if TYPE_CHECKING:
+    from .grouped_effects import GroupedEffects
 
 #: Relative rounding error of the terms of the log-likelihood, and of the terms of h'A^-1 h, which are fewer.
 ROUNDING, ROUNDING_BETWEEN = 1e-13, 1e-15
@@ -97,6 +100,8 @@ class Likelihood(ABC):
     yry: Array
     rss: Array
     rss_error: Array
+
+    by_levels: ClassVar[bool] = False  #: eliminates levels: a `GroupedEffects`
 
     @property
     def form_rows(self) -> int:
@@ -339,3 +344,8 @@ def _fisher(g: Vectors, T: Vectors, B: Sequence[Vectors], N: float | Array) -> t
     F_i0 = [T_i - Bg_i for T_i, Bg_i in zip(T, Bg, strict=True)]
     F_00 = N - 2 * gT + sum(g_i * Bg_i for g_i, Bg_i in zip(g, Bg, strict=True))
     return gT, [[*row, F_i] for row, F_i in zip(B, F_i0, strict=True)] + [[*F_i0, F_00]]
+
+
+def eliminates_levels(likelihood: Likelihood) -> TypeGuard[GroupedEffects]:
+    """Return whether a likelihood is a `GroupedEffects`, which is not imported for it."""
+    return likelihood.by_levels

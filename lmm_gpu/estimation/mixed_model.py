@@ -22,12 +22,11 @@ from ..sumstats.summary_stats import SummaryStats
 from .block_size import Shape, blocks_pay
 from .chebyshev import LARGEST_RATIO, RatioTable, lookup
 from .covariance_terms import LevelBlock, terms_of, widest_block
-from .grouped_effects import GroupedEffects, aligned
-from .likelihood import Likelihood
-from .many_components import MultiComponent
+from .likelihood import Likelihood, eliminates_levels
 from .one_component import SingleComponent
 from .projection import ProjectedGenes, Projection
-from .weighted_genes import weighted_genes
+
+# the other likelihoods are imported for the models that need them
 
 #: Bytes of the vectors of contrasts that are formed together.
 LARGEST_PIECE = 2**26
@@ -105,6 +104,8 @@ class MixedModel:
         ValueError
             If levels of the widest term share cells, as columns of Z that are not of one grouping do.
         """
+        from .grouped_effects import GroupedEffects, aligned
+
         terms, eliminated = terms_of(summary.d, summary.term_sizes), _widest_block(summary)
         if eliminated is None:
             raise ValueError(
@@ -127,12 +128,16 @@ class MixedModel:
     ) -> Likelihood:
         if len(d) == 1:
             return SingleComponent.decompose(projection, method)
+        from .many_components import MultiComponent
+
         return MultiComponent.decompose(projection, d, method, genes, memory)
 
     def with_genes(self, summary: SummaryStats) -> MixedModel:
         """Return the model of the genes of `summary`, some or all of those of the design."""
         if isinstance(summary, WeightedStats):
-            assert isinstance(self.likelihood, GroupedEffects)
+            from .weighted_genes import weighted_genes
+
+            assert eliminates_levels(self.likelihood)
             genes, likelihood = weighted_genes(self.xxz, self.likelihood, summary)
             return self._with(genes, likelihood)
         genes = self.projection.genes(summary)
@@ -154,7 +159,7 @@ class MixedModel:
     def shape(self, d: tuple[int, ...]) -> Shape:
         """Sizes of the model, whose random effects have widths `d`."""
         rest = None
-        if isinstance(self.likelihood, GroupedEffects):
+        if eliminates_levels(self.likelihood):
             rest = sum(term.size for term in self.likelihood.rest)
         return Shape(self.XXinv.shape[0], d, rest)
 
@@ -269,7 +274,7 @@ class MixedModel:
     def may_be_indefinite(self, theta: Array) -> Array:
         """Flags (b,) of genes whose negative components may make V indefinite, or nearly so: cheap."""
         xp = namespace(theta)
-        if isinstance(self.likelihood, GroupedEffects):
+        if eliminates_levels(self.likelihood):
             return self.likelihood.indefinite(theta)
         negative = xp.minimum(self.likelihood.ratios(theta), xp.zeros_like(theta[:1, :]))  # (k, b)
         return xp.sum(negative * self.largest[:, None], axis=0) <= EDGE - 1.0

@@ -23,7 +23,6 @@ from .broken_files import check_size
 from .buffers import Buffers
 from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, unshuffler, zarr_decoders
 from .chunk_extents import Extent, InflatedExtent, OpenFile, ShuffledExtent
-from .zarr_files import chunk_files
 
 #: Bytes from which on a chunk is read in parts if that is possible.
 _LARGE = 2**25
@@ -210,10 +209,16 @@ def why_not(array: Any) -> str | None:
         file = array.file
         if file.driver != "sec2" or file.userblock_size or not Path(file.filename).is_file():
             return f"driver {file.driver}"
-    elif chunk_files(array) is None or getattr(array, "shards", None):
+    elif not _has_chunk_files(array):
         return "store or shards"
     decoders = _decoders(array)
     return decoders if isinstance(decoders, str) else None
+
+
+def _has_chunk_files(array: Any) -> bool:
+    from .zarr_files import chunk_files
+
+    return chunk_files(array) is not None and not getattr(array, "shards", None)
 
 
 def _decoders(array: Any) -> list[Decoder] | str:
@@ -244,6 +249,8 @@ def _hdf5_extents(dataset: Any) -> Callable[[Place], Extent | None]:
 
 
 def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
+    from .zarr_files import chunk_files
+
     path = chunk_files(array)
 
     def extent(place: Place) -> Extent | None:

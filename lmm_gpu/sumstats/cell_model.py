@@ -18,7 +18,6 @@ import pandas as pd
 
 from ..backend.dask_client import connected, is_dask
 from ..backend.devices import Device
-from ..design.cell_query import matching_cells
 from ..design.design import Design, build_design, used_cells
 from ..io.source import Source, open_source
 from .checkpoint import Checkpoint, data_digest, digest
@@ -247,6 +246,8 @@ def select_cells(source: Source, cells: str | np.ndarray | Sequence[bool] | None
     if cells is None:
         return source
     if isinstance(cells, str):
+        from ..design.cell_query import matching_cells
+
         kept, unknown = matching_cells(cells, source.obs)
         if unknown:
             logger.warning("for %d cells it is unknown whether %s: they are left out", unknown, cells)

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..backend.arrays import indices, like, namespace, to_numpy
 from ..design.rank import Dependence, columns_to_keep
-from ..design.reference_grid import terms_with_missing_cells
 from .gene_weights import WeightedStats
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def without_empty_cells(summary: SummaryStats) -> SummaryStats:
 
 
 def _with_columns(summary: SummaryStats, kept: Sequence[int], dropped: Sequence[Dependence]) -> SummaryStats:
+    from ..design.reference_grid import terms_with_missing_cells
+
     xp, places = namespace(summary.XX), indices(kept, summary.XX)
     centred: Any = summary.centred
     if centred is not None:

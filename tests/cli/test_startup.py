@@ -56,6 +56,7 @@ lmm_gpu.fit((Y, obs), "~ arm + age + (1 | donor)").coef
 more = {name.partition(".")[0] for name in sys.modules} - libraries - set(sys.stdlib_module_names)
 assert more <= {"lmm_gpu", "lazy_loader", "array_api_compat", "psutil"}, more
 parts = {"inference.t_tests", "results.permutations", "estimation.dask_fits", "io.stores", "design.coding"}
+parts |= {"estimation.grouped_effects", "estimation.many_components", "estimation.cuda_scoring", "io.zarr_files"}
 assert not {f"lmm_gpu.{name}" for name in parts} & set(sys.modules)
 assert not {"array_api_compat.numpy", "concurrent.futures.process"} & set(sys.modules)"""
     assert "pandas" in imported_by(code)
