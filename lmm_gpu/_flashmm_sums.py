@@ -40,13 +40,15 @@ from .sumstats.products import GeneProducts, as_float64, design_products, sparse
 from .sumstats.summary_stats import SummaryStats
 from .sumstats.transform import Transform, check_values, recognise, squares_fit
 from .sumstats.within import Within
-from .sumstats.within_sums import nearly_constant, sampled_cells, widest, within_matrices
+from .sumstats.within_sums import clearly_varying, nearly_constant, sampled_cells, widest, within_matrices
 
 logger = logging.getLogger("lmm_gpu")
 #: Bytes of a block when no budget is given, and bytes per value: float64, three copies.
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
 #: With fewer values of Y (features times cells), dense products take less time than to import SciPy's sparse matrices.
 _MANY_VALUES = 2**20
+#: Number of cells, about, that show of most features that they vary within groups.
+_FEW_CELLS = 32
 #: A column whose standard deviation is below this share of its mean is constant up to rounding.
 _ROUNDED = 1e-14
 
@@ -129,7 +131,8 @@ def sslmm(
     late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # checked by the squares
     X = as_float64(dense(X))
     with np.errstate(invalid="ignore", over="ignore"):
-        squares = (X.T @ X).diagonal()  # (p,)
+        XX = X.T @ X
+        squares = XX.diagonal()  # (p,)
     sound = {"X": squares_fit(squares), "Z": indicators, "Y": late}
     for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
         if not sound[name]:
@@ -150,7 +153,7 @@ def sslmm(
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
-    X = from_origins(X, squares, labels["fixed_names"])
+    given, X = X, from_origins(X, squares, labels["fixed_names"])
     constant = constant_of(X)
     W = read_weights(weights, m, n)
     if W is not None and W.ndim == 2:
@@ -167,7 +170,8 @@ def sslmm(
     labels["within"] = within_groups((X, Z, W), groupings or _one_hot_blocks(Z, widths), Y, transform, products, size)
     if W is not None:
         labels["log_weights"] = float(np.log(W).sum())
-    return assemble(design_products(X, Z, W), products, constant, **labels)
+    design = design_products(X, Z, W, XX if X is given and W is None else None)
+    return assemble(design, products, constant, **labels)
 
 
 def check_blocks(nBlocks: int) -> int:
@@ -303,18 +307,22 @@ def within_groups(
     grouping = widest(groupings)
     if grouping is None or is_sparse_on_device(Y):
         return None
-    candidates: Any = slice(None)
+    genes = np.arange(Y.shape[0])
     if is_scipy_sparse(Y):
         Y = Y.tocsr()
-        candidates = np.flatnonzero(2 * np.diff(Y.indptr) > Y.shape[1])  # genes of many zeros are far from constant
+        genes = genes[2 * np.diff(Y.indptr) > Y.shape[1]]  # genes of many zeros are far from constant
 
     def values(A: Any) -> np.ndarray:
         return np.ascontiguousarray(to_numpy(transform.apply(dense(A).T)), np.float64)
 
     with entered(Y):
-        cells = sampled_cells(grouping.codes)
-        genes = nearly_constant(grouping.codes[cells], values(_taken(Y[candidates, :], cells, axis=1)))
-        genes = np.arange(Y.shape[0])[candidates][genes]
+        codes, cells = grouping.codes, sampled_cells(grouping.codes)
+        some = cells[sampled_cells(codes[cells], _FEW_CELLS)]
+        some = some[np.argsort(codes[some], kind="stable")]
+        genes = genes[~clearly_varying(codes[some], values(_sample(Y, genes, some)))]
+        if not genes.size:
+            return None
+        genes = genes[nearly_constant(codes[cells], values(_sample(Y, genes, cells)))]
         return within_matrices(design, grouping, lambda at: values(_taken(Y, at, axis=0)), genes, products, size)
 
 
@@ -323,6 +331,13 @@ def _one_hot_blocks(Z: Any, d: Sequence[int]) -> list[Grouping]:
     ends, Z = np.cumsum(d).tolist(), scipy.sparse.csc_array(Z) if is_scipy_sparse(Z) else np.asarray(Z)
     found = [one_hot(Z[:, hi - width : hi], slice(hi - width, hi)) for hi, width in zip(ends, d, strict=True)]
     return [block for block in found if isinstance(block, Grouping)]
+
+
+def _sample(Y: Any, genes: np.ndarray, cells: np.ndarray) -> Any:
+    if is_scipy_sparse(Y):
+        return Y[genes, :][:, cells]
+    sample = _taken(Y, cells, axis=1)
+    return sample if len(genes) == Y.shape[0] else _taken(sample, genes, axis=0)
 
 
 def _taken(A: Any, places: np.ndarray, axis: int) -> Any:

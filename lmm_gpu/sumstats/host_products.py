@@ -14,7 +14,7 @@ from .transform import Transform
 #: less time per number than a sparse one, which also copies a block of genes that is not stored by cells.
 _DENSE_COLUMNS = 64
 #: Number of values and of genes of a block: it fits the processor's cache, and so do the sums that it is added to.
-_BLOCK_VALUES, _BLOCK_GENES = 2**18, 512
+_BLOCK_VALUES, _BLOCK_GENES = 2**18, 256
 #: Number of values of a tile; its genes, at most and at least; their bytes in a cell where values are stored by genes.
 _TILE_VALUES, _WIDEST, _NARROWEST, _BYTES_BY_GENES = 2**18, 1024, 32, 1024
 
@@ -57,7 +57,7 @@ def sums_and_squares(blocks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarr
     """
     total = squares = np.zeros(blocks[0].shape[1])
     for block in blocks:
-        values = np.array(block, np.float64, order="C")
+        values = block if block.dtype == np.float64 else np.array(block, np.float64, order="C")
         total, squares = total + np.ones(len(values)) @ values, squares + np.einsum("ij,ij->j", values, values)
     return total, squares
 

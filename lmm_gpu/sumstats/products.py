@@ -119,13 +119,14 @@ def sparse_if_worth_it(A: Any) -> Any:
     return scipy.sparse.csr_array(A)
 
 
-def design_products(X: Any, Z: Any, weights: Array | None = None) -> DesignProducts:
-    """n, X'X, Z'X and Z'Z of the design of some cells, with `weights` (n,) X'WX, Z'WX and Z'WZ."""
+def design_products(X: Any, Z: Any, weights: Array | None = None, XX: Array | None = None) -> DesignProducts:
+    """n, X'X, Z'X and Z'Z of the design of some cells, with `weights` (n,) X'WX, Z'WX and Z'WZ; `XX` where known."""
     X, Z, total = as_float64(X), as_float64(Z), None
     if weights is not None:
         root = namespace(weights).sqrt(weights)
         X, Z, total = _row_scaled(X, root), _row_scaled(Z, root), float(namespace(weights).sum(weights))
-    return DesignProducts(X.shape[0], dense_array(X.T @ X), dense_array(Z.T @ X), stored_products(_gram(Z)), total)
+    XX = dense_array(X.T @ X) if XX is None else XX
+    return DesignProducts(X.shape[0], XX, dense_array(Z.T @ X), stored_products(_gram(Z)), total)
 
 
 def _gram(Z: Any) -> Any:
