@@ -106,7 +106,7 @@ def sslmm(
     -----
     A dense Y on the host with 2**20 values or more is added up by groups of cells if all cells have the same number of
     values in Z, as cells of one or several crossed factors have, and at most one for every two columns beyond the
-    first: this takes as many additions per value of Y as a cell has values in Z, however many columns Z has. With 256
+    first: this takes as many additions per value of Y as a cell has values in Z, however many columns Z has. With 128
     features and more, columns of X with few distinct values are added up by groups, too. All else is a matrix product,
     of a sparse Z where it has less than one value in 64 columns. Sums are in float64 for every type of Y. Values of 64
     features and more are added up by the compiled pass (needs numba) once it is loaded; 10**9 values load it.

@@ -236,13 +236,18 @@ def one_hot(block: Any, rows: slice) -> Grouping | RandomColumns:
 
 def _with_constant_columns(grouping: Grouping, X: np.ndarray, columns: Sequence[int]) -> Grouping:
     """Add to a grouping the columns of X that are constant within its groups."""
-    found, first = np.unique(grouping.codes, return_index=True)
-    cell = np.zeros(grouping.rows.stop - grouping.rows.start, dtype=np.intp)  # (groups,), any cell for an empty group
-    cell[found] = first
+    cell = _first_cells(grouping.codes, grouping.rows.stop - grouping.rows.start)
     same = list(columns)
     for codes, x in ((grouping.codes[:_EXAMINED], X[:_EXAMINED]), (grouping.codes, X)):
         same = [j for j in same if (X[cell, j][codes] == x[:, j]).all()]
     return Grouping(grouping.rows, grouping.codes, None, same, X[cell][:, same])
+
+
+def _first_cells(codes: np.ndarray, groups: int) -> np.ndarray:
+    """Position of the first cell of each group, 0 for an empty one."""
+    first = np.zeros(groups, dtype=np.intp)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]
+    return first
 
 
 def _has_sums(groupings: Sequence[Grouping]) -> bool:
@@ -277,9 +282,8 @@ class _Columns:
         codes, rows, width = grouping.codes, len(self.table), grouping.rows.stop - grouping.rows.start
         pairs = _distinct(codes.astype(np.int64) * rows + self.fixed.codes, width * rows)  # group and row of the table
         group, row = pairs // rows, pairs % rows
-        first, cell = np.zeros(width, np.intp), np.zeros(width, np.intp)  # of each group, any for an empty one
+        first, cell = np.zeros(width, np.intp), _first_cells(codes, width)  # of each group, any for an empty one
         first[group[::-1]] = row[::-1]
-        cell[codes[::-1]] = np.arange(len(codes))[::-1]
         tabled = [column for column in columns if column in self.tabled]
         found, same = tabled, first[group]
         for some in (slice(_EXAMINED // 4), slice(None)):  # by column: all at once would take more memory than a chunk
@@ -360,7 +364,8 @@ def _distinct_rows(X: np.ndarray, columns: Sequence[int]) -> tuple[np.ndarray, n
     mark = np.zeros(len(X))
     for j, factor in zip(columns, np.random.default_rng(0).normal(size=len(columns)), strict=True):
         mark += factor * X[:, j]  # (n,), and no copy of X
-    _, first, codes = np.unique(mark, return_index=True, return_inverse=True)
+    distinct, codes = np.unique(mark, return_inverse=True)  # for the first places NumPy would need a slower sort
+    first = _first_cells(codes, len(distinct))
     if all((X[first, j][codes] == X[:, j]).all() for j in columns):
         return first, codes
     _, first, codes = np.unique(X[:, columns], axis=0, return_index=True, return_inverse=True)

@@ -16,7 +16,7 @@ _BLOCK_BYTES = 2**21
 #: Values per cell are added to sums of groups up to one for so many columns of Z: of more, a dense product is faster.
 _COLUMNS_PER_VALUE = 2
 #: With fewer genes, columns of X are multiplied as they are: to find groups of cells for them takes as long.
-_MANY_GENES = 256
+_MANY_GENES = 128
 
 
 def read_groupings(Z: Any) -> list[Grouping] | None:

@@ -71,7 +71,7 @@ def test_logical_and_whole_numbers():
         assert read_groupings(ONE.astype(kind))[0].codes.tolist() == DONOR.tolist()
 
 
-@pytest.mark.parametrize("tile", [2**18, 100])
+@pytest.mark.parametrize("tile", [2**19, 100])
 @pytest.mark.parametrize(
     ("genes", "fused"), [(3, False), (300, False), (300, True)], ids=["few", "many", "many, compiled"]
 )
