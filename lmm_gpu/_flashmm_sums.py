@@ -29,7 +29,7 @@ from .backend.late_imports import is_scipy_sparse, scipy
 from .backend.linalg import DEPENDENT
 from .backend.memory import parse_memory
 from .backend.scheduler import Range, run
-from .backend.sparse import is_sparse, stored_values
+from .backend.sparse import is_sparse, on_device, stored_values
 from .sumstats.assembly import assemble
 from .sumstats.centring import centre_of, centred_products, constant_of
 from .sumstats.gene_weights import weighted_products
@@ -47,6 +47,8 @@ logger = logging.getLogger("lmm_gpu")
 _BLOCK_BYTES, _VALUE_BYTES = 2**28, 24
 #: With fewer values of Y (features times cells), dense products take less time than to import SciPy's sparse matrices.
 _MANY_VALUES = 2**20
+#: A sparse Z of more numbers than this is not made dense, to be multiplied on a device.
+_LARGEST_DESIGN = 2**27
 #: Number of cells, about, that show of most features that they vary within groups.
 _FEW_CELLS = 32
 #: A column whose standard deviation is below this share of its mean is constant up to rounding.
@@ -160,6 +162,8 @@ def sslmm(
         check_values(Y, "Y")
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
     size = block_size(m, n, nBlocks, parse_memory(memory))
+    if is_scipy_sparse(Z) and n * Z.shape[1] > _LARGEST_DESIGN and not on_device(Y):
+        devices = resolve("cpu")  # the others multiply dense designs
     with np.errstate(invalid="ignore", over="ignore"):
         if groupings and many and isinstance(Y, np.ndarray) and all(device.threaded for device in devices):
             products = products_by_group(grouped_design(X, groupings, m), Y.T, transform, constant, W)
@@ -248,7 +252,7 @@ def products_by_block(
     ranges = list(ranges)
     if all(device.threaded for device in devices):  # the host: its linear algebra library has threads of its own
         return GeneProducts.join([_products(design, values(bounds)) for bounds in ranges])
-    on_device = {device.name: _put(device, design) for device in devices}
+    designs = {device.name: _put(device, design) for device in devices}
     parts: dict[Range, GeneProducts] = {}
 
     def load(device: Device, bounds: Range) -> Any:
@@ -257,7 +261,7 @@ def products_by_block(
 
     def multiply(device: Device, bounds: Range, genes: Any) -> None:
         on_host = is_scipy_sparse(genes)
-        parts[bounds] = _products(design if on_host else on_device[device.name], genes).map(to_numpy)
+        parts[bounds] = _products(design if on_host else designs[device.name], genes).map(to_numpy)
 
     for _ in run(devices, 1, ranges, load, multiply):
         pass

@@ -16,7 +16,7 @@ _DENSE_COLUMNS = 64
 #: Number of values and of genes of a block: it fits the processor's cache, and so do the sums that it is added to.
 _BLOCK_VALUES, _BLOCK_GENES = 2**18, 256
 #: Number of values of a tile; its genes, at most and at least; their bytes in a cell where values are stored by genes.
-_TILE_VALUES, _WIDEST, _NARROWEST, _BYTES_BY_GENES = 2**19, 1024, 32, 1024
+_TILE_VALUES, _WIDEST, _NARROWEST, _BYTES_BY_GENES = 2**19, 1024, 16, 1024
 
 
 def dense_products(

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import sparse
 
+from lmm_gpu import _flashmm_sums
 from lmm_gpu.backend import cuda_devices, linalg
 from lmm_gpu.backend.arrays import to_numpy
 from lmm_gpu.backend.devices import Cuda, Device, Given, resolve
@@ -256,6 +258,15 @@ def test_cells_on_cuda():
     found = lmmfit(Y, design.X, design.Z, list(design.d), device="cuda", nBlocks=5, is_counts=False)
     assert_same(found, wanted)
     assert sum(word.startswith("wait") for word in cupy_like_runtime.log) >= 5
+
+
+def test_a_wide_sparse_design_is_not_made_dense_for_cuda(monkeypatch):
+    design = dense.DESIGNS["two"]
+    Y, Z = dense.draw_genes(design, GENES).T, sparse.csr_array(design.Z)
+    monkeypatch.setattr(_flashmm_sums, "_LARGEST_DESIGN", Z.shape[0] * Z.shape[1] - 1)
+    monkeypatch.setattr(_flashmm_sums, "_put", None)
+    wanted = lmmfit(Y, design.X, Z, list(design.d), device="cpu", is_counts=False)
+    assert_same(lmmfit(Y, design.X, Z, list(design.d), device="cuda", is_counts=False), wanted)
 
 
 def test_wide_systems_are_solved_as_one_batch(monkeypatch):
