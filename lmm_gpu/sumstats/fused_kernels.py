@@ -263,7 +263,7 @@ def add_dense(  # type: ignore[no-untyped-def]
 def add_values(Y, centre, first, lo, hi, m, design, sums, moments):  # type: ignore[no-untyped-def]
     """Add genes lo to hi of rows of a dense chunk as they are, less the centre, some genes at a time."""
     weights, codes, slopes, covariates = design
-    c, negative = covariates.shape[1], 0
+    c, negative, flat = covariates.shape[1], 0, Y.reshape(-1)
     row, of_genes = np.empty(_TILE, np.float64), np.empty((c + 1, _TILE), np.float64)
     for start in range(lo, hi, _TILE):
         width = min(_TILE, hi - start)
@@ -273,6 +273,8 @@ def add_values(Y, centre, first, lo, hi, m, design, sums, moments):  # type: ign
         about = centre[start : start + width]
         for k in range(Y.shape[0]):
             r, stored = first + k, Y[k, start : start + width]
+            if k + 1 < Y.shape[0]:
+                _read_ahead(flat, _U((k + 1) * Y.shape[1] + start), _U((k + 1) * Y.shape[1] + start + width))
             weight = weights[r] if weights.shape[0] else 1.0
             for j in range(width):
                 negative += stored[j] < 0
