@@ -1,7 +1,7 @@
 """Decompression of the chunks of HDF5 and zarr, outside of their locks: each function here may run on any thread.
 
-The decoders release the interpreter's lock while they work: libdeflate (package `deflate`) or zlib for gzip, numcodecs
-for zstd and blosc, numba for lzf; the shuffle filter is undone with NumPy.
+The decoders release the interpreter's lock while they work: libdeflate (package `deflate`), isal or zlib for gzip,
+numcodecs for zstd and blosc, numba for lzf; the shuffle filter is undone with NumPy.
 """
 
 from __future__ import annotations
@@ -90,6 +90,15 @@ def inflate_zlib(content: Any, size: int) -> Any:
     return found
 
 
+@cache
+def streaming_zlib() -> tuple[Any, bool]:
+    """Return the module that decompresses streams in parts, and True if it is as fast as `inflate_zlib`: isal is."""
+    try:
+        return importlib.import_module("isal.isal_zlib"), True
+    except ImportError:
+        return zlib, False
+
+
 def inflate_gzip(content: Any, size: int) -> Any:
     """Decompress a gzip file of `size` bytes; errors as `inflate_zlib`."""
     return _inflate(content, size, zlib.MAX_WBITS | 16)
@@ -144,10 +153,11 @@ def _claimed_size(name: str, content: Any) -> int:
 
 
 def _inflate(content: Any, size: int, window: int) -> Any:
-    stream = zlib.decompressobj(window)
+    library, _ = streaming_zlib()
+    stream = library.decompressobj(window)
     try:
         found = stream.decompress(content, size + 1)
-    except zlib.error as error:
+    except library.error as error:
         raise ValueError(f"a compressed chunk is damaged ({error})") from error
     if len(found) != size or not stream.eof:
         raise ValueError(f"a compressed chunk is damaged: it has not the {size} bytes that were stored")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .chunk_codecs import streaming_zlib
+
 #: Bytes of a compressed chunk that are read, and of the result that are skipped, at a time.
 _STEP = 2**18
 
@@ -105,7 +107,8 @@ class InflatedExtent:
     def _restart(self) -> None:
         self._at, self._read = 0, 0
         self._rest: bytes | bytearray = b""
-        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
+        self._library, _ = streaming_zlib()
+        self._stream = self._library.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
 
     def _next(self, most: int) -> bytes:
         while True:
@@ -114,8 +117,8 @@ class InflatedExtent:
                 self._rest, self._read = self._extent.part(self._read, end), end
             is_last = self._read == self._extent.size
             try:
-                part = self._stream.decompress(self._rest, most)
-            except zlib.error as error:
+                part: bytes = self._stream.decompress(self._rest, most)
+            except self._library.error as error:
                 raise ValueError(f"a compressed chunk is damaged ({error})") from error
             self._rest = self._stream.unconsumed_tail
             if part:

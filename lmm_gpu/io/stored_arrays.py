@@ -21,11 +21,11 @@ import numpy as np
 from ..backend.threads import workers
 from .broken_files import check_size
 from .buffers import Buffers
-from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, unshuffler, zarr_decoders
+from .chunk_codecs import Decoder, hdf5_decoders, inflate_gzip, inflate_zlib, streaming_zlib, unshuffler, zarr_decoders
 from .chunk_extents import Extent, InflatedExtent, OpenFile, ShuffledExtent
 
-#: Bytes from which on a chunk is read in parts if that is possible.
-_LARGE = 2**25
+#: Bytes from which on a chunk is read in parts if that is possible: where it takes no longer, and where it does.
+_LARGE, _VERY_LARGE = 2**21, 2**25
 #: Bytes that a thread reads at a time of a chunk that is not compressed.
 _PART = 2**21
 #: Position of a chunk in the grid of chunks.
@@ -79,6 +79,7 @@ class StoredArray:
         first, last = lo // step, -(-hi // step)
         across = [range(-(-size // chunk)) for size, chunk in zip(self.shape[1:], self.chunks[1:], strict=True)]
         kept, self._kept = self._kept, {}
+        self._open = {place: stream for place, stream in self._open.items() if first <= place[0] < last}
         tasks: list[Callable[[], None]] = []
         at_once = self._rows_at_once
         for place in itertools.product(range(first, last), *across):
@@ -113,8 +114,11 @@ class StoredArray:
     @cached_property
     def _partial(self) -> bool:
         """True if chunks are read in parts: those that are not compressed, or too large to be decoded as a whole."""
-        large = self._chunk_bytes >= _LARGE and (self._shuffled or self.decoders in ([inflate_zlib], [inflate_gzip]))
-        return self.chunks[1:] == self.shape[1:] and (large or not self.decoders)
+        if self.chunks[1:] != self.shape[1:]:
+            return False
+        plain = list(self.decoders) in ([inflate_zlib], [inflate_gzip])
+        least = _LARGE if plain and streaming_zlib()[1] else _VERY_LARGE
+        return not self.decoders or ((plain or self._shuffled) and self._chunk_bytes >= least)
 
     @property
     def _shuffled(self) -> bool:
@@ -133,7 +137,7 @@ class StoredArray:
             return extent
         if place not in self._open and (extent := self.extent(place)) is not None:
             whole, itemsize = self._chunk_bytes, self.dtype.itemsize
-            self._open = {place: ShuffledExtent(extent, whole, itemsize) if self._shuffled else InflatedExtent(extent)}
+            self._open[place] = ShuffledExtent(extent, whole, itemsize) if self._shuffled else InflatedExtent(extent)
         return self._open.get(place)
 
     def _decoded(self, place: Place, starts: Sequence[int], ends: Sequence[int]) -> np.ndarray:

@@ -52,6 +52,7 @@ def test_hdf5(tmp_path, monkeypatch, any_size, dtype, options, threads, deflate)
     monkeypatch.setattr(stored_arrays, "workers", lambda: threads)
     if not deflate:
         monkeypatch.setattr(chunk_codecs, "_deflate", lambda: None)
+        monkeypatch.setattr(chunk_codecs, "streaming_zlib", lambda: (zlib, False))
     values = VALUES.astype(dtype)
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=values, chunks=(64,), **hdf5_options()[options])
@@ -247,10 +248,14 @@ def test_memory_is_used_again_once_nothing_refers_to_it(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"compression": "gzip"}, {"compression": "gzip", "shuffle": True}])
-@pytest.mark.parametrize("chunk", [1003, 400])
-def test_very_large_chunks_are_read_in_parts(tmp_path, monkeypatch, options, chunk):
+@pytest.mark.parametrize("chunk", [1003, 400, 170])
+@pytest.mark.parametrize("isal", [True, False])
+def test_very_large_chunks_are_read_in_parts(tmp_path, monkeypatch, options, chunk, isal):
     monkeypatch.setattr(stored_arrays, "_LARGE", 0)
+    monkeypatch.setattr(stored_arrays, "_VERY_LARGE", 0)
     monkeypatch.setattr(chunk_extents, "_STEP", 40)
+    if not isal:
+        monkeypatch.setattr(chunk_extents, "streaming_zlib", lambda: (zlib, False))
     made(tmp_path, chunks=(chunk,), **options)
     with h5py.File(tmp_path / "a.h5") as file:
         found = stored_array(file["x"])
@@ -266,8 +271,12 @@ def test_very_large_chunks_are_read_in_parts(tmp_path, monkeypatch, options, chu
     assert len(starts) == (streams * -(-1003 // chunk) if options else 0)  # none is decompressed twice
 
 
-def test_damage_of_a_chunk_that_is_read_in_parts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("isal", [True, False])
+def test_damage_of_a_chunk_that_is_read_in_parts(tmp_path, monkeypatch, isal):
     monkeypatch.setattr(stored_arrays, "_LARGE", 0)
+    monkeypatch.setattr(stored_arrays, "_VERY_LARGE", 0)
+    if not isal:
+        monkeypatch.setattr(chunk_extents, "streaming_zlib", lambda: (zlib, False))
     made(tmp_path, chunks=(1003,), compression="gzip").file.close()
     content = (tmp_path / "a.h5").read_bytes()
     with h5py.File(tmp_path / "a.h5") as file:
