@@ -24,6 +24,7 @@ KINDS: dict[str, dict] = {
     "lzf": {"compression": "lzf"},
     "none": {"compression": None},
     "gzip, large counts": {"compression": "gzip", "scale": 100},
+    "zarr": {},
 }
 #: Folders of real data, and the models that their descriptions state.
 REAL = {
@@ -93,9 +94,23 @@ def table(cells: int, rng: np.random.Generator, donors: int = DONORS) -> pd.Data
 
 def made(folder: Path, cells: int, kind: str) -> Path:
     """Path of the file with this number of cells, created if it is missing."""
+    if kind == "zarr":
+        return _as_zarr(made(folder, cells, "gzip"))
     path = folder / f"{cells}_{kind.replace(', ', '_').replace(' ', '_')}.h5ad"
     make(path, cells, **KINDS[kind])
     return path
+
+
+def _as_zarr(path: Path) -> Path:
+    """Write the same cells as anndata writes them to .zarr, in format 3."""
+    store = path.with_suffix(".zarr")
+    if not store.exists():
+        say(f"making {store}")
+        part = path.with_suffix(".part.zarr")
+        with anndata.settings.override(zarr_write_format=3):
+            anndata.read_h5ad(path).write_zarr(part)
+        os.replace(part, store)
+    return store
 
 
 def real(data: Path, folder: Path) -> dict[str, tuple[Path, str]]:
