@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any
 
@@ -121,43 +121,22 @@ def sslmm(
     (4, [[2.0, 0.0], [0.0, 2.0]])
     """
     devices = resolve(device, *[stored_values(A) for A in (X, Y, Z) if is_array(A) or is_sparse_on_device(A)])
-    X, x_cells, x_labels = read_matrix(X, "X")
-    Z, z_cells, z_labels = read_matrix(Z, "Z")
-    Y, y_labels, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=device == "auto")
-    check_shapes(X, Y, Z)
-    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
-    n, m = X.shape[0], Y.shape[0]
-    widths = component_widths(d, Z.shape[1])
-    groupings = read_groupings(Z)
-    indicators = groupings is not None and all(one.weights is None for one in groupings)  # zeros and ones: no check
-    late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True  # checked by the squares
-    X = as_float64(dense(X))
-    with np.errstate(invalid="ignore", over="ignore"):
-        XX = X.T @ X
-        squares = XX.diagonal()  # (p,)
-    sound = {"X": squares_fit(squares), "Z": indicators, "Y": late}
-    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
-        if not sound[name]:
-            with entered(matrix):
-                check_values(matrix, name)
-    with entered(Y):
-        transform = recognise(Y, is_counts)
-    many = m * n >= _MANY_VALUES
-    Z = indicator_matrix(groupings, slice(0, n)) if groupings and indicators and many else sparse_if_worth_it(Z)
+    cells = _read_cells(X, Y, Z, d, is_counts, anywhere=device == "auto")
+    (m, n), Y, Z, transform = cells.Y.shape, cells.Y, cells.Z, cells.transform
+    y_names, x_names, z_names = cells.names
     labels: dict[str, Any] = {
-        "d": widths,
-        "features": choose_labels(Y_names, y_labels, m, "Gene", "Y_names"),
-        "fixed_names": choose_labels(X_names, x_labels, X.shape[1], "X", "X_names"),
-        "random_names": choose_labels(None, z_labels, Z.shape[1], "Z", "columns of Z"),
+        "d": cells.d,
+        "features": choose_labels(Y_names, y_names, m, "Gene", "Y_names"),
+        "fixed_names": choose_labels(X_names, x_names, cells.X.shape[1], "X", "X_names"),
+        "random_names": choose_labels(None, z_names, Z.shape[1], "Z", "columns of Z"),
         "transform": transform.name,
     }
 
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
-    given, X = X, from_origins(X, squares, labels["fixed_names"])
-    constant = constant_of(X)
-    W = read_weights(weights, m, n)
+    X = from_origins(cells.X, cells.XX.diagonal(), labels["fixed_names"])
+    constant, W = constant_of(X), read_weights(weights, m, n)
     if W is not None and W.ndim == 2:
         check_values(Y, "Y")
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
@@ -165,17 +144,63 @@ def sslmm(
     if is_scipy_sparse(Z) and n * Z.shape[1] > _LARGEST_DESIGN and not on_device(Y):
         devices = resolve("cpu")  # the others multiply dense designs
     with np.errstate(invalid="ignore", over="ignore"):
-        if groupings and many and isinstance(Y, np.ndarray) and all(device.threaded for device in devices):
-            products = products_by_group(grouped_design(X, groupings, m), Y.T, transform, constant, W)
+        if cells.groupings and cells.many and isinstance(Y, np.ndarray) and all(device.threaded for device in devices):
+            products = products_by_group(grouped_design(X, cells.groupings, m), Y.T, transform, constant, W)
         else:
             products = products_by_block((X, Z, constant, W), values, blocks(m, size), devices)
-    if late and not squares_fit(products.Ynorm):
+    if not squares_fit(products.Ynorm):
         check_values(Y, "Y")
-    labels["within"] = within_groups((X, Z, W), groupings or _one_hot_blocks(Z, widths), Y, transform, products, size)
+    groupings = cells.groupings or _one_hot_blocks(Z, cells.d)
+    labels["within"] = within_groups((X, Z, W), groupings, Y, transform, products, size)
     if W is not None:
         labels["log_weights"] = float(np.log(W).sum())
-    design = design_products(X, Z, W, XX if X is given and W is None else None)
+    design = design_products(X, Z, W, cells.XX if X is cells.X and W is None else None)
     return assemble(design, products, constant, **labels)
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Matrices of the same cells, read and checked."""
+
+    X: np.ndarray  #: (n, p)
+    XX: np.ndarray  #: (p, p), X'X
+    Y: Any  #: (m, n); those in floating point are checked by their squares
+    Z: Any  #: (n, q)
+    groupings: list[Grouping] | None  #: of all columns of Z
+    d: tuple[int, ...]
+    transform: Transform
+    names: tuple[list[str] | None, list[str] | None, list[str] | None]  #: of rows of Y, and columns of X and Z
+
+    @property
+    def many(self) -> bool:
+        """True for as many values as sparse products are worth loading for."""
+        return bool(self.Y.shape[0] * self.Y.shape[1] >= _MANY_VALUES)
+
+
+def _read_cells(
+    X: Any, Y: Any, Z: Any, d: int | Sequence[int] | None, is_counts: bool | None, *, anywhere: bool
+) -> _Cells:
+    X, x_cells, x_names = read_matrix(X, "X")
+    Z, z_cells, z_names = read_matrix(Z, "Z")
+    Y, y_names, y_cells = read_matrix(Y, "Y", one_row=True, anywhere=anywhere)
+    check_shapes(X, Y, Z)
+    check_same_cells({"Y": y_cells, "X": x_cells, "Z": z_cells})
+    widths, groupings, X = component_widths(d, Z.shape[1]), read_groupings(Z), as_float64(dense(X))
+    with np.errstate(invalid="ignore", over="ignore"):
+        XX = X.T @ X
+    indicators = groupings is not None and all(one.weights is None for one in groupings)  # zeros and ones
+    late = isinstance(Y, np.ndarray) and Y.dtype.kind == "f" and is_counts is not True
+    sound = {"X": squares_fit(XX.diagonal()), "Z": indicators, "Y": late}
+    for name, matrix in (("X", X), ("Z", Z), ("Y", Y)):
+        if not sound[name]:
+            with entered(matrix):
+                check_values(matrix, name)
+    with entered(Y):
+        transform = recognise(Y, is_counts)
+    cells = _Cells(X, XX, Y, Z, groupings, widths, transform, (y_names, x_names, z_names))
+    if groupings is not None and indicators and cells.many:
+        return replace(cells, Z=indicator_matrix(groupings, slice(0, len(X))))
+    return replace(cells, Z=sparse_if_worth_it(Z))
 
 
 def check_blocks(nBlocks: int) -> int:

@@ -230,7 +230,7 @@ def check_values(Y: Any, what: str = "Y", first_row: int = 0, first_column: int 
     xp = namespace(values)
     if not xp.isdtype(values.dtype, ("bool", "integral", "real floating")):
         raise ValueError(f"{what} holds values of type {values.dtype}; wanted numbers")
-    if array_api_compat.size(values) == 0:
+    if array_api_compat.size(values) == 0 or not xp.isdtype(values.dtype, "real floating"):
         return
     if float(xp.min(values)) > -_LARGEST and float(xp.max(values)) < _LARGEST:  # False with NaN
         return
