@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -130,3 +132,18 @@ def test_values_of_z_that_cannot_be_used(bad):
     Z[5, DONOR[5]] = bad
     with pytest.raises(ValueError, match=r"Z holds 1 value.*position \(5, "):
         sslmm(np.ones((N, 1)), RNG.normal(size=(2, N)), Z)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_dense_design_and_dense_values_are_not_copied(order):
+    n, q, m = 20_000, 400, 60
+    codes = RNG.integers(0, q, n)
+    Z, X, Y = (np.asarray(A, order=order) for A in (np.eye(q)[codes], np.ones((n, 3)), RNG.normal(size=(m, n))))
+    X[:, 1], X[:, 2] = codes % 2, RNG.normal(size=n)
+    sslmm(X[:100], Y[:, :100], Z[:100])  # imports
+    tracemalloc.start()
+    found = sslmm(X, Y, Z)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < Y.nbytes < Z.nbytes / 6
+    np.testing.assert_allclose(found.ZY, Z.T @ Y.T, rtol=1e-12, atol=1e-12)
