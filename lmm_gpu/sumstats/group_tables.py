@@ -36,6 +36,8 @@ _FEW_GENES = 4
 _FEW_COLUMNS = 4
 #: Fewer values than this are accumulated before the compiled pass is loaded.
 FUSED_VALUES = 20_000_000
+#: So many times more, if they are dense: SciPy's path adds these in twice the time, and loads no 100 MB of numba.
+FUSED_DENSE = 10
 #: So many dense values are worth loading the compiled pass for: SciPy's adds them in twice its time.
 _WORTH_LOADING = 1_000_000_000
 #: With fewer genes, SciPy's sums of dense values take less time than the compiled pass.

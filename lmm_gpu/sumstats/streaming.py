@@ -22,7 +22,7 @@ from .chunk_plan import cells_per_chunk, most_sums, plan_pieces, stored_values_o
 from .cuda_sums import cell_totals
 from .device_chunks import Copied, accumulates, copied_ahead
 from .gene_filter import NO_FILTER, GeneFilter
-from .group_tables import FUSED_VALUES, can_fuse
+from .group_tables import FUSED_DENSE, FUSED_VALUES, can_fuse
 from .products import DesignProducts, GeneProducts
 from .summary_stats import SummaryStats
 from .transform import Transform, check_values
@@ -93,7 +93,9 @@ def accumulate(
     genes.check(source.features)
     copied_to = device if checkpoint is None and not on_device(source.matrix) and accumulates(device) else None
     if fused is None:
-        fused = copied_to is None and stored_values_of(source) >= FUSED_VALUES and can_fuse()
+        # not by what is loaded: a resumed run has to choose the same
+        enough = FUSED_VALUES * (1 if hasattr(source.matrix, "indptr") else FUSED_DENSE)
+        fused = copied_to is None and stored_values_of(source) >= enough and can_fuse()
     passes = Passes(fused, workers() if threads is None else threads, most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
