@@ -18,7 +18,7 @@ from ..backend.sparse import some_rows
 from .broken_files import IN_MEMORY, check_size, reading
 from .cell_tables import aligned, table_of
 from .found import Found, Selection
-from .memory_sparse import MemoryCSC, part_of
+from .memory_sparse import MemoryCSC, cells_of_genes, part_of
 from .readers import find_values, read_features
 from .sparse_checks import as_csr, canonical
 
@@ -132,10 +132,12 @@ class Source:
         in_rows = is_scipy_sparse(matrix) and matrix.format == "csr"
         values = part_of(matrix, piece) if in_rows else matrix[piece]  # (cells, m) or (n, genes)
         values = values.compute() if hasattr(values, "compute") else values  # dask
-        if as_canonical or along is not None or across is not None:
-            values = canonical(values)
         rows, columns = (across, along) if self.by_genes else (along, across)
-        values = values if rows is None else some_rows(values, rows)
+        in_columns = is_scipy_sparse(values) and values.format == "csc"
+        if as_canonical or (columns is not None and not in_columns):  # SciPy trusts the indices that it looks for
+            values, in_columns = canonical(values), False
+        if rows is not None:
+            values = cells_of_genes(values, rows) if in_columns else some_rows(values, rows)
         return values if columns is None else some_columns(values, columns)
 
     def slices(self, size: int) -> Iterator[slice]:

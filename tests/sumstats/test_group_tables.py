@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -117,6 +119,29 @@ def test_bitwise_the_same_for_ranges_of_genes_that_stay_in_the_cache(kind, threa
     found = accumulated(Y, FORMULAS[0], "normalize", fused=True, threads=threads)
     for name in ("XY", "ZY", "Ynorm", "Ysum"):
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("size", [4, N])
+@pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_array, np.asarray])
+def test_some_cells_and_genes(kind, size, fused):
+    cells, genes = RNG.random(N) < 0.6, RNG.random(M) < 0.7
+    design = build_design(FORMULAS[0], OBS[cells])
+    X, Z, Y = design.X, design.Z.toarray(), np.log1p(COUNTS[cells][:, genes])
+    with open_source((kind(COUNTS), OBS)) as source:
+        some = replace(source.where(cells), features_kept=genes, features=tuple(np.array(source.features)[genes]))
+        found = accumulate(some, design, Transform("log1p"), pieces=list(source.slices(size)), fused=fused)
+    assert_statistics(found, {"XY": X.T @ Y, "ZY": Z.T @ Y, "Ynorm": (Y * Y).sum(axis=0), "Ysum": Y.sum(axis=0)})
+
+
+@pytest.mark.parametrize("index", [-1, N, 2**30])
+def test_cells_outside_a_matrix_by_columns_are_refused(index):
+    Y = sparse.csc_array(COUNTS)
+    Y.indices = Y.indices.copy()
+    Y.indices[5] = index
+    with open_source((Y, OBS)) as source, pytest.raises(ValueError, match=f"a sparse index is {index}"):
+        cells = np.arange(N) % 2 == 0
+        accumulate(source.where(cells), build_design(FORMULAS[0], OBS[cells]), Transform("log1p"), fused=True)
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
