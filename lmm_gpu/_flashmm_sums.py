@@ -135,8 +135,10 @@ def sslmm(
     def values(bounds: Range) -> Any:
         return transform.apply(rows_of(Y, *bounds).T)
 
-    X = from_origins(cells.X, cells.XX.diagonal(), labels["fixed_names"])
-    constant, W = constant_of(X), read_weights(weights, m, n)
+    constant, W = constant_of(cells.X), read_weights(weights, m, n)
+    X = from_origins(cells.X, cells.XX, constant, labels["fixed_names"])
+    if X is not cells.X:
+        constant = constant_of(X)
     if W is not None and W.ndim == 2:
         check_values(Y, "Y")
         return weighted_products(X, Z, on_host(values((0, m)), "Y"), W.T, **labels)
@@ -210,24 +212,25 @@ def check_blocks(nBlocks: int) -> int:
     return int(nBlocks)
 
 
-def from_origins(X: np.ndarray, squares: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def from_origins(X: np.ndarray, XX: np.ndarray, constant: np.ndarray | None, names: Sequence[str]) -> np.ndarray:
     """Subtract origins near the means from columns of X (n, p) whose products would lose their spread, such as dates.
 
     Only where other columns make a constant: the fit and the coefficients of these columns are then the same. The
-    origins are in the log, as the coefficients that make the constant become those at the origin. `squares` (p,) are
-    the sums of squares of the columns.
+    origins are in the log, as the coefficients that make the constant become those at the origin. `XX` is X'X, and
+    `constant` are coefficients k with X k = 1, where they are known.
 
     Examples
     --------
     >>> X = np.array([[1.0, 20240101.0], [1.0, 20240103.0]])
-    >>> from_origins(X, (X * X).sum(axis=0), ["one", "day"]).tolist()
+    >>> from_origins(X, X.T @ X, constant_of(X), ["one", "day"]).tolist()
     [[1.0, -1.0], [1.0, 1.0]]
     """
-    mean = np.ones(len(X)) @ X / len(X)  # (p,)
-    variance = squares / len(X) - np.square(mean)  # to rounding of mean^2, far below the bound
-    spread = np.full(X.shape[1], np.inf)
+    sums = np.ones(len(X)) @ X if constant is None else XX @ constant  # (p,), as X'1 = X'X k
+    mean, spread = sums / len(X), np.full(X.shape[1], np.inf)
+    variance = XX.diagonal() / len(X) - np.square(mean)  # to rounding of mean^2, far below the bound
     for j in np.flatnonzero(variance < 4 * DEPENDENT * np.square(mean)).tolist():
-        mean[j], spread[j] = (X[0, j], 0.0) if (X[:, j] == X[0, j]).all() else (X[:, j].mean(), X[:, j].std())
+        same = constant is not None and np.flatnonzero(constant).tolist() == [j]  # in all cells
+        mean[j], spread[j] = (X[0, j], 0.0) if same else (X[:, j].mean(), X[:, j].std())
     far = (spread < math.sqrt(2 * DEPENDENT) * np.abs(mean)) & (spread > _ROUNDED * np.abs(mean))
     if not far.any() or constant_of(X[:, ~far]) is None:
         return X
