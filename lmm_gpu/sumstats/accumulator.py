@@ -17,7 +17,7 @@ from .centring import FAR, SAMPLED_CELLS, centre_of
 from .cuda_sums import DeviceTables, device_counts, tables_for
 from .design_sums import constant_of_design, products_of_design
 from .device_chunks import DeviceMatrix, by_cupy, from_device
-from .group_tables import GroupTables
+from .group_tables import AS_THEY_ARE, GroupTables
 from .grouped_design import GroupedDesign, Grouping
 from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
 from .transform import (
@@ -145,12 +145,14 @@ class Accumulator:
             return
         self._count(chunk, Y)
         self.values.check(Y, chunk)
-        Y = self.values.transform.apply(Y, chunk.rows)
+        in_tiles = isinstance(Y, np.ndarray) and self.values.transform.size_factors is None
+        left = self.values.transform if in_tiles else AS_THEY_ARE
+        Y = Y if in_tiles else self.values.transform.apply(Y, chunk.rows)
         if is_scipy_sparse(Y):
             self._add_sparse(chunk, Y)
             return
         with np.errstate(invalid="ignore", over="ignore"):
-            norms = self._add_dense(chunk.rows, chunk.genes, Y)
+            norms = self._add_dense(chunk.rows, chunk.genes, Y, left)
         if late and not squares_fit(norms):
             check_values(Y, chunk.name, chunk.rows.start, chunk.genes.start)
 
@@ -216,11 +218,13 @@ class Accumulator:
         if self.counted is not None:
             self.counted[chunk.genes] += np.column_stack(list(gene_counts(Y).values()))
 
-    def _add_dense(self, rows: slice, genes: slice | np.ndarray, Y: Any) -> np.ndarray:
-        """Add dense values about the centre; return the sums of squares (genes,) so far."""
+    def _add_dense(
+        self, rows: slice, genes: slice | np.ndarray, Y: Any, transform: Transform = AS_THEY_ARE
+    ) -> np.ndarray:
+        """Add dense values, transformed, about the centre; return the sums of squares (genes,) so far."""
         if not on_device(Y):
             tables = self.expect_sparse()
-            tables.add_dense(rows, genes, Y, self.centre[genes])
+            tables.add_dense(rows, genes, Y, self.centre[genes], transform)
             return tables.moments[genes, -1]
         if not self.dense:
             self.dense = self._zeros()
