@@ -85,7 +85,7 @@ def split_formula(formula: str) -> tuple[str, tuple[TermText, ...]]:
     text = right_hand_side(formula)
     plain = plain_summands(text)
     if plain is not None:
-        return " + ".join(plain[0]) or "1", tuple(TermText("1", groups, False) for groups in plain[1])
+        return " + ".join(plain[0]) or "1", tuple(TermText(*term) for term in plain[1])
     from .formula_parser import summands  # formulaic takes a while to import
 
     fixed: list[str] = []

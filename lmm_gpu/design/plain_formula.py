@@ -19,8 +19,9 @@ from .formula_limits import MOST_TERMS
 from .terms import INTERCEPT, Part, Product, Term, Terms
 
 _NAME = r"[A-Za-z_][A-Za-z0-9_]*"
-_GROUPS = rf"\(\s*1\s*\|\s*{_NAME}(?:\s*:\s*{_NAME})*\s*\)"
-_SUMMAND = re.compile(rf"\s*({INTERCEPT}|{_NAME}|{_GROUPS})\s*(?:\+(?=.)|\Z)", re.DOTALL | re.ASCII)
+_EFFECT = rf"\s*(?:{INTERCEPT}|{_NAME})\s*"
+_RANDOM = rf"\(({_EFFECT}(?:\+{_EFFECT})*)(\|\|?)(\s*{_NAME}(?:\s*:\s*{_NAME})*\s*)\)"
+_SUMMAND = re.compile(rf"\s*(?:({INTERCEPT}|{_NAME})|{_RANDOM})\s*(?:\+(?=.)|\Z)", re.DOTALL | re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -46,29 +47,28 @@ class PlainFormula(tuple[PlainTerm, ...]):
     __slots__ = ()
 
 
-def plain_summands(text: str) -> tuple[list[str], list[tuple[str, ...]]] | None:
-    """Columns, perhaps with the intercept, and groupings of random intercepts that a plain formula adds; or None.
+def plain_summands(text: str) -> tuple[list[str], list[tuple[str, tuple[str, ...], bool]]] | None:
+    """Columns, perhaps with the intercept, and random terms that a plain formula adds; or None.
+
+    Random terms are the text of their effects, the columns of their groups, and True for a double bar.
 
     Examples
     --------
     >>> plain_summands("arm + (1 | donor:day) + age")
-    (['arm', 'age'], [('donor', 'day')])
+    (['arm', 'age'], [('1', ('donor', 'day'), False)])
     >>> plain_summands("arm * age") is plain_summands("0 + arm") is plain_summands("log(age)") is None
     True
     """
-    place, fixed, random = 0, [], []
+    place, fixed, random = 0, list[str](), list[tuple[str, tuple[str, ...], bool]]()
     while place < len(text):
         found = _SUMMAND.match(text, place)
-        if found is None:
+        if found is None or any(map(keyword.iskeyword, re.findall(_NAME, found[0]))):
             return None
-        place, piece = found.end(), found[1]
-        names = re.findall(_NAME, piece)
-        if any(keyword.iskeyword(name) for name in names):
-            return None
-        if piece.startswith("("):
-            random.append(tuple(names))
+        place, (column, effects, bars, groups) = found.end(), found.groups()
+        if column is not None:
+            fixed.append(column)
         else:
-            fixed.append(piece)
+            random.append((effects.strip(), tuple(re.findall(_NAME, groups)), bars == "||"))
     return (fixed, random) if fixed or random else None
 
 

@@ -83,14 +83,36 @@ OTHERS = ["", "0", "arm + 0", "arm - 1", "arm + arm", "arm:kind", "arm * age", "
 OTHERS += ["arm age", "(arm)", "2 + arm", "arm ++ age", "True", "lambda", "arm.x", "C(arm)", "1 + 1", "ärm", "arm; age"]
 
 
+SLOPES = ["(1 + age | donor)", "(age | donor)", "(age || donor)", "(1+age+T||donor) + (1 | sample)", "( arm | donor )"]
+SLOPES += ["(1 | sample) + (age | donor)", "(1 + T | donor:sample) + (1 | donor)"]
+
+
+@pytest.mark.parametrize("random", SLOPES)
+def test_random_terms_are_those_of_formulaic(monkeypatch, random):
+    formula = f"~ arm + {random} + age"
+    assert plain_summands(formula.lstrip("~ ")) is not None
+    found, (expected, _) = build_design(formula, OBS), of_formulaic(monkeypatch, formula, OBS)
+    assert found.random_names == expected.random_names and found.random_terms == expected.random_terms
+    assert (found.Z != expected.Z).nnz == 0
+    np.testing.assert_array_equal(found.X, expected.X)
+    assert [str(term) for term in formulas.split_formula(formula)[1]] == [
+        str(term) for term in of_split(monkeypatch, formula)
+    ]
+
+
+def of_split(monkeypatch, formula: str):
+    with monkeypatch.context() as patch:
+        patch.setattr(formulas, "plain_summands", lambda text: None)
+        return formulas.split_formula(formula)[1]
+
+
 @pytest.mark.parametrize("text", [*OTHERS, "(1 | donor)"])
 def test_other_formulas_are_left_to_formulaic(text):
     assert plain_formula(text) is None
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["(arm | donor)", "(1 || donor)", "(1 | donor/sample)", "(0 + age | donor)", "arm + ((1 | donor))", "(1 | 1)"],
+    "text", ["(arm * T | donor)", "(0 + age | donor)", "(1 | donor/sample)", "arm + ((1 | donor))"]
 )
 def test_other_random_terms_are_left_to_formulaic(text):
     assert plain_summands(text) is None
