@@ -47,6 +47,8 @@ _TABULATED = 1024
 #: Bytes of the tables of a range of genes that stay in the processor's last cache, and the number of values of a chunk
 #: from which it is worth another range.
 _TABLE_BYTES, _TILE_VALUES = 2**24, 2**21
+#: Values whose order is checked in less time than other threads take to start.
+_CHECKED_ALONE = 2**22
 #: Types of values that the compiled pass is compiled for; others are converted without loss, or to float64.
 _READABLE = ["int32", "int64", "float32", "float64"]
 
@@ -221,7 +223,8 @@ class GroupTables:
         def check(lo: int, hi: int) -> bool:
             return bool(kernel(Y.indices, Y.indptr[lo : hi + 1], across, bounds, ends[:, lo:hi]))
 
-        return (Y, ends) if all(self._on_threads(check, _even(Y.indptr, self.threads))) else None
+        threads = self.threads if Y.nnz > _CHECKED_ALONE else 1
+        return (Y, ends) if all(self._on_threads(check, _even(Y.indptr, threads))) else None
 
     def add_fused(
         self, rows: slice, genes: slice, Y: Any, transform: Transform, counted: np.ndarray | None = None

@@ -96,7 +96,8 @@ def accumulate(
         # not by what is loaded: a resumed run has to choose the same
         enough = FUSED_VALUES * (1 if hasattr(source.matrix, "indptr") else FUSED_DENSE)
         fused = copied_to is None and stored_values_of(source) >= enough and can_fuse()
-    passes = Passes(fused, workers() if threads is None else threads, most_sums(memory))
+    threads = workers() if threads is None else threads
+    passes = Passes(fused, threads, most_sums(memory))
     counting = genes.counts
     sums = Accumulator(design, source.m, transform, is_counts, weights=weights, counting=counting, passes=passes)
     pieces = plan_pieces(source, memory, copied=not fused) if pieces is None else pieces
