@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from math import prod
@@ -268,22 +269,30 @@ def _zarr_extents(array: Any) -> Callable[[Place], Extent | None]:
 
 
 def _run(tasks: Sequence[Callable[[], None]]) -> None:
-    """Do all tasks, on threads if there are several."""
-    threads = workers()
-    if len(tasks) < 2 or threads < 2:
-        for task in tasks:
-            task()
-        return
-    share = -(-len(tasks) // (4 * threads))
-    parts = [tasks[start : start + share] for start in range(0, len(tasks), share)]
-    futures: list[Future[None]] = [_pool(os.getpid(), threads).submit(_run_here, part) for part in parts]
+    """Do all tasks, on this thread and on others: each takes the next one when it is done, as they differ in size."""
+    left = deque(tasks)
+    others = min(workers(), len(tasks)) - 1
+    futures = [_pool(os.getpid(), workers()).submit(_do_some, left) for _ in range(others)]
+    try:
+        _do_some(left)
+    finally:
+        left.clear()
+        wait(futures)
     for future in futures:
         future.result()
 
 
-def _run_here(tasks: Sequence[Callable[[], None]]) -> None:
-    for task in tasks:
-        task()
+def _do_some(tasks: deque[Callable[[], None]]) -> None:
+    while True:
+        try:
+            task = tasks.popleft()
+        except IndexError:  # none is left
+            return
+        try:
+            task()
+        except BaseException:
+            tasks.clear()
+            raise
 
 
 @cache
