@@ -101,7 +101,7 @@ class GroupedDesign:
     def from_blocks(cls, X: np.ndarray, blocks: Sequence[Grouping | RandomColumns]) -> GroupedDesign:
         """Find the groupings of X (n, p), given the blocks of Z in the order of their columns."""
         groupings, several = [], []
-        left, q = list(range(X.shape[1])), blocks[-1].rows.stop
+        left, q = list(range(X.shape[1])), blocks[-1].rows.stop if blocks else 0
         for block in blocks:
             if isinstance(block, RandomColumns):
                 several.append(block)

@@ -386,7 +386,7 @@ def test_a_fit_takes_the_kernel(monkeypatch):
     for device, by_kernel in (("cuda", True), ("cpu", False)):
         taken.clear()
         fit_genes(stats, FitOptions(device=device))
-        assert taken and all((outcome is not None) == by_kernel for outcome in taken)
+        assert bool(taken) == by_kernel and all(outcome is not None for outcome in taken)
 
 
 def test_the_environment_turns_kernels_off(monkeypatch):

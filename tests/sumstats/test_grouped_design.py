@@ -183,3 +183,11 @@ def test_no_matrix_of_all_cells_is_made(monkeypatch):
     for values in (MANY_Y, MANY_Y.toarray()):
         with open_source((values, MANY)) as source:
             assert accumulate(source, design, None).n == 20 * N
+
+
+def test_a_design_without_random_effects():
+    X, Y = np.column_stack([np.ones(6), np.arange(6.0)]), np.random.default_rng(0).normal(size=(6, 3))
+    design = GroupedDesign.from_matrices(X, sparse.csr_array((6, 0)), ())
+    XY, Ysum = design.products(np.zeros((design.groups, 3)), design.covariates.T @ Y)
+    np.testing.assert_allclose(XY, X.T @ Y, rtol=1e-12)
+    np.testing.assert_allclose(Ysum, Y.sum(axis=0), rtol=1e-12)
