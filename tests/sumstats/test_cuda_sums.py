@@ -160,7 +160,7 @@ def test_memory_that_is_short_leaves_the_sums_to_the_host(monkeypatch, added, ca
 
 
 def test_the_public_functions(monkeypatch, added):
-    monkeypatch.setattr(streaming, "plan_pieces", lambda *args: PIECES)
+    monkeypatch.setattr(streaming, "plan_pieces", lambda *args, **options: PIECES)
     for some in ({"min_cells": 50, "min_mean": 0.7}, {"transform": "normalize"}):
         found = lmm_gpu.summarize((sparse.csr_array(COUNTS), OBS), FORMULA, device="cuda", **some)
         assert_same(found, lmm_gpu.summarize((COUNTS, OBS), FORMULA, device="cpu", **some))
