@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..backend.arrays import entered, is_sparse_on_device, namespace, on_host, to_numpy
+from ..backend.arrays import entered, is_sparse_on_device
 from ..backend.late_imports import is_scipy_sparse
-from ..backend.sparse import is_sparse, on_device, stored_values, with_values
+from ..backend.sparse import on_device, with_values
 from ..io.sparse_checks import canonical
-from .centring import FAR, SAMPLED_CELLS, centre_of
+from .chunk_samples import gene_counts, sampled_centre, stored_cells
 from .cuda_sums import DeviceTables, device_counts, tables_for
 from .design_sums import constant_of_design, products_of_design
 from .device_chunks import DeviceMatrix, by_cupy, from_device
+from .gene_queues import Added
 from .group_tables import AS_THEY_ARE, GroupTables
 from .grouped_design import GroupedDesign, Grouping
-from .products import DesignProducts, GeneProducts, column_sums, products_of_chunk
+from .products import DesignProducts, GeneProducts, products_of_chunk
 from .transform import (
     UNUSABLE,
     Transform,
@@ -37,6 +38,8 @@ logger = logging.getLogger("lmm_gpu")
 _GENES = ("XY", "ZY", "Ynorm", "Ysum")
 #: Cells, in pairs of one group, and stored values of a gene, in any groups, that are looked at first.
 _FEW_PAIRED, _FEW_STORED = 32, 128
+#: Chunks that are being added while the next one is read: threads that are done with one begin with the next.
+_AT_ONCE = 1
 #: Smallest number of cells of counts from which centres are estimated.
 _FEW_CELLS = 30
 
@@ -102,6 +105,7 @@ class Accumulator:
         self.centre = np.zeros(m)
         self.within: WithinSums | None = None
         self.begun = False
+        self.adding: list[tuple[Chunk, Any, Added]] = []
 
     def add(self, rows: slice, genes: slice, Y: Any, name: str) -> None:
         """Add the stored values `Y` (cells, genes) of some cells and genes of the matrix `name`.
@@ -141,8 +145,10 @@ class Accumulator:
             with np.errstate(invalid="ignore", over="ignore"):
                 self._add_within(chunk, Y)
         if self._fuses(chunk, Y):
-            self.values.report(self._add_fused(chunk, Y), Y, chunk)
+            self.adding.append((chunk, Y, self._add_fused(chunk, Y)))
+            self._report(_AT_ONCE)
             return
+        self._report(0)
         self._count(chunk, Y)
         self.values.check(Y, chunk)
         in_tiles = isinstance(Y, np.ndarray) and self.values.transform.size_factors is None
@@ -167,14 +173,22 @@ class Accumulator:
         # such values have few zeros, which are skipped otherwise
         return self.values.transform.name is None and not is_scipy_sparse(Y)
 
-    def _add_fused(self, chunk: Chunk, Y: Any) -> int:
-        """Add a chunk by the compiled pass; return its flags."""
+    def _add_fused(self, chunk: Chunk, Y: Any) -> Added:
+        """Begin to add a chunk by the compiled pass."""
         tables = self.expect_sparse()
         if not self._as_they_are(Y):
             return tables.add_fused(chunk.rows, chunk.genes, Y, self.values.transform, self.counted)
         self._count(chunk, Y)
-        flags = tables.add_values(chunk.rows, Y, self.centre)
-        return flags if squares_fit(tables.moments[:, -1]) else flags | UNUSABLE
+        return tables.add_values(chunk.rows, Y, self.centre)
+
+    def _report(self, left: int) -> None:
+        """Wait for chunks that are being added, up to so many that are `left`, and report what is wrong with them."""
+        while len(self.adding) > left:
+            chunk, Y, added = self.adding.pop(0)
+            flags, tables = added.flags(), self.expect_sparse()
+            if self._as_they_are(Y) and not squares_fit(tables.moments[:, -1]):
+                flags |= UNUSABLE
+            self.values.report(flags, Y, chunk)
 
     def _tables_on_device(self, Y: Any) -> DeviceTables | None:
         # None if the chunks are not added up by kernels
@@ -302,7 +316,14 @@ class Accumulator:
         return self.tables
 
     def finished(self) -> tuple[DesignProducts, GeneProducts]:
-        """Products of the design, and those of the genes about their centre."""
+        """Products of the design, and those of the genes about their centre.
+
+        Raises
+        ------
+        ValueError
+            As `add`, which may not have waited for the last chunk.
+        """
+        self._report(0)
         parts = [tables.products() for tables in (self.tables, self.on_device) if tables is not None]
         if self.dense or not parts:
             parts.append(GeneProducts(**(self.dense or self._zeros())))
@@ -314,6 +335,7 @@ class Accumulator:
 
     def state(self) -> tuple[dict[str, np.ndarray | None], dict[str, int | str | None]]:
         """Arrays and attributes from which `restore` continues."""
+        self._report(0)
         flags = {"decided": self.values.decided, "begun": self.begun, "warned": self.values.warned}
         arrays: dict[str, np.ndarray | None] = {"centre": self.centre, "counted": self.counted}
         arrays |= {f"dense/{name}": A for name, A in self.dense.items()}
@@ -342,50 +364,6 @@ class Accumulator:
             self.values.transform, self.values.decided = Transform(values.get("transform")), True
 
 
-def sampled_centre(Y: Any, transform: Transform, rows: slice, constant: np.ndarray | None) -> np.ndarray | None:
-    """Centres (genes,) of a first chunk of stored values, dense or sparse, from some of its cells; on the host."""
-    if constant is None or is_sparse_on_device(Y) or Y.shape[0] == 0:
-        return None
-    counts = is_scipy_sparse(Y) or transform.name is not None
-    if not is_scipy_sparse(Y):
-        step = max(1, Y.shape[0] // SAMPLED_CELLS) if counts else 1  # values as they are need no copy
-        Y, rows = Y[::step, :], slice(rows.start, rows.stop, step)
-    if not counts or not on_host(stored_values(Y)):
-        found = centre_of(transform.apply(Y, rows), constant)
-        return None if found is None else to_numpy(found)
-    centre = np.zeros(Y.shape[1])
-    stored = stored_cells(Y) if is_scipy_sparse(Y) else np.count_nonzero(Y, axis=0)
-    full = np.flatnonzero(stored * FAR**2 > (FAR**2 - 1) * Y.shape[0])  # others have too many zeros to be far
-    if full.size:
-        Y = Y[:, full]
-        centre[full] = centre_of(transform.apply(Y.toarray() if is_scipy_sparse(Y) else Y, rows), constant)
-    return centre
-
-
-def stored_cells(Y: Any) -> np.ndarray:
-    """Number of stored values of each gene (m,) of a sparse chunk on the host."""
-    return np.diff(Y.indptr) if Y.format == "csc" else np.bincount(Y.indices, minlength=Y.shape[1])
-
-
 def _shows_in_squares(Y: Any, transform: Transform) -> bool:
     # of dense values as they are, NaN, infinite and too large ones show in the sums of squares
     return transform.name is None and isinstance(Y, np.ndarray) and Y.dtype.kind == "f"
-
-
-def gene_counts(Y: Any) -> dict[str, np.ndarray]:
-    """Number of "cells" in which each gene is not zero (m,), and its "total" (m,)."""
-    if on_device(Y):
-        values = stored_values(Y)
-        xp = namespace(values)
-        parts = {"cells": xp.astype(values != 0, xp.float64), "total": xp.astype(values, xp.float64)}
-        return {name: to_numpy(column_sums(with_values(Y, part))) for name, part in parts.items()}
-    return {"cells": _non_zeros(Y), "total": np.asarray(Y.sum(axis=0, dtype=float)).reshape(-1)}
-
-
-def _non_zeros(Y: Any) -> np.ndarray:
-    if not is_sparse(Y):
-        return np.asarray(np.count_nonzero(Y, axis=0))  # (m,)
-    if Y.format == "csc":
-        Y = Y.tocsr()
-    stored = Y.indices if Y.data.all() else Y.indices[Y.data != 0]
-    return np.bincount(stored, minlength=Y.shape[1])

@@ -24,8 +24,8 @@ from ..io.chunk_extents import Extent
 from ..io.hdf5_sparse import read_part
 from ..io.sparse_checks import canonical
 from ..io.stored_arrays import StoredArray, read_rows, stored_array
-from .accumulator import gene_counts
 from .centring import centre_of
+from .chunk_samples import gene_counts
 from .group_tables import FUSED_VALUES, GroupTables, can_fuse
 from .grouped_design import GroupedDesign, Grouping
 from .products import GeneProducts, products_of_chunk, row_totals
@@ -240,10 +240,10 @@ def _compiled_sums(
     tables = tables or GroupTables(rows.design, Y.shape[1], rows.weights, fused=True)
     everyone, genes, flags = slice(0, Y.shape[0]), slice(0, Y.shape[1]), 0
     if is_scipy_sparse(Y) or rows.transform.name is not None:
-        flags = tables.add_fused(everyone, genes, Y, rows.transform)
+        flags = tables.add_fused(everyone, genes, Y, rows.transform).flags()
     else:
         with np.errstate(invalid="ignore", over="ignore"):
-            tables.add_values(everyone, Y, centre)
+            tables.add_values(everyone, Y, centre).flags()
         flags = 0 if squares_fit(tables.moments[:, -1]) else UNUSABLE
     if flags & UNUSABLE:
         check_values(Y, rows.name, rows.start)

@@ -6,20 +6,21 @@ of SciPy, which is the fallback and the reference of its tests.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial, reduce
+from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
-from operator import matmul, or_
+from operator import matmul
 from typing import Any
 
 import numpy as np
 
 from ..backend.blocks import blocks
 from ..backend.late_imports import is_scipy_sparse, scipy
+from .fused_inputs import FusedInputs, readable
+from .gene_queues import Added, GeneQueues
 from .grouped_design import GroupedDesign, Grouping
 from .host_products import tiles
 from .products import GeneProducts
@@ -42,15 +43,11 @@ FUSED_DENSE = 10
 _WORTH_LOADING = 1_000_000_000
 #: With fewer genes, SciPy's sums of dense values take less time than the compiled pass.
 _WIDE = 64
-#: Counts below this are transformed by a look-up.
-_TABULATED = 1024
 #: Bytes of the tables of a range of genes that stay in the processor's last cache, and the number of values of a chunk
 #: from which it is worth another range.
 _TABLE_BYTES, _TILE_VALUES = 2**24, 2**21
 #: Values whose order is checked in less time than other threads take to start.
 _CHECKED_ALONE = 2**22
-#: Types of values that the compiled pass is compiled for; others are converted without loss, or to float64.
-_READABLE = ["int32", "int64", "float32", "float64"]
 
 
 def can_fuse() -> bool:
@@ -115,9 +112,10 @@ class GroupTables:
         self.fused = fused and not design.random_columns and bool(design.groupings)
         self.sums = np.zeros((design.groups, m))
         self.moments = np.zeros((m, design.covariates.shape[1] + 1))  #: covariates' products, and squares
-        self._inputs = _FusedInputs(design, weights) if self.fused else None
+        self._inputs = FusedInputs(design, weights) if self.fused else None
         self._pool: ThreadPoolExecutor | None = None
         self._parts: tuple[Any, np.ndarray] | None = None
+        self._queues = GeneQueues(threads)
 
     def add(self, rows: slice, genes: slice, Y: Any) -> None:
         """Add a sparse chunk (cells, genes) of transformed values by products of SciPy."""
@@ -228,8 +226,8 @@ class GroupTables:
 
     def add_fused(
         self, rows: slice, genes: slice, Y: Any, transform: Transform, counted: np.ndarray | None = None
-    ) -> int:
-        """Add a chunk (cells, genes) of stored values by the compiled pass.
+    ) -> Added:
+        """Begin to add a chunk (cells, genes) of stored values by the compiled pass.
 
         Parameters
         ----------
@@ -243,59 +241,64 @@ class GroupTables:
 
         Returns
         -------
-        int
-            0, or bits of `transform`: `UNUSABLE`, `FRACTION`, `NEGATIVE`.
+        Added
+            Its flags are 0, or bits of `transform`: `UNUSABLE`, `FRACTION`, `NEGATIVE`. The tables are complete, and
+            `Y` may be overwritten, once they are asked for.
         """
         assert self._inputs is not None
         kernels, values = self._inputs.kernels, self._inputs.values(transform)
         counts = np.zeros((self.m, 0)) if counted is None else counted
         if is_scipy_sparse(Y) and Y.format == "csc" and rows == slice(0, self.design.n):
-            matrix: tuple[Any, ...] = (_readable(Y.data), Y.indices, Y.indptr)
+            matrix: tuple[Any, ...] = (readable(Y.data), Y.indices, Y.indptr)
             flat = (genes.start, self.m, values, *self._inputs.by_genes, *_flat(self.sums, self.moments, counts))
-            return self._flags(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), _even(Y.indptr, self.threads))
+            parts = _even(Y.indptr, self.threads)
+            return self._queues.add(lambda lo, hi: kernels.add_csc(*matrix, lo, hi, *flat), parts, apart=True)
         sums, moments = self.sums, self.moments
         m = genes.stop - genes.start
         if m < self.m:  # tables of a range of genes, contiguous
             sums, moments, counts = np.ascontiguousarray(sums[:, genes]), moments[genes], counts[genes]
         flat = (m, values, self._inputs.design, *_flat(sums, moments, counts))
         if is_scipy_sparse(Y):
-            flags = self._add_rows(rows, Y, flat)
+            added = self._add_rows(rows, Y, flat)
         else:
-            stored, ranges = _readable(np.ascontiguousarray(Y)), self._ranges(m, Y.size)
-            flags = self._flags(lambda lo, hi: kernels.add_dense(stored, rows.start, lo, hi, *flat), ranges)
+            stored, ranges = readable(np.ascontiguousarray(Y)), self._ranges(m, Y.size)
+            added = self._queues.add(lambda lo, hi: kernels.add_dense(stored, rows.start, lo, hi, *flat), ranges)
         if m < self.m:
+            added.flags()
             self.sums[:, genes] = sums
-        return flags
+        return added
 
-    def _add_rows(self, rows: slice, Y: Any, flat: tuple[Any, ...]) -> int:
+    def _add_rows(self, rows: slice, Y: Any, flat: tuple[Any, ...]) -> Added:
         assert self._inputs is not None
         kernel, known, self._parts = self._inputs.kernels.add_csr, self._parts, None
         Y = Y.tocsr()
         parts = known if known is not None and known[0] is Y else self._parts_of(Y)
         if parts is None:
-            return UNUSABLE
-        data, ends = _readable(Y.data), [Y.indptr[:-1], *parts[1]]
+            return Added([UNUSABLE])
+        data, ends = readable(Y.data), [Y.indptr[:-1], *parts[1]]
 
-        def add(part: int, _: int) -> int:
+        ranges = self._ranges(Y.shape[1], Y.nnz)
+        place = {lo: part for part, (lo, _) in enumerate(ranges)}
+
+        def add(lo: int, _: int) -> int:
+            part = place[lo]
             return int(kernel(data, Y.indices, ends[part], ends[part + 1], rows.start, *flat))
 
-        return self._flags(add, [(part, part + 1) for part in range(len(ends) - 1)])
+        return self._queues.add(add, ranges)
 
-    def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> int:
-        """Add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass.
+    def add_values(self, rows: slice, Y: np.ndarray, centre: np.ndarray) -> Added:
+        """Begin to add a dense chunk (cells, m) of all genes as it is, less the centre (m,), by the compiled pass.
 
         Returns
         -------
-        int
-            0, or `transform.NEGATIVE`.
+        Added
+            Its flags are 0 or `transform.NEGATIVE`; as of `add_fused`.
         """
         assert self._inputs is not None
         flat = (self.m, self._inputs.unrolled, *_flat(self.sums, self.moments))
-        values, kernel = _readable(np.ascontiguousarray(Y)), self._inputs.kernels.add_values
-        return self._flags(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat), self._ranges(self.m))
-
-    def _flags(self, add: Callable[[int, int], int], ranges: Sequence[tuple[int, int]]) -> int:
-        return reduce(or_, map(int, self._on_threads(add, ranges)), 0)
+        values, kernel = readable(np.ascontiguousarray(Y)), self._inputs.kernels.add_values
+        ranges = self._ranges(self.m)
+        return self._queues.add(lambda lo, hi: kernel(values, centre, rows.start, lo, hi, *flat), ranges)
 
     def _on_threads(self, function: Callable[[int, int], Any], ranges: Sequence[tuple[int, int]]) -> list[Any]:
         """Call a function for ranges of rows or genes, on threads."""
@@ -313,50 +316,13 @@ class GroupTables:
 
     def products(self) -> GeneProducts:
         """Products of the cells that were added with the design."""
+        self._queues.wait()
         XY, Ysum = self.design.products(self.sums, self.moments[:, :-1].T)
         return GeneProducts(XY, self.sums[: self.design.q], self.moments[:, -1].copy(), Ysum)
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays to continue from."""
         return {"tables/sums": self.sums, "tables/moments": self.moments}
-
-
-_NONE = np.zeros(0)
-
-
-class _FusedInputs:
-    """A design as the compiled pass reads it."""
-
-    def __init__(self, design: GroupedDesign, weights: np.ndarray | None):
-        from . import fused_kernels  # numba takes half a second to load
-
-        self.kernels: Any = fused_kernels
-        groupings = design.groupings
-        codes = np.empty((len(groupings), design.n), np.uint16 if design.groups <= 2**16 else np.uint32)
-        for row, one in zip(codes, groupings, strict=True):
-            row[:] = one.codes
-            row += codes.dtype.type(one.rows.start)
-        slopes = np.zeros((0, len(groupings)))
-        if any(grouping.weights is not None for grouping in groupings):
-            ones = np.ones(design.n)
-            slopes = np.column_stack([ones if one.weights is None else one.weights for one in groupings])
-        #: Weights (n,) or empty, codes (groupings, n), slopes (n, groupings) or empty, covariates (n, c).
-        self.design = (_NONE if weights is None else weights, codes, slopes, design.covariates)
-        self.unrolled = (self.design[0], tuple(codes), slopes, design.covariates)
-        self.by_genes = (tuple(codes), design.covariates, weights, slopes if len(slopes) else None)
-        self._lookups: dict[str | None, np.ndarray] = {}
-
-    def values(self, transform: Transform) -> tuple[int, float, np.ndarray, np.ndarray]:
-        """The transform as mode, scale, size factors (n,) or empty, and values of small counts."""
-        kernels = self.kernels
-        if transform.name == "normalize":
-            assert transform.size_factors is not None
-            return kernels.NORMALIZED, 1.0, np.ascontiguousarray(transform.size_factors, float), _NONE
-        if transform.name not in self._lookups:
-            self._lookups[transform.name] = transform.apply(np.arange(float(_TABULATED)))
-        mode = kernels.AS_IS if transform.name is None else kernels.LOG
-        scale = 1 / math.log(2.0) if transform.name == "log2p1" else 1.0
-        return mode, scale, _NONE, self._lookups[transform.name]
 
 
 def _even(indptr: np.ndarray, count: int) -> list[tuple[int, int]]:
@@ -368,12 +334,6 @@ def _even(indptr: np.ndarray, count: int) -> list[tuple[int, int]]:
 
 def _flat(*tables: np.ndarray) -> list[np.ndarray]:
     return [table.reshape(-1) for table in tables]  # views, as they are contiguous
-
-
-def _readable(data: np.ndarray) -> np.ndarray:
-    if data.dtype.isnative and data.dtype.name in _READABLE:
-        return data
-    return data.astype(np.float32 if data.dtype.itemsize <= 2 else np.float64)
 
 
 def _as_slice(groups: np.ndarray) -> np.ndarray | slice:

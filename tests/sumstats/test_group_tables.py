@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from lmm_gpu.design.design import build_design
 from lmm_gpu.io.source import open_source
 from lmm_gpu.sumstats import group_tables
 from lmm_gpu.sumstats.gene_filter import GeneFilter
+from lmm_gpu.sumstats.gene_queues import GeneQueues
 from lmm_gpu.sumstats.group_tables import GroupTables
 from lmm_gpu.sumstats.grouped_design import GroupedDesign
 from lmm_gpu.sumstats.streaming import accumulate
@@ -121,6 +124,26 @@ def test_bitwise_the_same_for_ranges_of_genes_that_stay_in_the_cache(kind, threa
         np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
 
 
+def test_ranges_of_genes_add_chunks_in_order():
+    """Threads do not wait for each other between chunks, and yet no chunk overtakes another within a gene."""
+    order, queues, last = [], GeneQueues(2), threading.Event()
+
+    def first_waits_for_last(lo, hi, chunk):
+        if (chunk, lo) == (0, 0):
+            assert last.wait(60)
+        order.append((lo, chunk))
+        if (chunk, lo) == (2, 1):
+            last.set()
+        return 1 << chunk
+
+    added = [queues.add(partial(first_waits_for_last, chunk=chunk), [(0, 1), (1, 2)]) for chunk in range(3)]
+    assert [one.flags() for one in added] == [1, 2, 4]
+    assert order == [(1, 0), (1, 1), (1, 2), (0, 0), (0, 1), (0, 2)]
+    queues.add(lambda lo, hi: order.clear() or 0, [(0, 1), (1, 2)])
+    queues.add(lambda lo, hi: order.append((lo, hi)) or 0, [(0, 2)])  # other ranges wait
+    assert order == [(0, 2)]
+
+
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("size", [4, N])
 @pytest.mark.parametrize("kind", [sparse.csr_array, sparse.csc_array, np.asarray])
@@ -153,7 +176,7 @@ def test_genes_by_columns(transform, formula):
     tables, by_rows = (GroupTables(grouped, M, fused=True, threads=threads) for threads in (3, 1))
     rows = slice(0, N)
     for genes in (slice(0, 4), slice(4, M)):
-        assert tables.add_fused(rows, genes, Y[:, genes], transform_of(transform)) & 3 == 0
+        assert tables.add_fused(rows, genes, Y[:, genes], transform_of(transform)).flags() & 3 == 0
     by_rows.add_fused(rows, slice(0, M), sparse.csr_array(Y), transform_of(transform))
     np.testing.assert_array_equal(tables.sums, by_rows.sums)
     np.testing.assert_array_equal(tables.moments, by_rows.moments)
