@@ -1,4 +1,4 @@
-"""What is read from a chunk besides its sums: centres of its genes, and their numbers of cells."""
+"""Samples of a chunk beside its sums: centres of its genes, and their numbers of cells."""
 
 from __future__ import annotations
 

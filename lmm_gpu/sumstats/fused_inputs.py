@@ -1,4 +1,4 @@
-"""What the compiled pass over cells reads: a design, transforms and values, in the types that it is compiled for."""
+"""Inputs of the compiled pass over cells: a design, transforms and values, in types that it is compiled for."""
 
 from __future__ import annotations
 
