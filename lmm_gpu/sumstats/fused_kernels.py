@@ -238,16 +238,19 @@ def add_dense(  # type: ignore[no-untyped-def]
     buffer, genes = np.empty(hi - lo, np.float64), np.empty(hi - lo, np.uint32)
     stored, none, flags, factor = np.empty(hi - lo, Y.dtype), _U(0), 0, 1.0
     table, known = _table(mode, lookup)
-    flat, rows, width = Y.reshape(-1), Y.shape[0], Y.shape[1]
-    for k in range(rows):
+    flat, width = Y.reshape(-1), Y.shape[1]
+    part = hi - lo < width  # of rows: the processor does not foresee the next one
+    step = _U(max(1, _LINE // Y.itemsize)) if part else _U(max(1, hi - lo))
+    for k in range(Y.shape[0]):
         r, count, at = first + k, _U(0), _U(k * width)
-        if k + 1 < rows:
-            _read_ahead(flat, at + _U(width + lo), at + _U(width + hi))
-        for j in range(_U(lo), _U(hi)):  # without a branch
-            y = flat[at + j]
-            genes[count] = np.uint32(j)
-            stored[count] = y
-            count += _U(y != 0)
+        for j in range(_U(lo), _U(hi), step):
+            if part:
+                _prefetch(flat, min(at + _U(width) + j, _U(flat.size - 1)))
+            for gene in range(j, min(j + step, _U(hi))):  # without a branch
+                y = flat[at + gene]
+                genes[count] = np.uint32(gene)
+                stored[count] = y
+                count += _U(y != 0)
         if mode == NORMALIZED:
             factor, known = factors[r], np.uint32(_TABULATED)
             _tabulate(factor, table)
