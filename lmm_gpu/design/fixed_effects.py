@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
@@ -285,8 +285,3 @@ def _refuse_empty_terms(terms: Terms) -> None:
 
 def _mean(series: pd.Series) -> float | None:
     return None if isinstance(series.dtype, pd.CategoricalDtype) else float(series.mean())
-
-
-def factor_names(terms: Terms) -> Iterator[str]:
-    """Names of the factors of some terms, each once."""
-    return iter(dict.fromkeys(name for term in terms for name in term.factors))

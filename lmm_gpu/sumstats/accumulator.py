@@ -342,7 +342,7 @@ class Accumulator:
         if self.within is not None:
             arrays |= self.within.state()
         if self.tables is not None:
-            arrays |= {"tables/sums": self.tables.sums, "tables/moments": self.tables.moments}
+            arrays |= self.tables.state()
         values: dict[str, int | str | None] = {"transform": self.values.transform.name, "most": self.passes.most}
         return arrays, values | {name: int(flag) for name, flag in flags.items()}
 

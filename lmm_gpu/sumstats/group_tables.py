@@ -276,8 +276,7 @@ class GroupTables:
         if parts is None:
             return Added([UNUSABLE])
         data, ends = readable(Y.data), [Y.indptr[:-1], *parts[1]]
-
-        ranges = self._ranges(Y.shape[1], Y.nnz)
+        ranges = self._ranges(Y.shape[1], Y.nnz)  # as in parts
         place = {lo: part for part, (lo, _) in enumerate(ranges)}
 
         def add(lo: int, _: int) -> int:
